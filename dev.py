@@ -1,0 +1,232 @@
+"""Work on ddpm_hf. Needs Python >= 3.11 on Linux or macOS (on Windows: inside WSL), and nothing else.
+
+    python3 dev.py demo             train on the digits (once), then draw runs/digits/samples.png
+    python3 dev.py test [ARGS...]   run the tests; ARGS go to pytest: -k scheduler, -m slow, -x
+    python3 dev.py check            lint with ruff, check types with pyright
+    python3 dev.py install          only make or update the environment
+
+Each command first brings .venv, beside this file, up to date with pyproject.toml and constraints.txt.
+Nothing is installed outside of it; deleting .venv undoes everything.
+"""
+
+import hashlib
+import http.client
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+# The imports above and the syntax of the whole file suit an old Python 3 too, so that it gets as far as this message.
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"dev.py needs Python 3.11 or newer, and {sys.executable} is {platform.python_version()}. "
+             "Install a newer Python and name it: python3.12 dev.py ...")
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+BIN = VENV / "bin"
+STAMP = VENV / "dev-installed"  # holds fingerprint() of what .venv was last completely installed from
+CONSTRAINTS = ROOT / "constraints.txt"
+DIGITS = "runs/digits"
+CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+NEXT_COMMANDS = f"""
+{DIGITS}/samples.png shows 64 digits that no one wrote. What to try next:
+
+  source .venv/bin/activate
+  ddpm-hf sample {DIGITS} --seeds 64-79 -o {DIGITS}/more.png
+  ddpm-hf sample {DIGITS} --seeds 0-63 --scheduler ddim --steps 50 -o {DIGITS}/fast.png
+  accelerate launch training/train.py --config training/configs/points.yaml
+  accelerate launch training/train.py --config training/configs/folder64.yaml --train_data_dir YOUR_FOLDER
+"""
+
+
+# ---- Commands: each returns an exit code ----
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code; 2 means it was not understood."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0
+    name, *rest = arguments
+    commands = {"demo": demo, "test": test, "check": check, "install": install}
+    if name not in commands:
+        say(f"there is no command {name!r}. Choose one of: {', '.join(commands)}.")
+        return 2
+    if rest and name != "test":
+        say(f"{name!r} takes no arguments, and got: {shlex.join(rest)}. Only 'test' passes arguments on.")
+        return 2
+    if os.name == "nt":
+        say("Windows is not supported directly. Use WSL: `wsl --install`, then this command inside it.")
+        return 1
+    try:
+        prepare_environment()
+        return commands[name](*rest)
+    except KeyboardInterrupt:
+        say("stopped.")
+        return 130
+
+
+def demo() -> int:
+    """Train on the digits unless that is done, then sample from the saved checkpoint in a new process."""
+    if (ROOT / DIGITS / "model_index.json").exists():
+        say(f"{DIGITS} holds a trained model already, so this only samples. To train again: rm -r {DIGITS}")
+    else:
+        code = run(BIN / "accelerate", "launch", "training/train.py")
+        if code:
+            return code
+    code = run(BIN / "ddpm-hf", "sample", DIGITS, "--seeds", "0-63", "-o", f"{DIGITS}/samples.png")
+    if code == 0:
+        print(NEXT_COMMANDS)
+    return code
+
+
+def test(*pytest_arguments: str) -> int:
+    return run(BIN / "python", "-m", "pytest", *pytest_arguments)
+
+
+def check() -> int:
+    """Run both checkers, even when the first one complains."""
+    return max(run(BIN / "python", "-m", "ruff", "check"), run(BIN / "python", "-m", "pyright"))
+
+
+def install() -> int:
+    say("the environment is ready. To use it: source .venv/bin/activate")
+    return 0
+
+
+# ---- The environment ----
+
+
+def prepare_environment() -> None:
+    """Make .venv and install the package with its development tools, unless exactly that is there already.
+
+    Raises SystemExit, after a message, when the venv cannot be made (code 1) or pip fails (pip's code).
+    """
+    wanted = fingerprint()
+    if (BIN / "python").exists() and STAMP.is_file() and STAMP.read_text() == wanted:
+        return
+    if not venv_works():
+        make_venv()
+    STAMP.unlink(missing_ok=True)
+    say("installing into .venv. The first time this takes a few minutes.")
+    install_cpu_torch()
+    code = run(BIN / "python", "-m", "pip", "install", "-c", CONSTRAINTS.name, "-e", ".[dev]")
+    if code:
+        say("pip could not install; its last lines say why. Most often it is the network: behind a proxy set "
+            "HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then run the same command again.")
+        sys.exit(code)
+    STAMP.write_text(wanted)
+
+
+def fingerprint() -> str:
+    """Hash of all that decides what belongs into .venv: the two files, the Python version and the place."""
+    place = f"{PYTHON} {VENV}".encode()
+    files = (ROOT / "pyproject.toml").read_bytes(), CONSTRAINTS.read_bytes()
+    return hashlib.sha256(b"\0".join([place, *files])).hexdigest()
+
+
+def venv_works() -> bool:
+    """Whether .venv has a pip that runs, from this place and with this Python.
+
+    Asking the script itself finds out a venv that is missing, half made, moved here with its folder, or of another
+    Python. One that merely lacks packages works: pip completes it.
+    """
+    try:
+        answer = subprocess.run([BIN / "pip", "--version"], capture_output=True, text=True).stdout
+    except OSError:
+        return False
+    return f"from {VENV}{os.sep}" in answer and f"(python {PYTHON})" in answer
+
+
+def make_venv() -> None:
+    """Make .venv from nothing. Raises SystemExit, leaving no .venv of ours behind, when this Python cannot."""
+    if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
+        sys.exit(missing_venv_message())
+    say("making .venv" + (" anew: the one here is incomplete, moved, or of another Python." if VENV.exists() else "."))
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True)
+    if made.returncode:
+        shutil.rmtree(VENV, ignore_errors=True)
+        sys.exit(f"{made.stdout}{made.stderr}\n{missing_venv_message()}")
+
+
+def missing_venv_message() -> str:
+    """What to install when this Python cannot make virtual environments, in the words of its distribution."""
+    try:
+        system = platform.freedesktop_os_release()
+    except OSError:  # macOS, or a Linux that does not say what it is
+        system = {}
+    family = {system.get("ID"), *system.get("ID_LIKE", "").split()}
+    if family & {"debian", "ubuntu"}:
+        remedy = f"sudo apt install python{PYTHON}-venv     (for the system's own Python also: python3-venv)"
+    elif family & {"fedora", "rhel"}:
+        remedy = "sudo dnf install python3-libs python3-pip"
+    else:
+        remedy = "install your system's package with Python's venv and ensurepip modules, or a Python from python.org"
+    return (f"{sys.executable} cannot make a virtual environment: its module venv or ensurepip is missing or broken."
+            f"\n\n    {remedy}\n\nThen run the same command again.")
+
+
+def install_cpu_torch() -> None:
+    """Install torch from PyTorch's CPU index where the ordinary index would bring gigabytes of unused CUDA.
+
+    It cannot fail: without that index the ordinary installation, which follows, brings a torch too.
+    """
+    version = re.search(r"^torch==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)[1]
+    installed = any(VENV.glob(f"lib/python*/site-packages/torch-{version}*.dist-info"))
+    if installed or not wants_cpu_torch():
+        return
+    if not reachable(f"{CPU_WHEELS}/torch/"):
+        say("PyTorch's CPU wheels are out of reach, so torch comes from pip's ordinary index.")
+        return
+    # pip's complaints are hidden: if this matters, the ordinary installation will complain itself.
+    run(BIN / "python", "-m", "pip", "install", "--retries", "1", "--no-deps", "--index-url", CPU_WHEELS,
+        f"torch=={version}", stderr=subprocess.DEVNULL)
+
+
+def wants_cpu_torch() -> bool:
+    """Whether this is a Linux without an NVIDIA GPU. On macOS the ordinary torch has no CUDA to avoid."""
+    has_gpu = shutil.which("nvidia-smi") or Path("/proc/driver/nvidia").exists()
+    return platform.system() == "Linux" and not has_gpu
+
+
+def reachable(url: str) -> bool:
+    """Whether a server answers within seconds, even with a refusal: it may turn urllib away and let pip in."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=5).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+# ---- Processes ----
+
+
+def say(text: str) -> None:
+    print(f"dev.py: {text}", file=sys.stderr, flush=True)
+
+
+def run(program: Path, *arguments: str, stderr: int | None = None) -> int:
+    """Print and run a command in the repository root; return its exit code, 128 + n when signal n ended it."""
+    print("$", shlex.join([str(program.relative_to(ROOT)), *arguments]), flush=True)
+    child = subprocess.Popen([program, *arguments], cwd=ROOT, stderr=stderr)
+    try:
+        code = child.wait()
+    except KeyboardInterrupt:
+        child.wait()  # Ctrl-C reached the child as well: let it finish what it is saving
+        raise
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
