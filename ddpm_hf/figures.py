@@ -1,0 +1,41 @@
+"""Pictures of samples: grids of images, densities of points."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from diffusers.utils import make_image_grid
+from PIL import Image
+
+
+def image_grid(images: Sequence[Image.Image], *, min_side: int = 64) -> Image.Image:
+    """All images, of one size and mode, in a grid about as wide as high, the first at the top left.
+
+    Images smaller than `min_side` pixels are enlarged by a whole factor without smoothing, so that 8×8 digits can be
+    seen; missing places in the last row are black. Raises ValueError for no images.
+    """
+    if not images:
+        raise ValueError("an image grid needs at least one image")
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    factor = max(1, -(-min_side // max(images[0].size)))
+    size = (images[0].width * factor, images[0].height * factor)
+    enlarged = [image.resize(size, Image.Resampling.NEAREST) for image in images]
+    enlarged += [Image.new(images[0].mode, size)] * (rows * columns - len(images))
+    return make_image_grid(enlarged, rows=rows, cols=columns)
+
+
+def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -> Image.Image:
+    """Points [N, d] drawn by their first two coordinates over [−extent, extent]², darker where there are more.
+
+    Points outside are left out. Raises ValueError for d < 2.
+    """
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(f"points have shape {points.shape}; expected [N, d] with d >= 2")
+    bins = np.linspace(-extent, extent, side // 2 + 1)
+    counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=(bins, bins))
+    shade = 255 * (
+        1 - np.minimum(counts / max(1.0, np.percentile(counts[counts > 0], 90) if counts.any() else 1.0), 1)
+    )
+    picture = Image.fromarray(shade.round().astype(np.uint8))
+    return picture.resize((side, side), Image.Resampling.NEAREST)
