@@ -1,0 +1,349 @@
+"""Any set of images or points → uint8 or float batches by index, deterministically.
+
+`load_samples` decodes everything once into one array, so that a batch is an index away and the same index is the same
+image in every process and on every day. Training draws its order, flips and noise by sample index (see DESIGN); that
+is why nothing here streams: a stream has no index to resume from or to key randomness by.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import ImageColor
+
+from .image_cache import NUM_LEVELS, Cache, DecodeOptions, ImageFiles, decode_all, fingerprint
+from .images import EXTENSIONS
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = ("digits", "swiss_roll", "moons")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """A whole data set in one array. Two are the same data exactly when their fingerprints are equal.
+
+    Attributes:
+        name: what the data set is called, without the folders it lies in.
+        array: uint8 [N, C, H, W] with values 0..num_levels-1, or float32 [N, d] points; read-only.
+        num_levels: 256 for images, 17 for the digits, None for points.
+        fingerprint: sha256 over content, dtype, shape and num_levels.
+        skipped: what `skip_bad_images` left out, each "file or row: reason".
+    """
+
+    name: str
+    array: np.ndarray
+    num_levels: int | None
+    fingerprint: str
+    skipped: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    @property
+    def is_points(self) -> bool:
+        return self.num_levels is None
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) or (d,)."""
+        return self.array.shape[1:]
+
+    def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor, flip: Any = None) -> torch.Tensor:
+        """Samples by index: uint8 [B, C, H, W] in levels, or float32 [B, d]; a copy, on the CPU.
+
+        Args:
+            indices: B integers in 0..N-1, in any order, repeats allowed.
+            flip: bool [B], which images to mirror left to right; None mirrors none. Not for points.
+
+        Raises:
+            IndexError: an index outside 0..N-1; a negative one does not count from the end.
+            ValueError: indices or flip of another type or shape, or flip for points.
+        """
+        rows = np.asarray(indices)
+        if rows.ndim != 1 or rows.size == 0 or not np.issubdtype(rows.dtype, np.integer):
+            raise ValueError(f"indices: got {rows.dtype} of shape {rows.shape}; pass a list of one or more integers")
+        if rows.min() < 0 or rows.max() >= len(self):
+            raise IndexError(f"indices: got {rows.min()}..{rows.max()}; {self.name} has 0..{len(self) - 1}")
+        batch = torch.from_numpy(np.asarray(self.array[rows]))
+        if flip is None:
+            return batch
+        if self.is_points:
+            raise ValueError(f"flip: {self.name} holds points, which have no left and right; pass flip=None")
+        mirror = torch.as_tensor(flip, device="cpu")
+        if mirror.dtype != torch.bool or mirror.shape != (len(rows),):
+            raise ValueError(f"flip: got {mirror.dtype} {tuple(mirror.shape)}; pass bool of shape ({len(rows)},)")
+        return torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
+
+
+def to_model_range(batch: torch.Tensor, num_levels: int | None) -> torch.Tensor:
+    """x = levels / ((num_levels - 1) / 2) - 1 in float32, on the batch's device; 256 levels give x / 127.5 - 1.
+
+    Args:
+        batch: integers 0..num_levels-1 of any shape, or points, which come back as float32 unchanged.
+        num_levels: at least 2, or None for points.
+
+    Raises:
+        ValueError: num_levels below 2, or levels that are not integers (scaled twice?).
+    """
+    if num_levels is None:
+        return batch.to(torch.float32)
+    if num_levels < 2:
+        raise ValueError(f"num_levels={num_levels}: must be 2 or more, or None for points")
+    if batch.is_floating_point() or batch.dtype == torch.bool:
+        raise ValueError(f"batch: got {batch.dtype}; pass integer levels 0..{num_levels - 1}, not scaled values")
+    return batch.to(torch.float32) / ((num_levels - 1) / 2) - 1
+
+
+def load_samples(
+    dataset_name: str | os.PathLike[str] | datasets.Dataset | None = None,
+    *,
+    train_data_dir: str | os.PathLike[str] | None = None,
+    split: str = "train",
+    resolution: int | None = None,
+    image_column: str | None = None,
+    dataset_config: str | None = None,
+    background: str = "white",
+    skip_bad_images: int = 0,
+    cache_dir: str | os.PathLike[str] | None = None,
+    max_memory_bytes: int = 8 * 2**30,
+    num_workers: int = 0,
+) -> Samples:
+    """Every sample of one data set, decoded: from `dataset_name` or from `train_data_dir`, exactly one of the two.
+
+    Images have one channel when all of them are grey, else three. How each kind of file is read, and which are
+    refused, stands in `ddpm_hf.images`. The result depends on neither the number of workers nor where it is kept.
+    Nothing is streamed: exact resume and randomness keyed by sample need every image to have an index.
+
+    Args:
+        dataset_name: one of BUILT_IN; or what `datasets.load_dataset` takes: a local folder or a name on the Hub; or
+            a .parquet file; or a `datasets.Dataset` in memory.
+        train_data_dir: a folder of images, searched with its sub-folders, in the order of their relative paths.
+        split: "train" or "test" for BUILT_IN, any split of a named data set; a folder or a `Dataset` is all "train".
+        resolution: images are centre-cropped to a square and resized to this many pixels; None takes them as they
+            are, and then all must be of one size. Not for BUILT_IN.
+        image_column: None takes the first column of images. Only for `datasets`.
+        dataset_config: which configuration of a named data set.
+        background: a Pillow colour name or "#rrggbb" that shows through transparent pixels.
+        skip_bad_images: how many unreadable or refused images to leave out before giving up.
+        cache_dir: where decoded images go when they do not fit in memory; None means $DDPM_HF_CACHE, or
+            ~/.cache/ddpm_hf. An entry there is used again as long as the source and these options stay the same;
+            delete the folder to win back its space.
+        max_memory_bytes: largest array to hold in memory; a larger one is a memory-mapped file in `cache_dir`.
+        num_workers: processes that help to decode; 0 decodes in this one.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the folder or data set is not there.
+        ValueError: no images in it, no such column, too many bad images, images of different sizes, bad arguments.
+        OSError: not enough space for the cache.
+    """
+    if (dataset_name is None) == (train_data_dir is None):
+        raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
+    counts = {"skip_bad_images": skip_bad_images, "max_memory_bytes": max_memory_bytes, "num_workers": num_workers}
+    for argument, value in counts.items():
+        if value < 0:
+            raise ValueError(f"{argument}={value}: must be 0 or more")
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"resolution={resolution}: must be 1 pixel or more, or None to take images as they are")
+    options = DecodeOptions(_parse_colour(background), resolution)
+    if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
+        _refuse_given(dataset_name, resolution=resolution, image_column=image_column, dataset_config=dataset_config)
+        return _built_in(dataset_name, split)
+    if train_data_dir is not None:
+        _refuse_given(train_data_dir, image_column=image_column, dataset_config=dataset_config)
+        source = _folder(Path(train_data_dir), split)
+    else:
+        source = _table(dataset_name, split, dataset_config, image_column)
+    folder = Path(cache_dir or os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser()
+    decoded = decode_all(
+        source.files,
+        options,
+        cache=Cache(folder, re.sub(r"[^\w-]", "_", source.name), source.identity, options),
+        skip_bad_images=skip_bad_images,
+        max_memory_bytes=max_memory_bytes,
+        num_workers=num_workers,
+    )
+    if decoded.skipped:
+        logger.warning("%s: %d bad images left out: %s", source.name, len(decoded.skipped), "; ".join(decoded.skipped))
+    return Samples(source.name, decoded.array, NUM_LEVELS, decoded.fingerprint, decoded.skipped)
+
+
+def _refuse_given(dataset: object, **options: object) -> None:
+    for argument, value in options.items():
+        if value is not None:
+            raise ValueError(f"{argument}={value!r}: means nothing for {str(dataset)!r}; leave it out")
+
+
+def _parse_colour(background: str) -> tuple[int, int, int]:
+    try:
+        colour = ImageColor.getrgb(background)
+    except ValueError:
+        colour = ()
+    if len(colour) != 3:
+        raise ValueError(f"background={background!r}: pass a colour name such as 'white', or '#rrggbb'")
+    return colour
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Built-in sets: nothing to download
+
+
+def _built_in(name: str, split: str) -> Samples:
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: {name} has 'train' and 'test'")
+    array, num_levels = (_digits(split)[0], 17) if name == "digits" else (_points(name, split), None)
+    array.flags.writeable = False
+    return Samples(name, array, num_levels, fingerprint(array, num_levels))
+
+
+def digits_labels(split: str) -> np.ndarray:
+    """int64 [N], the digit 0..9 that each image of `load_samples("digits", split=split)` shows."""
+    if split not in ("train", "test"):
+        raise ValueError(f"split={split!r}: digits has 'train' and 'test'")
+    return _digits(split)[1]
+
+
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, 1, 8, 8] of levels 0..16 and labels int64 [N]; every fifth of the 1,797 is test (360)."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = (np.asarray(values) for values in load_digits(return_X_y=True))
+    chosen = (np.arange(len(pixels)) % 5 == 0) == (split == "test")
+    return pixels[chosen].astype(np.uint8).reshape(-1, 1, 8, 8), labels[chosen].astype(np.int64)
+
+
+def _points(name: str, split: str) -> np.ndarray:
+    """float32 [10000, 2]; the splits differ by seed alone.
+
+    Fixed constants, the same for both splits, bring the points into about [-1, 1]: the roll, seen from the side, is
+    divided by 15 (its radius ends at 4.5 pi = 14.1); the moons are centred on (0.5, 0.25) and divided by 1.5.
+    """
+    from sklearn.datasets import make_moons, make_swiss_roll
+
+    seed = ("train", "test").index(split)
+    if name == "swiss_roll":
+        points = make_swiss_roll(10_000, noise=0.5, random_state=seed)[0][:, [0, 2]] / 15
+    else:
+        points = (np.asarray(make_moons(10_000, noise=0.05, random_state=seed)[0]) - (0.5, 0.25)) / 1.5
+    return np.ascontiguousarray(points, dtype=np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sources: image files in a fixed order
+
+
+@dataclass(frozen=True)
+class _Source:
+    name: str
+    files: ImageFiles
+    identity: str  # changes whenever the files do
+
+
+def _folder(root: Path, split: str) -> _Source:
+    if split != "train":
+        raise ValueError(f"split={split!r}: the folder {root} has no splits; pass 'train', or another folder")
+    if not root.exists():
+        raise FileNotFoundError(f"train_data_dir={str(root)!r}: no such folder; check the path")
+    if not root.is_dir():
+        raise NotADirectoryError(f"train_data_dir={str(root)!r}: is a file; pass the folder that holds the images")
+    names = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    names = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
+    others = Counter(Path(name).suffix.lower() or "no extension" for name in names)
+    others = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common() if suffix not in EXTENSIONS)
+    if not names:
+        raise ValueError(f"train_data_dir={str(root)!r}: the folder is empty; put images into it")
+    if not images:
+        allowed = ", ".join(sorted(EXTENSIONS))
+        raise ValueError(f"train_data_dir={str(root)!r}: no image among its files ({others}); allowed are {allowed}")
+    if others:
+        logger.warning("%s: files that are not images are ignored: %s", root, others)
+    stats = [(name, (root / name).stat()) for name in images]
+    identity = _sha256([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
+    return _Source(root.resolve().name, [(str(root / name), root / name) for name in images], identity)
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+class _TableFiles:
+    """The encoded images of one column of a `datasets.Dataset`."""
+
+    def __init__(self, table: datasets.Dataset, column: str):
+        import datasets
+
+        # datasets' own decoding hides what the file is (mode, orientation, damage); its bytes are all we want.
+        self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+        self.column = column
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[str, Path | io.BytesIO | None]:
+        image = self.table[index][self.column] or {}
+        path, encoded = image.get("path"), image.get("bytes")
+        label = f"row {index} ({path})" if path else f"row {index}"
+        if encoded is not None:
+            return label, io.BytesIO(encoded)
+        return label, Path(path) if path else None
+
+
+def _table(dataset: Any, split: str, config: str | None, column: str | None) -> _Source:
+    import datasets
+
+    if isinstance(dataset, datasets.Dataset):
+        if split != "train" or config is not None:
+            raise ValueError(f"got {split=} and dataset_config={config!r} for a Dataset in memory; select before")
+        name, table = "in-memory", dataset
+    else:
+        name = Path(dataset).name if Path(dataset).exists() else str(dataset)
+        table = _load_table(dataset, split, config)
+    columns = dict(table.features)
+    images = [key for key, feature in columns.items() if isinstance(feature, datasets.Image)]
+    if column is None and not images:
+        raise ValueError(f"{name}: no column of images; its columns are {_describe(columns)}")
+    if column is not None and column not in images:
+        raise ValueError(f"image_column={column!r}: not a column of images of {name}, which has {_describe(columns)}")
+    if len(table) == 0:
+        raise ValueError(f"{name}: split {split!r} has no rows")
+    column = column or images[0]
+    return _Source(name, _TableFiles(table, column), _sha256([table._fingerprint, column]))
+
+
+def _describe(columns: dict[str, Any]) -> str:
+    return ", ".join(f"{name!r} ({type(feature).__name__})" for name, feature in columns.items()) or "none"
+
+
+def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None) -> datasets.Dataset:
+    import datasets
+    from datasets.data_files import EmptyDatasetError
+
+    path = Path(dataset)
+    try:
+        if path.suffix == ".parquet" and path.is_file():
+            _refuse_given(path, dataset_config=config)
+            return datasets.load_dataset("parquet", data_files=str(path), split=split)
+        return datasets.load_dataset(str(dataset), config, split=split)
+    except EmptyDatasetError as error:
+        raise ValueError(f"dataset_name={str(dataset)!r}: found, but it holds no data files") from error
+    except (FileNotFoundError, ConnectionError) as error:
+        if path.exists():
+            raise
+        places = f"not built in ({', '.join(BUILT_IN)}), no folder or .parquet file here; from the Hub"
+        raise FileNotFoundError(f"dataset_name={str(dataset)!r}: {places}: {error}") from error
