@@ -1,7 +1,8 @@
-"""Pictures of samples: grids of images, densities of points."""
+"""Pictures: grids of images, densities of points, curves of a training run."""
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from diffusers.utils import make_image_grid
@@ -39,3 +40,25 @@ def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -
     )
     picture = Image.fromarray(shade.round().astype(np.uint8))
     return picture.resize((side, side), Image.Resampling.NEAREST)
+
+
+def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
+    """Loss and gradient norm (before clipping) over steps, both on logarithmic axes; `metrics` as in metrics.jsonl.
+
+    Needs matplotlib, of the extra `train`. Raises ValueError for no metrics.
+    """
+    if not metrics:
+        raise ValueError("there are no metrics to draw")
+    from matplotlib.figure import Figure  # the object interface: no window system, no global state
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    steps = [line["step"] for line in metrics]
+    for axes, key in zip(figure.subplots(2, 1, sharex=True), ("loss", "grad_norm"), strict=True):
+        axes.plot(steps, [line[key] for line in metrics], linewidth=1)
+        axes.set_yscale("log")
+        axes.set_ylabel(key)
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("step")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return Image.open(buffer)

@@ -1,0 +1,209 @@
+"""Crash-safe training checkpoints: write, verify, find, prune, publish.
+
+A checkpoint `checkpoints/step-N/` is a pipeline that `from_pretrained` loads (EMA weights), plus `train_state/`:
+
+    model.safetensors, ema.safetensors, optimizer.safetensors    tensors by parameter name
+    state.json                                                   what else training needs to go on
+    manifest.json                                                step, options, data, and the sha256 of every file
+
+It is written into a temporary folder beside its place, flushed to disk, and appears under its name by one rename;
+older ones are deleted only after that. So at every moment, also after a power cut, the newest `step-N` is whole.
+Nothing here is ever pickled. Only one process may write.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+STATE = "train_state"
+MANIFEST = f"{STATE}/manifest.json"
+TEMPORARY = ".incomplete-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is not what was written; the message names the file."""
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write(
+    folder: Path,
+    step: int,
+    *,
+    save_pipeline: Callable[[Path], None],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> Path:
+    """Write `folder/step-N` so that it is either whole or absent, and return it.
+
+    `save_pipeline(path)` writes the pipeline; `tensors` maps file names (without suffix) to tensors; `state` and
+    `manifest` are JSON. A `step-N` that is there already is replaced.
+    """
+    target, temporary = folder / f"step-{step}", folder / f"{TEMPORARY}step-{step}"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    (temporary / STATE).mkdir(parents=True)
+    save_pipeline(temporary)
+    for name, group in tensors.items():
+        contiguous = {key: tensor.detach().contiguous() for key, tensor in group.items()}
+        save_file(contiguous, temporary / STATE / f"{name}.safetensors")
+    _write_json(temporary / STATE / "state.json", state)
+    files = {name: _sha256(temporary / name) for name in _files(temporary)}
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    _write_json(temporary / MANIFEST, {**manifest, "step": step, "created_utc": created, "files": files})
+    for path in sorted(temporary.rglob("*")):
+        _fsync(path)
+    _fsync(temporary)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.rename(target)
+    _fsync(folder)
+    return target
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's manifest, after comparing every file with it; CheckpointError names the first that differs."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+        int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint / MANIFEST} cannot be read: {error}") from None
+    for name, expected in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing")
+        found = _sha256(path)
+        if found != expected:
+            raise CheckpointError(f"{path} is corrupt: sha256 {found}, its manifest says {expected}")
+    return manifest
+
+
+def found_in(folder: Path) -> list[tuple[int, Path]]:
+    """(step, path) of every `step-N` in the folder, newest step first. Other names are left alone, with a warning."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        match = re.fullmatch(r"step-(\d+)", path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+        elif path.name.startswith(TEMPORARY):
+            logger.warning("ignoring incomplete %s", path)
+        else:
+            logger.warning("ignoring %s: not a checkpoint", path)
+    return sorted(found, reverse=True)
+
+
+def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that verifies, and its manifest, or None. Bad ones are named in warnings."""
+    for _, path in found_in(folder):
+        try:
+            return path, verify(path)
+        except CheckpointError as error:
+            logger.warning("ignoring %s: %s", path, error)
+    return None
+
+
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
+    """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines."""
+    pairs = {name: (then["options"].get(name), value) for name, value in now["options"].items() if name not in free}
+    pairs["number of processes"] = then["world_size"], now["world_size"]
+    pairs["data (sha256)"] = then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
+    return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in pairs.items() if before != after]
+
+
+def to_resume(
+    folder: Path, resume: str, manifest: Mapping[str, Any], *, free: Collection[str], allow_changes: bool
+) -> Path | None:
+    """The checkpoint to go on from, or None to start anew.
+
+    `resume` is "latest" (the newest good one), "never" (what is there is moved aside to `checkpoints.1`, `.2`, …), or
+    a checkpoint's path. Raises ValueError where it was written by a run whose mathematics differ from `manifest`,
+    unless `allow_changes`, which warns instead; CheckpointError where a path given does not verify.
+    """
+    if resume == "never":
+        if folder.is_dir() and any(folder.iterdir()):
+            number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
+            logger.warning("the checkpoints of before are now in %s", folder.rename(f"{folder}.{number}"))
+        return None
+    if resume == "latest":
+        found = newest_good(folder)
+        if found is None:
+            return None
+        path, then = found
+    else:
+        path = Path(resume)
+        then = verify(path)
+    differences = changes(then, manifest, free)
+    if differences and not allow_changes:
+        raise ValueError(
+            f"{path} was written by another run: {'; '.join(differences)}. Give the old values or another "
+            "--output_dir, or pass --allow_changes to go on all the same"
+        )
+    for difference in differences:
+        logger.warning("resuming although %s", difference)
+    return path
+
+
+def read(checkpoint: Path, name: str) -> dict[str, Tensor]:
+    """The tensors written as `name`, on the CPU."""
+    return load_file(checkpoint / STATE / f"{name}.safetensors")
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / STATE / "state.json").read_text(encoding="utf-8"))
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete all but the newest `keep` (at least 2), and what interrupted saves left. Call it after `write`."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(leftover)
+    for _, path in found_in(folder)[max(2, keep) :]:
+        # Renamed first: a checkpoint that is being deleted must not be taken for one that is whole.
+        doomed = path.rename(folder / f"{TEMPORARY}{path.name}")
+        shutil.rmtree(doomed)
+
+
+def publish(checkpoint: Path, run: Path) -> None:
+    """Copy the checkpoint's pipeline to the run's root; `model_index.json` comes last and says that it is whole."""
+    names = [name for name in _files(checkpoint) if not name.startswith(f"{STATE}/")]
+    for name in sorted(names, key=lambda name: name == "model_index.json"):
+        target = run / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{TEMPORARY}{target.name}")
+        shutil.copyfile(checkpoint / name, temporary)
+        _fsync(temporary)
+        temporary.replace(target)
+    _fsync(run)

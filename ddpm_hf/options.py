@@ -1,0 +1,106 @@
+"""Options of a script: one flat dataclass, filled from a YAML file and then from the command line, which wins.
+
+The YAML is turned into arguments placed ahead of the command line, so both are read, converted and checked by the same
+parser (transformers' HfArgumentParser). Whatever is wrong ends with exit code 2 and a line that names the key.
+"""
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+Options = TypeVar("Options")
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+class OptionParser(HfArgumentParser):
+    """HfArgumentParser that takes `none` where a value may be absent, and helps with misspellings."""
+
+    def __init__(self, dataclass_type: type, **kwargs: Any):
+        hints = get_type_hints(dataclass_type)
+        self._may_be_none = {name for name, hint in hints.items() if type(None) in get_args(hint)}
+        super().__init__(dataclass_type, allow_abbrev=False, **kwargs)
+        for action in self._actions:
+            if action.nargs == "+":  # an empty list is a value too
+                action.nargs = "*"
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        if arg_string.lower() == "none" and action.dest in self._may_be_none:
+            return None
+        return super()._get_value(action, arg_string)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value is not None and value not in action.choices:
+            choices = [str(choice) for choice in action.choices]
+            hint = _did_you_mean(str(value), choices)
+            raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(choices)}{hint}")
+
+
+def _yaml_arguments(path: str, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
+    """The file's `key: value` lines as command-line arguments."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(content, dict):
+        parser.error(f"--config {path}: expected lines of the form `key: value`")
+    arguments = []
+    for key, value in content.items():
+        if key not in known:
+            parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(str(key), known)}")
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) for item in values):
+            parser.error(f"--config {path}: {key} must be a plain value or a flat list")
+        # joined by `=` where it is one value, so that a negative number is not taken for an option
+        words = ["none" if item is None else str(item) for item in values]
+        arguments += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
+    return arguments
+
+
+def parse_options(
+    dataclass_type: type[Options],
+    argv: Sequence[str],
+    *,
+    default_config: str | Path | None = None,
+    description: str | None = None,
+) -> Options:
+    """The options that `--config FILE` and then the rest of `argv` give; `default_config` stands in for `--config`.
+
+    Types must be plain, Literal, list[...] or `X | None`. A ValueError from the dataclass's own checks is reported
+    like any other mistake: exit code 2 and one line on stderr.
+    """
+    parser = OptionParser(
+        dataclass_type, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    config_help = "YAML file with values for any option below; the command line wins"
+    parser.add_argument("--config", metavar="FILE", default=default_config, help=config_help)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default=default_config)
+    config, rest = first.parse_known_args(argv)
+    known = {f.name for f in fields(dataclass_type)}
+    from_file = _yaml_arguments(config.config, known, parser) if config.config else []
+    namespace, unknown = parser.parse_known_args([*from_file, *rest])
+    for word in unknown:
+        if word.startswith("-"):
+            name = word.lstrip("-").split("=")[0]
+            parser.error(f"unknown option --{name}{_did_you_mean(name, known)}")
+    if unknown:
+        parser.error(f"unexpected words: {' '.join(unknown)}")
+    try:
+        return dataclass_type(**{name: getattr(namespace, name) for name in known})
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def to_yaml(options: Any) -> str:
+    """The options as the YAML that `--config` reads back to equal options."""
+    return yaml.safe_dump(asdict(options), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,522 @@
+"""Train a DDPM: Algorithm 1 of Ho et al. 2020 (arXiv 2006.11239).
+
+    accelerate launch training/train.py
+        real 8×8 digits (training/configs/digits.yaml), about two minutes on two cores
+    accelerate launch training/train.py --config training/configs/folder64.yaml --train_data_dir my_photos
+    accelerate launch training/train.py --config training/configs/cifar10.yaml --global_batch_size 64
+
+Every option below can stand in the YAML file or on the command line, which wins; `--help` lists them, `--dry_run`
+prints what they come to. The same command again goes on where the run stopped, from its newest checkpoint, and ends
+with the weights it would have had.
+
+Several processes share `global_batch_size`, which stays what it is:
+
+    one GPU            accelerate launch --mixed_precision bf16 training/train.py --config ...
+    eight GPUs         accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 \\
+                           training/train.py --config ...
+                       torchrun --nproc_per_node 8 training/train.py --mixed_precision bf16 --config ...
+    two machines       accelerate launch --multi_gpu --num_machines 2 --num_processes 16 --machine_rank 0|1 \\
+                           --main_process_ip HOST --main_process_port 29500 training/train.py --config ...
+                       torchrun --nnodes 2 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
+                           training/train.py --config ...      (the same line on both)
+    SLURM              srun --nodes 2 --ntasks-per-node 1 torchrun --nnodes 2 --nproc_per_node 8 \\
+                           --rdzv_backend c10d --rdzv_endpoint FIRST_NODE:29500 training/train.py --config ...
+    two CPU processes  ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 training/train.py
+
+Machines must see the same `output_dir` and data. What lands in `output_dir`:
+
+    model_index.json, unet/, scheduler/     the finished model: DDPMPaperPipeline.from_pretrained(output_dir)
+    checkpoints/step-N/                     a pipeline with the EMA weights, and the state to go on from
+    metrics.jsonl, curves.png, samples/     loss and speed, and grids of samples with the raw and the EMA weights
+    options.yaml                            the resolved options; --config reads it back
+"""
+
+import contextlib
+import copy
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet, GaussianDiffusion, checkpoints
+from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
+from ddpm_hf.data import Samples, load_samples, to_model_range
+from ddpm_hf.objectives import simple_loss
+from ddpm_hf.options import parse_options, to_yaml
+from ddpm_hf.randomness import keyed_seed
+from ddpm_hf.run_log import RunLog, cut_metrics
+from ddpm_hf.sampling import sample_together
+from ddpm_hf.training_state import TrainingState
+
+logger = logging.getLogger("train")
+CONFIGS = Path(__file__).parent / "configs"
+MAX_OVERFLOWS_IN_A_ROW = 20  # float16's loss scale halves at each: 2^20 in all, more than it can need
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def option(default: Any, help: str) -> Any:
+    metadata = {"help": f"{help} (default: {default})"}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class TrainingOptions:
+    """The defaults are the paper's CIFAR-10 run; without --config, training/configs/digits.yaml is read first."""
+
+    output_dir: str = option("runs/cifar10", "where the run lives")
+    seed: int = option(0, "of every random draw")
+
+    # data: one of dataset_name and train_data_dir
+    dataset_name: str | None = option(None, "digits, swiss_roll, moons, or what datasets.load_dataset takes")
+    dataset_config: str | None = option(None, "configuration of a Hub dataset")
+    dataset_split: str = option("train", "its split")
+    image_column: str | None = option(None, "its column of images; none: the first")
+    train_data_dir: str | None = option(None, "a folder of images, searched through")
+    resolution: int | None = option(None, "resize and centre-crop to this side; none: images as they are")
+    background: str = option("white", "colour put behind transparent images")
+    random_flip: bool = option(False, "mirror every other image, at random")
+    skip_bad_images: int = option(0, "how many images may be left out because they cannot be read")
+    num_workers: int = option(0, "processes that decode images, once, before training")
+
+    # network: the paper's UNet for images, an MLP for points
+    in_channels: int | None = option(None, "channels of the images; none: as the data has")
+    block_out_channels: list[int] = option([128, 256, 256, 256], "UNet: channels per level, finest first")
+    layers_per_block: int = option(2, "UNet: residual blocks per level")
+    attention_resolutions: list[int] = option([16], "UNet: sides of the levels that have attention")
+    norm_num_groups: int = option(32, "UNet: groups of every GroupNorm")
+    dropout: float = option(0.1, "UNet: in every residual block")
+    hidden_size: int = option(128, "MLP: width")
+    num_layers: int = option(3, "MLP: residual blocks")
+    init_from: str | None = option(None, "start from this checkpoint's weights, network and process (fine-tuning)")
+
+    # diffusion process
+    num_train_timesteps: int = option(1000, "T")
+    beta_schedule: str = option(
+        "linear", "linear, quad, const, jsd, warmup10, warmup50, scaled_linear, squaredcos_cap_v2"
+    )
+    beta_start: float = option(1e-4, "β_1")
+    beta_end: float = option(0.02, "β_T")
+    prediction_type: Literal["epsilon", "sample", "previous_sample", "v_prediction"] = option(
+        "epsilon", "of the network"
+    )
+    variance_type: Literal["fixed_small", "fixed_large"] = option("fixed_large", "σ_t² of sampling: β̃_t or β_t")
+
+    # optimization
+    num_steps: int = option(800_000, "optimizer steps")
+    global_batch_size: int = option(128, "samples per step, over all processes and accumulation steps")
+    gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch")
+    learning_rate: float = option(2e-4, "of Adam, after the warm-up")
+    warmup_steps: int = option(5000, "steps over which the learning rate rises linearly from 0")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    ema_decay: float = option(0.9999, "of the averaged weights, which are the ones saved")
+
+    # machine
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "none: as accelerate is configured")
+    allow_tf32: bool = option(False, "float32 matrix products and convolutions in TF32, on GPUs that have it")
+    gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
+    compile: bool = option(False, "torch.compile the network")
+    cpu_threads: int | None = option(None, "without a GPU; none: the cores, shared by this machine's processes")
+
+    # watching and saving
+    log_every: int = option(100, "steps between lines of metrics.jsonl")
+    report_to: Literal["tensorboard", "trackio", "wandb"] | None = option(None, "tracker to log to as well")
+    sample_every: int = option(20_000, "steps between grids of samples; 0: none")
+    num_samples: int = option(64, "samples per grid, of seeds 0, 1, …")
+    sample_steps: int | None = option(None, "reverse steps for the grids; none: all")
+    checkpoint_every: int = option(5000, "steps between checkpoints; one is always written at the end")
+    keep_checkpoints: int = option(2, "how many to keep, at least 2")
+    resume: str = option("latest", "latest, never (older checkpoints are moved aside), or a checkpoint's path")
+    allow_changes: bool = option(False, "resume although options that change the mathematics, or the data, differ")
+    dry_run: bool = option(False, "print the resolved options, size and device, and stop")
+
+    def __post_init__(self) -> None:
+        at_least = dict.fromkeys(("num_train_timesteps", "num_steps", "global_batch_size", "log_every"), 1)
+        at_least |= dict.fromkeys(("gradient_accumulation_steps", "layers_per_block", "num_layers", "num_samples"), 1)
+        at_least |= dict.fromkeys(("seed", "warmup_steps", "sample_every", "skip_bad_images", "num_workers"), 0)
+        at_least |= {"checkpoint_every": 1, "keep_checkpoints": 2}
+        at_least |= dict.fromkeys(("resolution", "in_channels", "sample_steps", "cpu_threads"), 1)
+        for name, least in at_least.items():
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"--{name}={getattr(self, name)} must be positive and finite")
+        if not 0 <= self.ema_decay < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"--ema_decay={self.ema_decay} and --dropout={self.dropout} must lie in [0, 1)")
+        if self.sample_steps is not None and self.sample_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"--sample_steps={self.sample_steps} exceeds --num_train_timesteps={self.num_train_timesteps}"
+            )
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise ValueError(
+                f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
+                "a folder of images start from --config training/configs/folder64.yaml"
+            )
+
+
+# What may differ between a run and its resumption; everything else changes the mathematics.
+FREE_TO_CHANGE = {
+    *("output_dir", "num_steps", "num_workers", "allow_tf32", "compile", "gradient_checkpointing", "cpu_threads"),
+    *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+    *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
+}  # where the data lies may change: its content is compared by fingerprint
+
+
+# ---- Algorithm 1 ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """What the training loop works with."""
+
+    options: TrainingOptions
+    accelerator: Accelerator
+    batches: KeyedBatches
+    model: torch.nn.Module  # state.unet, wrapped for mixed precision and several processes
+    state: TrainingState
+    scheduler: DDPMPaperScheduler
+    objective: Callable[..., Tensor] = simple_loss
+
+
+def losses_of(run: Run, batch: Batch) -> Tensor:
+    """Algorithm 1, line 5 without its gradient, per sample: [B]. Lines 2–4, the random draws, made the batch.
+
+    Noise is added in float32 whatever the precision of the network: in bfloat16 the first timesteps would get none.
+    """
+    diffusion: GaussianDiffusion = run.scheduler.diffusion
+    x_start = to_model_range(batch.x_start, run.batches.samples.num_levels)
+    x_t = diffusion.q_sample(x_start, batch.t, batch.noise)
+    model_output = run.model(x_t, batch.t, return_dict=False)[0]
+    return run.objective(
+        diffusion,
+        model_output.float(),
+        x_start,
+        x_t,
+        batch.t,
+        prediction_type=run.options.prediction_type,
+        variance_type=run.options.variance_type,
+        noise=batch.noise,
+    )
+
+
+def learning_rate_of(options: TrainingOptions, num_updates: int) -> float:
+    """Linear warm-up from 0, then constant, by the number of updates made so far, as in the paper's code."""
+    return options.learning_rate * min(1.0, num_updates / max(1, options.warmup_steps))
+
+
+def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
+    """One round of Algorithm 1's loop. Returns this process's loss and the gradient's norm before clipping, both 0-d.
+
+    Raises FloatingPointError, before the weights are touched, when the loss or the gradient is not finite; in float16,
+    whose loss scale must overflow now and then to be found, only when it did so 20 times in a row.
+    """
+    options, accelerator, state = run.options, run.accelerator, run.state
+    learning_rate = learning_rate_of(options, state.num_updates)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate
+    loss = torch.zeros((), device=accelerator.device)
+    num_parts = options.gradient_accumulation_steps
+    for part in range(num_parts):
+        batch = next(stream).to(accelerator.device)
+        if options.dropout:
+            index = part * accelerator.num_processes + accelerator.process_index
+            torch.manual_seed(keyed_seed(options.seed, "dropout", state.step, index))
+        with contextlib.nullcontext() if part == num_parts - 1 else accelerator.no_sync(run.model):
+            losses = losses_of(run, batch)
+            if state.grad_scaler is None:
+                check_finite("loss", losses, batch, state.step, learning_rate)
+            accelerator.backward(losses.mean() / num_parts)
+        loss += losses.detach().mean() / num_parts
+    grad_norm = accelerator.clip_grad_norm_(state.unet.parameters(), options.max_grad_norm)
+    if state.grad_scaler is None:
+        check_finite("gradient", grad_norm.expand(len(batch.t)), batch, state.step, learning_rate)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    if accelerator.optimizer_step_was_skipped:  # then learning rate and averaged weights wait as well
+        state.overflows_in_a_row += 1
+        if state.overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
+            raise FloatingPointError(f"float16 overflowed {MAX_OVERFLOWS_IN_A_ROW} times in a row; train in bf16")
+    else:
+        state.overflows_in_a_row = 0
+        state.num_updates += 1
+        state.ema.step(state.unet.parameters())
+    return loss, grad_norm
+
+
+def check_finite(what: str, values: Tensor, batch: Batch, step: int, learning_rate: float) -> None:
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        raise FloatingPointError(
+            f"the {what} is not finite at step {step}, learning rate {learning_rate:g}, t={batch.t[bad].tolist()}, "
+            f"samples {batch.indices[bad.cpu().numpy()].tolist()}; the weights are as they were before this step. "
+            "Lower the learning rate, or look at these samples"
+        )
+
+
+def train(run: Run, manifest: dict[str, Any]) -> None:
+    """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way."""
+    options, accelerator, state = run.options, run.accelerator, run.state
+    folder, num_parts = Path(options.output_dir), options.gradient_accumulation_steps
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    shares = [share_of(options.global_batch_size, num_parts, part, rank, world_size) for part in range(num_parts)]
+    wanted = ((step, share) for step in range(state.step, options.num_steps) for share in shares)
+    stream = prefetched(run.batches, wanted, pin_memory=accelerator.device.type == "cuda")
+    log = RunLog(
+        accelerator,
+        folder,
+        first_step=state.step,
+        num_steps=options.num_steps,
+        global_batch_size=options.global_batch_size,
+    )
+    run.model.train()
+    while state.step < options.num_steps:
+        learning_rate = learning_rate_of(options, state.num_updates)
+        loss, grad_norm = training_step(run, stream)
+        log.update(loss)
+        ending, step = state.step == options.num_steps, state.step
+        if ending or step % options.log_every == 0:
+            log.write(step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=learning_rate)
+        with log.paused():
+            if options.sample_every and (ending or step % options.sample_every == 0):
+                log.write_samples(step, "raw", draw_samples(run))
+                with state.ema_weights():
+                    log.write_samples(step, "ema", draw_samples(run))
+            if ending or step % options.checkpoint_every == 0:
+                if accelerator.is_main_process:
+                    state.save(folder / "checkpoints", run.scheduler, manifest)
+                    checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
+                log.write_curves()
+                accelerator.wait_for_everyone()
+    log.close()
+
+
+def draw_samples(run: Run) -> Tensor:
+    """Algorithm 2 with the network's present weights, the seeds shared out to all processes."""
+    pipe = DDPMPaperPipeline(run.state.unet, copy.deepcopy(run.scheduler))
+    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not run.accelerator.is_main_process)
+    return sample_together(
+        run.accelerator,
+        pipe,
+        run.options.num_samples,
+        num_inference_steps=run.options.sample_steps,
+        batch_size=run.options.global_batch_size,  # what fits into memory in training fits here
+    )
+
+
+# ---- wiring --------------------------------------------------------------------------------------------------------
+
+
+def make_accelerator(options: TrainingOptions) -> Accelerator:
+    """Accelerate's view of this process, and the settings of the machine that hold for all of it.
+
+    Raises ValueError where Accelerate would quietly do less than it was launched for.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
+        cpu=world_size > 1 and not torch.accelerator.is_available(),
+        mixed_precision=options.mixed_precision,
+        log_with=options.report_to,
+        project_dir=options.output_dir,
+        # the first process may decode a large data set for hours while the others wait
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+    )
+    if accelerator.num_processes != world_size:
+        raise ValueError(
+            f"{world_size} processes were launched, but Accelerate formed {accelerator.num_processes}; "
+            "launch as in `python training/train.py --help`"
+        )
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ValueError("--mixed_precision fp16 needs a GPU (on a CPU it would be float32); use bf16 or no")
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(options.cpu_threads or max(1, cores // local_world_size))
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def load_data(options: TrainingOptions) -> Samples:
+    return load_samples(
+        options.dataset_name,
+        train_data_dir=options.train_data_dir,
+        split=options.dataset_split,
+        dataset_config=options.dataset_config,
+        image_column=options.image_column,
+        resolution=options.resolution,
+        background=options.background,
+        skip_bad_images=options.skip_bad_images,
+        num_workers=options.num_workers,
+    )
+
+
+def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DDPMPaperUNet | DDPMPaperMLP:
+    """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,)."""
+    channels = sample_shape[0]
+    if options.in_channels not in (None, channels):
+        raise ValueError(f"the model expects {options.in_channels} channels (--in_channels), the data has {channels}")
+    torch.manual_seed(keyed_seed(options.seed, "weights"))
+    if len(sample_shape) == 1:
+        return DDPMPaperMLP(channels, channels, hidden_size=options.hidden_size, num_layers=options.num_layers)
+    height, width = sample_shape[1:]
+    return DDPMPaperUNet(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=tuple(options.block_out_channels),
+        layers_per_block=options.layers_per_block,
+        attention_resolutions=tuple(options.attention_resolutions),
+        dropout=options.dropout,
+        norm_num_groups=options.norm_num_groups,
+    )
+
+
+def build_scheduler(options: TrainingOptions, *, clip_sample: bool) -> DDPMPaperScheduler:
+    return DDPMPaperScheduler(
+        num_train_timesteps=options.num_train_timesteps,
+        beta_schedule=options.beta_schedule,
+        beta_start=options.beta_start,
+        beta_end=options.beta_end,
+        prediction_type=options.prediction_type,
+        variance_type=options.variance_type,
+        clip_sample=clip_sample,
+    )
+
+
+def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
+    """Give the options that describe network and process the pipeline's values: what is saved is what runs."""
+    if not isinstance(pipe.unet, DDPMPaperUNet | DDPMPaperMLP) or not isinstance(pipe.scheduler, DDPMPaperScheduler):
+        raise ValueError(
+            f"--init_from {options.init_from} holds {type(pipe.unet).__name__} and {type(pipe.scheduler).__name__}; "
+            "fine-tuning starts from a DDPMPaperUNet or DDPMPaperMLP with a DDPMPaperScheduler"
+        )
+    config = {**pipe.unet.config, **pipe.scheduler.config}
+    for name in ({f.name for f in fields(options)} & config.keys()) - {"dropout"}:
+        setattr(options, name, list(config[name]) if isinstance(config[name], tuple) else config[name])
+
+
+def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> Run:
+    pipe = DDPMPaperPipeline.from_pretrained(options.init_from) if options.init_from else None
+    if pipe is not None:
+        adopt(options, pipe)
+    unet = build_network(options, samples.sample_shape)
+    if pipe is not None:
+        unet.load_state_dict(pipe.unet.state_dict())
+    scheduler = pipe.scheduler if pipe else build_scheduler(options, clip_sample=not samples.is_points)
+    batches = KeyedBatches(
+        samples,
+        seed=options.seed,
+        global_batch_size=options.global_batch_size,
+        num_timesteps=len(scheduler),
+        random_flip=options.random_flip,
+    )
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.to(accelerator.device)
+    # decay = min_decay: the first update copies and then the decay is constant, as in the paper's code
+    ema = EMAModel(unet.parameters(), decay=options.ema_decay, min_decay=options.ema_decay, foreach=True)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=0.0, fused=accelerator.device.type in ("cpu", "cuda"))
+    if options.compile:
+        unet.compile()
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    return Run(
+        options, accelerator, batches, model, TrainingState(unet, ema, optimizer, accelerator.scaler), scheduler
+    )
+
+
+def enter_folder(run: Run, manifest: dict[str, Any]) -> None:
+    """Make or re-enter `output_dir`, and bring the state to where its newest checkpoint left it."""
+    options, accelerator = run.options, run.accelerator
+    folder = Path(options.output_dir)
+    decision: list[Any] = [None, None]  # checkpoint, error: made once, so that all processes do the same
+    if accelerator.is_main_process:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            decision[0] = checkpoints.to_resume(
+                folder / "checkpoints",
+                options.resume,
+                manifest,
+                free=FREE_TO_CHANGE,
+                allow_changes=options.allow_changes,
+            )
+            (folder / "options.yaml").write_text(to_yaml(options), encoding="utf-8")
+        except (ValueError, OSError) as error:
+            decision[1] = str(error)
+    broadcast_object_list(decision)
+    checkpoint, error = decision
+    if error is not None:
+        raise ValueError(error)
+    if checkpoint is not None:
+        run.state.restore(checkpoint)
+        logger.info("resuming at step %d, from %s", run.state.step, checkpoint)
+    if accelerator.is_main_process:
+        cut_metrics(folder / "metrics.jsonl", run.state.step)
+
+
+def describe(run: Run) -> str:
+    samples, accelerator, unet = run.batches.samples, run.accelerator, run.state.unet
+    return (
+        f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters; "
+        f"{len(samples):,} samples {samples.sample_shape} of {samples.name}; {accelerator.num_processes} process(es) "
+        f"on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    )
+
+
+def main(argv: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
+    try:
+        accelerator = make_accelerator(options)
+        if not accelerator.is_main_process:
+            logging.disable(logging.WARNING)
+        share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
+        with accelerator.main_process_first():  # the first decodes, the others read what it cached
+            samples = load_data(options)
+        run = build_run(options, accelerator, samples)
+        logger.info(describe(run))
+        if options.num_steps * (1 - options.ema_decay) < 5:
+            advice = f"ema_decay {max(0.0, 1 - 5 / options.num_steps):.4g} or less would fit"
+            logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "
+                           "behind; %s", options.num_steps, options.ema_decay, advice)  # fmt: skip
+        if options.dry_run:
+            accelerator.print(to_yaml(options), end="")
+            return
+        manifest = {
+            "world_size": accelerator.num_processes,
+            "options": asdict(options),
+            "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
+        }
+        enter_folder(run, manifest)
+    except (ValueError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+    if options.report_to:
+        plain = {key: str(value) if isinstance(value, list) else value for key, value in asdict(options).items()}
+        accelerator.init_trackers("ddpm_hf", config=plain)
+    if run.state.step >= options.num_steps:
+        logger.info("already trained to step %d; more with --num_steps", run.state.step)
+    train(run, manifest)
+    if accelerator.is_main_process:
+        folder = Path(options.output_dir)
+        checkpoints.publish(folder / "checkpoints" / f"step-{run.state.step}", folder)
+        logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
