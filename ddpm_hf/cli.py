@@ -96,9 +96,8 @@ def env(args: argparse.Namespace) -> None:
         except importlib.metadata.PackageNotFoundError:
             print(f"{name} is not installed")
     device = default_device()
-    print(
-        f"device {device}{' ' + torch.cuda.get_device_name() if device == 'cuda' else ''}, {torch.get_num_threads()} threads"
-    )
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+    print(f"device {device} {name}, {torch.get_num_threads()} threads")
 
 
 def build_parser() -> argparse.ArgumentParser:

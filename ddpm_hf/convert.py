@@ -21,7 +21,7 @@ _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj
 
 
 def _our_name(layer: str, num_levels: int) -> str | None:
-    """'down_1/block_0/conv1' → 'down_blocks.1.resnets.0.conv1'; None for a name that the paper's UNet does not have."""
+    """'down_1/block_0/conv1' → 'down_blocks.1.resnets.0.conv1'; None for a name the paper's UNet does not have."""
     if layer in _LAYERS:
         return _LAYERS[layer]
     match = re.fullmatch(
@@ -54,9 +54,10 @@ def _our_tensor(layer: str, part: str, value: np.ndarray) -> torch.Tensor:
 def from_tf_variables(variables: Mapping[str, np.ndarray], *, sample_size: int | None = None) -> DDPMPaperUNet:
     """A `DDPMPaperUNet` with the weights of the paper's code; its configuration is read off names and shapes.
 
-    `variables` maps names such as `model/down_0/block_0/conv1/W` (a leading scope is ignored) to arrays in TensorFlow's
-    layout. The weights do not tell the image size: where a level has attention, `sample_size` is chosen so that this
-    level is at 16×16, as in all of the paper's models; without one it is 32. Pass it for a network of your own.
+    `variables` maps names such as `model/down_0/block_0/conv1/W` (a leading scope is ignored) to arrays in
+    TensorFlow's layout. The weights do not tell the image size: where a level has attention, `sample_size` is chosen
+    so that this level is at 16×16, as in all of the paper's models; without one it is 32. Pass it for a network of
+    your own.
 
     Dropout, which leaves no trace in the weights either, is 0. Raises ValueError naming what is missing, unexpected or
     misshapen.

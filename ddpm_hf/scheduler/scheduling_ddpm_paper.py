@@ -1,6 +1,6 @@
 """The diffusion process of Ho et al. 2020 (arXiv 2006.11239) and the scheduler that gives it to diffusers.
 
-First the mathematics, `GaussianDiffusion`, in the paper's symbols; then `DDPMPaperScheduler`, its adapter to diffusers.
+First the mathematics in the paper's symbols, `GaussianDiffusion`; then its adapter, `DDPMPaperScheduler`.
 This file is copied into checkpoints, so it depends on torch, numpy and diffusers alone.
 
 Time is 0-based everywhere: t = 0 is the paper's t = 1, the last step of sampling.
@@ -9,7 +9,7 @@ Time is 0-based everywhere: t = 0 is the paper's t = 1, the last step of samplin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -63,6 +63,15 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     first, last = sqrt_alphas_cumprod[0], sqrt_alphas_cumprod[-1]
     alphas_cumprod = ((sqrt_alphas_cumprod - last) * first / (first - last)) ** 2
     return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def _droppable(config: Mapping[str, Any]) -> list[str]:
+    """Of the values a configuration left at its class's defaults, those that another class may replace by its own.
+
+    diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
+    was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
+    """
+    return [key for key in config.get("_use_default_values", []) if key in ("timestep_spacing", "steps_offset")]
 
 
 class MeanVariance(NamedTuple):
@@ -197,7 +206,7 @@ class GaussianDiffusion:
         return signal * noise - sigma * x_start
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> MeanVariance:
-        """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based, and the log-variance at t = 0 is that of t = 1."""
+        """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based; the log-variance at 0 is that of t = 1."""
         self._same_shape(x_start=x_start, x_t=x_t)
         coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
         log_variance = self._at("posterior_log_variance_clipped", t, x_t)
@@ -292,9 +301,11 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
       configuration carries `trained_betas`, so that every other diffusers scheduler can be built from it.
       `sigmoid` and `laplace` are refused.
     - `prediction_type` also takes `previous_sample`, the paper's μ̃ (Table 2).
-    - `variance_type` is `fixed_large` by default, as in the paper's CIFAR-10 runs; `learned` is a log-variance in the
-      second half of the channels. Stock's `*_log` and `learned_range` are refused: stock's own code for
-      `fixed_large_log` samples NaN, and its `learned` takes the square root of a raw network output.
+    - `variance_type` is `fixed_small` (β̃_t), the paper's choice at 256² and stock's default; its CIFAR-10 runs have
+      `fixed_large` (β_t). `learned` is a log-variance in the second half of the channels, as in the paper's code;
+      stock's takes the square root of a raw network output. Stock's `*_log` (which samples NaN for `fixed_large_log`)
+      and `learned_range` are refused.
+    - `trained_betas` decides the number of timesteps; `num_train_timesteps` follows it.
     - ε cannot be turned into x̂_0 where ᾱ_t = 0: with `rescale_betas_zero_snr` it is refused.
     - The last step of a chain adds no noise (Algorithm 2, line 3), also where that chain does not end at t = 0
       (`trailing`, `steps_offset`), where stock with `fixed_large` would add some to the finished image.
@@ -314,7 +325,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: np.ndarray | list[float] | None = None,
-        variance_type: str = "fixed_large",
+        variance_type: str = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
         thresholding: bool = False,
@@ -325,19 +336,13 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
     ):
-        # Another scheduler built from this configuration drops what was left at our defaults, and would then use its
-        # own: what the network was trained with must not be dropped.
-        inference_only = {"timestep_spacing", "steps_offset"}
-        left_at_default = self.config.get("_use_default_values", [])
-        left_at_default[:] = [key for key in left_at_default if key in inference_only]
-
+        # Another scheduler built from this configuration would replace what was left at our defaults by its own.
+        self.config.get("_use_default_values", [])[:] = _droppable(self.config)
         self._check_config()
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
-            if betas.shape != (num_train_timesteps,):
-                raise ValueError(
-                    f"trained_betas has {betas.size} values, num_train_timesteps is {num_train_timesteps}"
-                )
+            num_train_timesteps = len(betas)
+            self.register_to_config(num_train_timesteps=num_train_timesteps)
         else:
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         may_end_at_one = beta_schedule == "jsd" or rescale_betas_zero_snr
@@ -371,22 +376,22 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             "steps_offset": (isinstance(c.steps_offset, int) and c.steps_offset >= 0, "an int >= 0"),
             "dynamic_thresholding_ratio": (0 < c.dynamic_thresholding_ratio <= 1, "in (0, 1]"),
             "clip_sample_range": (c.clip_sample_range > 0, "> 0"),
-            "sample_max_value": (c.sample_max_value >= 1, ">= 1"),
+            "sample_max_value": (c.sample_max_value > 0, "> 0"),
         }
         for name, (holds, allowed) in bounds.items():
             if not holds:
                 raise ValueError(f"{name}={c[name]!r} must be {allowed}")
         if c.rescale_betas_zero_snr and c.prediction_type in ("epsilon", "previous_sample"):
             raise ValueError(
-                f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal SNR "
-                "x_T says nothing about x_0; use v_prediction or sample"
+                f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal "
+                "SNR x_T says nothing about x_0; use v_prediction or sample"
             )
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
-        """As in diffusers, but values the other scheduler left at its defaults are kept, not replaced by ours."""
+        """As in diffusers, but what the other scheduler left at its defaults is kept where training depends on it."""
         if isinstance(config, dict):
-            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+            config = {**config, "_use_default_values": _droppable(config)}
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
@@ -469,7 +474,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
         Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged. The default goes through
         x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
-        multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain where the network was trained.
+        multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
         index = self._chain_index(timestep)
         if self.config.prediction_type == "epsilon" and self._chain.alphas_cumprod[index] == 0:

@@ -31,7 +31,7 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
 
 
 def init_like_paper(layer: nn.Module, scale: float = 1.0) -> None:
-    """Variance scaling (fan average, uniform) for the weight and 0 for the bias; `scale` 0 means 1e-10, as in the paper's code."""
+    """Variance scaling (fan average, uniform) and bias 0; `scale` 0 means 1e-10, all as in the paper's code."""
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
     nn.init.zeros_(layer.bias)
 
@@ -194,7 +194,7 @@ class _PaperModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in diffusers. Weights are copied to aligned memory: where a memory map leaves them, sums differ by 1e-6."""
+        """As in diffusers, but weights are copied to aligned memory: as mapped, they give sums that differ by 1e-6."""
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for parameter in model.parameters():
@@ -278,7 +278,7 @@ class DDPMPaperUNet(_PaperModel):
             raise ValueError(f"block_out_channels[0]={c.block_out_channels[0]} must be even and at least 4")
         if c.out_channels not in (c.in_channels, 2 * c.in_channels):
             raise ValueError(
-                f"out_channels={c.out_channels} must be in_channels={c.in_channels}, or twice that for learned variance"
+                f"out_channels={c.out_channels} must be in_channels={c.in_channels}, or twice that (learned variance)"
             )
         if min(c.in_channels, c.layers_per_block) < 1 or not 0 <= c.dropout < 1:
             raise ValueError(
@@ -287,7 +287,7 @@ class DDPMPaperUNet(_PaperModel):
             )
 
     def _init_weights(self) -> None:
-        """The paper code's initialisation: scale 1, but (almost) 0 where a branch joins its residual, and at the end."""
+        """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
         near_zero = {self.conv_out}
         for module in self.modules():
             if isinstance(module, ResnetBlock):
@@ -378,7 +378,7 @@ class DDPMPaperMLP(_PaperModel):
     def forward(
         self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
-        """`sample` [B, in_channels]; `timestep` 0-based, one for all or [B]. Returns [B, out_channels] as `.sample`."""
+        """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
         if sample.ndim != 2 or sample.shape[1] != self.config.in_channels:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.config.in_channels}]"
