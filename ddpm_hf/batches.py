@@ -26,7 +26,7 @@ class Batch(NamedTuple):
         return Batch(x_start, t, noise, self.indices)
 
     def pin_memory(self) -> "Batch":
-        return Batch(*(x.pin_memory() for x in self[:3]), self.indices)
+        return Batch(self.x_start.pin_memory(), self.t.pin_memory(), self.noise.pin_memory(), self.indices)
 
 
 class KeyedBatches:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .figures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 
@@ -25,6 +26,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+MAX_SEEDS = 1_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -35,8 +37,19 @@ def parse_seeds(text: str) -> list[int]:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise argparse.ArgumentTypeError(f"{part!r} is neither a seed nor a range such as 0-15")
+        if int(last or first) >= 2**32 or int(last or first) - int(first) >= MAX_SEEDS:
+            raise argparse.ArgumentTypeError(f"{part!r}: seeds lie in [0, 2**32), at most {MAX_SEEDS:,} in a range")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
+
+
+def parse_device(text: str) -> str:
+    """A device that torch knows and this machine has. Raises argparse's error for anything else."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return text
 
 
 def default_device() -> str:
@@ -49,7 +62,7 @@ def sample(args: argparse.Namespace) -> None:
     """Draw one sample per seed from a checkpoint and write a grid, a folder of pictures, or points."""
     output = Path(args.output)
     suffix = output.suffix.lower()
-    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint, torch_dtype=DTYPES[args.dtype])
+    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint, dtype=DTYPES[args.dtype])
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -58,10 +71,10 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
-    parts = [
-        pipe(seeds=args.seeds[i : i + args.batch_size], num_inference_steps=args.steps, output_type="np").images
-        for i in range(0, len(args.seeds), args.batch_size)
-    ]
+    parts = []
+    for i in range(0, len(args.seeds), args.batch_size):
+        seeds = args.seeds[i : i + args.batch_size]
+        parts += pipe(seeds=seeds, num_inference_steps=args.steps, output_type="np", return_dict=False)
     samples = np.concatenate(parts)
     (output.parent if suffix else output).mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
@@ -74,6 +87,35 @@ def sample(args: argparse.Namespace) -> None:
         for seed, image in zip(args.seeds, pipe.numpy_to_pil(samples), strict=True):
             image.save(output / f"seed-{seed}.png")
     print(f"{len(samples)} samples in {output}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Make a checkpoint of stock diffusers, or of the paper's TensorFlow code, one of ours; or one of ours stock's."""
+    output = Path(args.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists; give a new or an empty folder")
+    if tf_checkpoint_prefix(args.source):
+        pipe = pipeline_from_tf_checkpoint(
+            args.source, ema=not args.raw, sample_size=args.sample_size, variance_type=args.variance_type
+        )
+    elif args.raw or args.sample_size is not None or args.variance_type:
+        raise ValueError(
+            f"--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no {args.source}.index "
+            f"and no {Path(args.source) / 'checkpoint'}"
+        )
+    elif args.to == "paper":
+        pipe = pipeline_from_stock(args.source)
+    else:
+        pipe = DDPMPaperPipeline.from_pretrained(args.source)
+    if args.to == "stock":
+        pipe = pipeline_to_stock(pipe)
+    pipe.save_pretrained(output)
+    config = {**pipe.unet.config, **pipe.scheduler.config}
+    parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    print(
+        f"{output}: {type(pipe).__name__}, {parameters:,} parameters, sample_size={config['sample_size']}, "
+        f"variance_type={config['variance_type']}"
+    )
 
 
 def env(args: argparse.Namespace) -> None:
@@ -112,9 +154,27 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
     command.add_argument("--batch_size", type=int, default=64, help="samples at once; does not change them")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
-    command.add_argument("--device", default=default_device())
+    command.add_argument("--device", type=parse_device, default=default_device())
     command.add_argument(
         "-o", "--output", default="samples.png", help="grid.png, a folder for one picture per seed, or samples.npy"
+    )
+
+    command = commands.add_parser("convert", help=convert.__doc__, description=convert.__doc__)
+    command.set_defaults(function=convert)
+    command.add_argument(
+        "source", help="a folder or Hub repository of ours or stock's, or a TensorFlow checkpoint (model.ckpt-790000)"
+    )
+    command.add_argument("output", help="a new folder")
+    command.add_argument(
+        "--to", choices=("paper", "stock"), default="paper", help="ours, or DDPMPipeline; default: ours"
+    )
+    tensorflow = command.add_argument_group("TensorFlow checkpoints only")
+    tensorflow.add_argument("--raw", action="store_true", help="the raw weights, not their moving average")
+    tensorflow.add_argument("--sample_size", type=int, help="side of the images; default: so that attention is at 16")
+    tensorflow.add_argument(
+        "--variance_type",
+        choices=("fixed_small", "fixed_large", "learned"),
+        help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if the channels are doubled",
     )
 
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)

@@ -25,7 +25,7 @@ def simple_loss(
     """
     if variance_type == "learned":
         raise ValueError("L_simple does not train a learned variance; use fixed_small or fixed_large")
-    if noise is None and prediction_type in ("epsilon", "v_prediction"):
+    if noise is None:
         noise = diffusion.predict_eps(x_start, x_t, t)
     if prediction_type == "epsilon":
         target = noise
@@ -39,4 +39,4 @@ def simple_loss(
         raise ValueError(f"prediction_type={prediction_type!r} is unknown")
     if model_output.shape != target.shape:
         raise ValueError(f"model_output has shape {tuple(model_output.shape)}, its target {tuple(target.shape)}")
-    return (model_output.float() - target).square().flatten(1).mean(dim=1)
+    return (model_output - target).square().flatten(1).mean(dim=1)

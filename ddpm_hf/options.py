@@ -6,15 +6,19 @@ parser (transformers' HfArgumentParser). Whatever is wrong ends with exit code 2
 
 import argparse
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
 
-Options = TypeVar("Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Options = TypeVar("Options", bound="DataclassInstance")
 
 
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -25,16 +29,20 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
 class OptionParser(HfArgumentParser):
     """HfArgumentParser that takes `none` where a value may be absent, and helps with misspellings."""
 
-    def __init__(self, dataclass_type: type, **kwargs: Any):
+    def __init__(self, dataclass_type: Any, **kwargs: Any):
         hints = get_type_hints(dataclass_type)
-        self._may_be_none = {name for name, hint in hints.items() if type(None) in get_args(hint)}
+        self.may_be_none = {name for name, hint in hints.items() if type(None) in get_args(hint)}
         super().__init__(dataclass_type, allow_abbrev=False, **kwargs)
+        # argparse before Python 3.14 takes -1e-5 for an option
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
+        self.lists = set()
         for action in self._actions:
-            if action.nargs == "+":  # an empty list is a value too
-                action.nargs = "*"
+            if action.nargs == "+":
+                self.lists.add(action.dest)
+                action.nargs = "*"  # an empty list is a value too
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if arg_string.lower() == "none" and action.dest in self._may_be_none:
+        if arg_string.lower() == "none" and action.dest in self.may_be_none:
             return None
         return super()._get_value(action, arg_string)
 
@@ -45,10 +53,11 @@ class OptionParser(HfArgumentParser):
             raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(choices)}{hint}")
 
 
-def _yaml_arguments(path: str, known: set[str], parser: argparse.ArgumentParser) -> list[str]:
+def _yaml_arguments(path: str, known: set[str], parser: OptionParser) -> list[str]:
     """The file's `key: value` lines as command-line arguments."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        # every scalar as it is written: the parser knows the types, and `no` or 012 must not become False or 10
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f"--config {path}: {error}")
     if not isinstance(content, dict):
@@ -56,12 +65,16 @@ def _yaml_arguments(path: str, known: set[str], parser: argparse.ArgumentParser)
     arguments = []
     for key, value in content.items():
         if key not in known:
-            parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(str(key), known)}")
-        values = value if isinstance(value, list) else [value]
-        if any(isinstance(item, dict | list) for item in values):
+            parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(key, known)}")
+        items = value if isinstance(value, list) else [value]
+        if any(not isinstance(item, str) for item in items):
             parser.error(f"--config {path}: {key} must be a plain value or a flat list")
+        if isinstance(value, list) and key not in parser.lists:
+            parser.error(f"--config {path}: {key} takes one value, got a list of {len(value)}")
+        words = ["none" if item.lower() in ("", "~", "null") else item for item in items]
+        if "none" in words and key not in parser.may_be_none:
+            parser.error(f"--config {path}: {key} needs a value")
         # joined by `=` where it is one value, so that a negative number is not taken for an option
-        words = ["none" if item is None else str(item) for item in values]
         arguments += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return arguments
 
@@ -95,8 +108,10 @@ def parse_options(
             parser.error(f"unknown option --{name}{_did_you_mean(name, known)}")
     if unknown:
         parser.error(f"unexpected words: {' '.join(unknown)}")
+    values = {name: getattr(namespace, name) for name in known}
+    values |= {name: None for name in parser.lists if values[name] == [None]}
     try:
-        return dataclass_type(**{name: getattr(namespace, name) for name in known})
+        return dataclass_type(**values)
     except ValueError as error:
         parser.error(str(error))
 

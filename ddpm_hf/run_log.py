@@ -124,10 +124,10 @@ def _log_picture(tracker: Any, name: str, picture: Image.Image, step: int) -> No
     if tracker.name == "tensorboard":
         tracker.writer.add_image(name, np.asarray(picture.convert("RGB")), step, dataformats="HWC")
     elif tracker.name == "wandb":
-        import wandb
+        import wandb  # type: ignore[import-not-found]
 
         tracker.log({name: wandb.Image(picture)}, step=step)
     elif tracker.name == "trackio":
-        import trackio
+        import trackio  # type: ignore[import-not-found]
 
         tracker.log({name: trackio.Image(picture)}, step=step)

@@ -1,6 +1,7 @@
 """Sampling shared by all processes of a run: each draws a part of the seeds, and everyone gets the whole."""
 
 import math
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -30,6 +31,6 @@ def sample_together(
     for i in range(0, num_each, batch_size):
         chunk = seeds[i : i + batch_size]
         parts += pipe(seeds=chunk, num_inference_steps=num_inference_steps, output_type="pt", return_dict=False)
-    gathered = accelerator.gather(torch.cat(parts))  # by process, then by seed
+    gathered: Any = accelerator.gather(torch.cat(parts))  # by process, then by seed
     by_seed = gathered.view(world_size, num_each, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
     return by_seed[:num_samples]

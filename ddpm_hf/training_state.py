@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from . import checkpoints
 from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
 
 
 @dataclass
@@ -22,7 +22,7 @@ class TrainingState:
     No random state belongs to it: every draw is keyed by `step` (see `randomness`).
     """
 
-    unet: ModelMixin
+    unet: DDPMPaperUNet | DDPMPaperMLP
     ema: EMAModel
     optimizer: Any  # torch's, or Accelerate's wrapper of it
     grad_scaler: Any | None = None  # of float16

@@ -242,7 +242,7 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
                 check_finite("loss", losses, batch, state.step, learning_rate)
             accelerator.backward(losses.mean() / num_parts)
         loss += losses.detach().mean() / num_parts
-    grad_norm = accelerator.clip_grad_norm_(state.unet.parameters(), options.max_grad_norm)
+    grad_norm: Any = accelerator.clip_grad_norm_(state.unet.parameters(), options.max_grad_norm)
     if state.grad_scaler is None:
         check_finite("gradient", grad_norm.expand(len(batch.t)), batch, state.step, learning_rate)
     state.optimizer.step()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,6 +129,15 @@ class GaussianDiffusion:
         if timesteps.shape != betas.shape:
             raise ValueError(f"timesteps has shape {timesteps.shape}, betas {betas.shape}; they must be equal")
         alphas_cumprod = np.cumprod(1 - betas)
+        if (
+            alphas_cumprod[0] == 1
+            or not np.all(alphas_cumprod[:-1] > 0)
+            or (alphas_cumprod[-1] == 0) != (betas[-1] == 1)
+        ):
+            raise ValueError(
+                "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
+                f"{alphas_cumprod[0]} to {alphas_cumprod[-1]}"
+            )
         previous = np.append(1.0, alphas_cumprod[:-1])
         variance = betas * (1 - previous) / (1 - alphas_cumprod)  # β̃_t, Eq. 7
         # β̃ is 0 at t = 0, where only the decoder's likelihood needs a log-variance: the paper's code repeats β̃[1].
@@ -161,12 +171,12 @@ class GaussianDiffusion:
         """Table `name` at t: a float for an int t, else x.dtype [B, 1, …] on x's device."""
         if x.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"GaussianDiffusion computes in float32 or float64, got {x.dtype}; cast to float32 first")
-        if isinstance(t, int):
+        if isinstance(t, int | np.integer):
             if not 0 <= t < self.num_timesteps:
                 raise ValueError(f"t={t} is outside [0, {self.num_timesteps})")
             return float(getattr(self, name)[t])
-        if t.shape != x.shape[:1]:
-            raise ValueError(f"t has shape {tuple(t.shape)}; expected one per sample, ({x.shape[0]},)")
+        if t.shape != x.shape[:1] or t.is_floating_point():
+            raise ValueError(f"t has shape {tuple(t.shape)}, {t.dtype}; expected one integer per sample, ({len(x)},)")
         if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < self.num_timesteps):
             raise ValueError(f"t={t.tolist()} leaves [0, {self.num_timesteps})")
         key = name, x.device, x.dtype
@@ -341,6 +351,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         self._check_config()
         if trained_betas is not None:
             betas = np.asarray(trained_betas, dtype=np.float64)
+            if betas.ndim != 1 or not len(betas):
+                raise ValueError(f"trained_betas has shape {betas.shape}; it must be a non-empty list of numbers")
             num_train_timesteps = len(betas)
             self.register_to_config(num_train_timesteps=num_train_timesteps)
         else:
@@ -363,7 +375,13 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         self._use_timesteps(np.arange(num_train_timesteps), device=None)
 
     def _check_config(self) -> None:
-        c = self.config
+        c = SimpleNamespace(**self.config)
+        for name in ("beta_start", "beta_end", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"):
+            if not isinstance(self.config[name], int | float):
+                raise ValueError(f"{name}={self.config[name]!r} must be a number")
+        for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"{name}={self.config[name]!r} must be true or false")
         _require("beta_schedule", c.beta_schedule, BETA_SCHEDULES)
         _require("variance_type", c.variance_type, VARIANCE_TYPES)
         _require("prediction_type", c.prediction_type, PREDICTION_TYPES)
@@ -380,7 +398,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         }
         for name, (holds, allowed) in bounds.items():
             if not holds:
-                raise ValueError(f"{name}={c[name]!r} must be {allowed}")
+                raise ValueError(f"{name}={self.config[name]!r} must be {allowed}")
         if c.rescale_betas_zero_snr and c.prediction_type in ("epsilon", "previous_sample"):
             raise ValueError(
                 f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal "
@@ -392,10 +410,14 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         """As in diffusers, but what the other scheduler left at its defaults is kept where training depends on it."""
         if isinstance(config, dict):
             config = {**config, "_use_default_values": _droppable(config)}
+            if config.get("variance_type") == "learned" and config.get("_class_name", cls.__name__) != cls.__name__:
+                raise ValueError("variance_type='learned' of stock is not a log-variance; it has no equivalent here")
+            if config.get("variance_type", "") is None:  # of schedulers that have no variance, such as DPM-Solver
+                del config["variance_type"]
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self.config["num_train_timesteps"]
 
     def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
         """`sample` itself: DDPM's network sees x_t as it is. Present so that schedulers can be swapped."""
@@ -426,12 +448,12 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def _spaced_timesteps(self, n: int | None) -> np.ndarray:
         """n descending timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), int64 [n]."""
         total = len(self)
-        if not isinstance(n, int) or not 1 <= n <= total:
+        if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= total:
             raise ValueError(f"num_inference_steps={n!r} must be an integer in [1, {total}]")
-        if self.config.timestep_spacing == "linspace":
+        if self.config["timestep_spacing"] == "linspace":
             return np.linspace(0, total - 1, n).round().astype(np.int64)[::-1]
-        if self.config.timestep_spacing == "leading":
-            return np.arange(n)[::-1] * (total // n) + self.config.steps_offset
+        if self.config["timestep_spacing"] == "leading":
+            return np.arange(n)[::-1] * (total // n) + self.config["steps_offset"]
         return np.round(total - np.arange(n) * (total / n)).astype(np.int64) - 1  # trailing
 
     def _use_timesteps(self, ascending: np.ndarray, device: str | torch.device | None) -> None:
@@ -441,12 +463,12 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     def _chain_index(self, timestep: int | Tensor) -> int:
         """Position of `timestep` in the current chain, 0 being the last step of sampling."""
-        t = int(timestep)
-        if t not in self._index:
+        try:
+            return self._index[timestep if isinstance(timestep, int) else float(timestep)]  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError(
-                f"timestep={t} is not one of the current {len(self._index)} timesteps in [0, {len(self)})"
-            )
-        return self._index[t]
+                f"timestep={timestep} is not one of the current {len(self._index)} timesteps in [0, {len(self)})"
+            ) from None
 
     def previous_timestep(self, timestep: int | Tensor) -> Tensor:
         """The timestep that follows in sampling, −1 after the last; 0-d, as in stock's DDPMScheduler."""
@@ -477,15 +499,15 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
         index = self._chain_index(timestep)
-        if self.config.prediction_type == "epsilon" and self._chain.alphas_cumprod[index] == 0:
+        if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
             raise ValueError(f"ᾱ is 0 at timestep {int(timestep)}: ε gives no x_0 there; use v_prediction or sample")
         dtype = sample.dtype if sample.dtype == torch.float64 else torch.float32
         p = self._chain.p_mean_variance(
             model_output.to(dtype),
             sample.to(dtype),
             index,
-            prediction_type=self.config.prediction_type,
-            variance_type=self.config.variance_type,
+            prediction_type=self.config["prediction_type"],
+            variance_type=self.config["variance_type"],
             clip_denoised=self._clip_denoised(),
         )
         prev_sample = p.mean
@@ -493,32 +515,32 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             if variance_noise is None:
                 variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
             GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
-            if isinstance(p.log_variance, float):
-                prev_sample = torch.add(p.mean, variance_noise.to(dtype), alpha=math.exp(0.5 * p.log_variance))
-            else:
+            if isinstance(p.log_variance, Tensor):
                 prev_sample = p.mean + torch.exp(0.5 * p.log_variance) * variance_noise
+            else:
+                prev_sample = torch.add(p.mean, variance_noise.to(dtype), alpha=math.exp(0.5 * p.log_variance))
         prev_sample, x_start = prev_sample.to(sample.dtype), p.x_start.to(sample.dtype)
         if not return_dict:
             return prev_sample, x_start
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
 
     def _clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
-        c = self.config
-        if c.thresholding:
+        limit = self.config["clip_sample_range"]
+        if self.config["thresholding"]:
             return self._threshold_sample
-        if c.clip_sample and c.clip_sample_range != 1.0:
-            return lambda x_start: x_start.clamp(-c.clip_sample_range, c.clip_sample_range)
-        return c.clip_sample
+        if self.config["clip_sample"] and limit != 1.0:
+            return lambda x_start: x_start.clamp(-limit, limit)
+        return self.config["clip_sample"]
 
     def _threshold_sample(self, x_start: Tensor) -> Tensor:
         """Dynamic thresholding (Saharia et al. 2022, Section 2.3), per sample, as in stock's DDPMScheduler."""
-        s = torch.quantile(x_start.flatten(1).abs(), self.config.dynamic_thresholding_ratio, dim=1)
-        s = s.clamp(1, self.config.sample_max_value).view(-1, *(1,) * (x_start.ndim - 1))
+        s = torch.quantile(x_start.flatten(1).abs(), self.config["dynamic_thresholding_ratio"], dim=1)
+        s = s.clamp(1, self.config["sample_max_value"]).view(-1, *(1,) * (x_start.ndim - 1))
         return x_start.clamp(-s, s) / s
 
     def _get_variance(self, t: int | Tensor) -> Tensor:
         """σ_t² of the fixed variances, 0-d; the name under which diffusers' own tests ask for it."""
-        small = self.config.variance_type == "fixed_small"
+        small = self.config["variance_type"] == "fixed_small"
         chain = self._chain.posterior_variance if small else self._chain.betas
         return torch.tensor(chain[self._chain_index(t)], dtype=torch.float32)
 

@@ -5,7 +5,8 @@ This file is copied into checkpoints, so it depends on torch and diffusers alone
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,11 @@ def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def init_like_paper(layer: nn.Module, scale: float = 1.0) -> None:
+def init_like_paper(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
     """Variance scaling (fan average, uniform) and bias 0; `scale` 0 means 1e-10, all as in the paper's code."""
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 class TimeEmbedding(nn.Module):
@@ -47,7 +49,11 @@ class TimeEmbedding(nn.Module):
     def forward(self, timestep: int | float | Tensor, sample: Tensor) -> Tensor:
         if not isinstance(timestep, Tensor):
             timestep = torch.full((len(sample),), timestep, device=sample.device)
-        timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))  # one for all, or one per sample
+        if timestep.numel() not in (1, len(sample)):
+            raise ValueError(
+                f"timestep has shape {tuple(timestep.shape)}; expected one, or one per sample, ({len(sample)},)"
+            )
+        timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))
         embedding = sinusoidal_embedding(timestep, self.linear_1.in_features).to(sample.dtype)
         return self.linear_2(F.silu(self.linear_1(embedding)))
 
@@ -116,6 +122,7 @@ class _Level(nn.Module):
     """Residual blocks of one resolution, each followed by attention where the level has it."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by enable_gradient_checkpointing
 
     def __init__(
         self, channels: Sequence[tuple[int, int]], attention: bool, time_channels: int, num_groups: int, dropout: float
@@ -156,6 +163,7 @@ class MidBlock(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
 
     def __init__(self, channels: int, time_channels: int, num_groups: int, dropout: float):
         super().__init__()
@@ -264,7 +272,7 @@ class DDPMPaperUNet(_PaperModel):
         self._init_weights()
 
     def _check_config(self) -> None:
-        c = self.config
+        c = SimpleNamespace(**self.config)
         sides = (c.sample_size,) * 2 if isinstance(c.sample_size, int) else tuple(c.sample_size)
         factor = 2 ** (len(c.block_out_channels) - 1)
         if len(sides) != 2 or any(side < factor or side % factor for side in sides):
@@ -288,7 +296,7 @@ class DDPMPaperUNet(_PaperModel):
 
     def _init_weights(self) -> None:
         """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
-        near_zero = {self.conv_out}
+        near_zero: set[nn.Module] = {self.conv_out}
         for module in self.modules():
             if isinstance(module, ResnetBlock):
                 near_zero.add(module.conv2)
@@ -308,9 +316,9 @@ class DDPMPaperUNet(_PaperModel):
         [B, out_channels, H, W] as `.sample`, or in a 1-tuple. Raises ValueError for other shapes.
         """
         factor = 2 ** (len(self.down_blocks) - 1)
-        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
+        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
             raise ValueError(
-                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.config.in_channels}, H, W]"
+                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.conv_in.in_channels}, H, W]"
             )
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(f"height and width {tuple(sample.shape[2:])} must be divisible by {factor}")
@@ -322,7 +330,7 @@ class DDPMPaperUNet(_PaperModel):
             skips += left
         x = self.mid_block(x, temb)
         for block in self.up_blocks:
-            used = len(block.resnets)
+            used = self.config["layers_per_block"] + 1
             x = block(x, skips[-used:][::-1], temb)
             skips = skips[:-used]
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
@@ -379,15 +387,15 @@ class DDPMPaperMLP(_PaperModel):
         self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
         """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
-        if sample.ndim != 2 or sample.shape[1] != self.config.in_channels:
+        if sample.ndim != 2 or sample.shape[1] != self.linear_in.in_features:
             raise ValueError(
-                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.config.in_channels}]"
+                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.linear_in.in_features}]"
             )
         temb = self.time_embedding(timestep, sample)
         x = self.linear_in(sample)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, temb)
+                x = self._gradient_checkpointing_func(block, x, temb)  # pyright: ignore[reportOptionalCall]
             else:
                 x = block(x, temb)
         x = self.linear_out(F.silu(self.norm_out(x)))
