@@ -4,7 +4,12 @@ This file is copied into checkpoints, beside the two it imports.
 """
 
 import inspect
+import json
+import shutil
 from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
@@ -14,6 +19,12 @@ from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
 from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
+CARRIED = {
+    "DDPMPaperUNet": ("unet_ddpm_paper", DDPMPaperUNet),
+    "DDPMPaperMLP": ("unet_ddpm_paper", DDPMPaperMLP),
+    "DDPMPaperScheduler": ("scheduling_ddpm_paper", DDPMPaperScheduler),
+}
 Generators = torch.Generator | list[torch.Generator] | None
 
 
@@ -23,10 +34,12 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     Seeds are integers in [0, 2³²): PyTorch's CPU generator looks at the low 32 bits only, so larger ones would
     silently repeat. Raises ValueError.
     """
+    if isinstance(seeds, Integral):
+        raise ValueError(f"seeds must be a list of integers, one per sample, got {seeds!r}")
     for seed in seeds:
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"seeds must be integers in [0, 2**32), got {seed!r}")
-    return [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
 
 
 class DDPMPaperPipeline(DiffusionPipeline):
@@ -37,6 +50,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
 
     x_t is float32 throughout, also when the network runs in half precision.
+
+    A saved pipeline carries its code, `pipeline.py`, `unet/unet_ddpm_paper.py` and
+    `scheduler/scheduling_ddpm_paper.py`, beside the weights. `DiffusionPipeline.from_pretrained(x,
+    trust_remote_code=True)` runs it where this package is not installed; `DDPMPaperPipeline.from_pretrained(x)` runs
+    the installed classes and never looks at it.
     """
 
     model_cpu_offload_seq = "unet"
@@ -89,9 +107,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
             batch_size: how many; follows from `seeds`, a list of generators or `latents` where given, else 1.
             seeds: one integer in [0, 2³²) per sample, e.g. `range(16)`. Excludes `generator`. A seed's noise is
                 bit-identical whatever the batch, process or device; its image is so up to the rounding of the kernels
-                that a batch size selects (about 1e-5).
+                that batch size and number of threads select (about 1e-5). (Stock's DPMSolverSDEScheduler draws
+                noise of its own; give it a `noise_sampler_seed`.)
             generator: a torch.Generator, or one per sample.
-            num_inference_steps: reverse steps; all of the scheduler's training timesteps by default.
+            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; all of them by default.
             latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
                 chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
@@ -101,14 +120,20 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
         Raises ValueError for arguments that contradict each other or lie outside what is named here.
         """
-        batch_size, generator = self._check_inputs(
-            batch_size, seeds, generator, latents, output_type, callback_on_step_end_tensor_inputs
-        )
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
+        total = self.scheduler.config.num_train_timesteps
+        num_inference_steps = total if num_inference_steps is None else num_inference_steps
+        if (
+            not isinstance(num_inference_steps, Integral)
+            or isinstance(num_inference_steps, bool)
+            or not 1 <= num_inference_steps <= total
+        ):
+            raise ValueError(f"num_inference_steps={num_inference_steps!r} must be an integer in [1, {total}]")
+        batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
         device = self._execution_device
         # Our scheduler wants Python integers and no copy on the device: a step then never waits for it.
-        ours = isinstance(self.scheduler, DDPMPaperScheduler)
-        if num_inference_steps is None:
-            num_inference_steps = self.scheduler.config.num_train_timesteps
+        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
         self.scheduler.set_timesteps(num_inference_steps, device=None if ours else device)
         timesteps = self.scheduler.timesteps.tolist() if ours else self.scheduler.timesteps
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
@@ -123,7 +148,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         was_training = self.unet.training
         self.unet.eval()
         try:
-            with self.progress_bar(total=len(timesteps)) as progress:
+            with self.progress_bar(total=len(timesteps)) as progress:  # type: ignore[call-arg]
                 for i, t in enumerate(timesteps):
                     if self.interrupt:
                         break
@@ -135,10 +160,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
                         x = returned.get("latents", x) if returned else x
                     progress.update()
         finally:
-            self.unet.train(was_training)
+            if was_training:
+                self.unet.train()
         images = self._to_output(x, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _check_inputs(
         self,
@@ -147,7 +173,6 @@ class DDPMPaperPipeline(DiffusionPipeline):
         generator: Generators,
         latents: torch.Tensor | None,
         output_type: str,
-        tensor_inputs: Sequence[str],
     ) -> tuple[int, Generators]:
         """The batch size that the arguments agree on, and the generators to draw from."""
         if output_type not in OUTPUT_TYPES:
@@ -156,22 +181,20 @@ class DDPMPaperPipeline(DiffusionPipeline):
             raise ValueError(
                 f"samples of shape {self.sample_shape} are not pictures; use output_type='np', 'pt' or 'latent'"
             )
-        if unknown := set(tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
         if seeds is not None:
             if generator is not None:
                 raise ValueError("pass seeds or generator, not both")
             generator = seeded_generators(seeds)
-        several = generator if isinstance(generator, list | tuple) else [generator]
+        if isinstance(generator, tuple):
+            generator = list(generator)
+        several = generator if isinstance(generator, list) else [generator]
         if any(not isinstance(g, torch.Generator | None) for g in several):
             raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if latents is not None and tuple(latents.shape[1:]) != self.sample_shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
         sizes = {
             "batch_size": batch_size,
-            "seeds" if seeds is not None else "generator": len(several)
-            if isinstance(generator, list | tuple)
-            else None,
+            "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
             "latents": None if latents is None else len(latents),
         }
         given = {name: size for name, size in sizes.items() if size is not None}
@@ -179,7 +202,50 @@ class DDPMPaperPipeline(DiffusionPipeline):
             raise ValueError(f"a batch needs at least one sample, as an integer; got {given}")
         if len(set(given.values())) > 1:
             raise ValueError(f"the batch size is given as {given}; these must agree")
-        return next(iter(given.values()), 1), several if isinstance(generator, tuple) else generator
+        return next(iter(given.values()), 1), generator
+
+    # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if type(self).__name__ != "DDPMPaperPipeline":
+            return  # a subclass has code of its own, of which we know nothing
+        folder = Path(save_directory)
+        sources = {"pipeline.py": type(self), "unet/unet_ddpm_paper.py": DDPMPaperUNet}
+        sources["scheduler/scheduling_ddpm_paper.py"] = DDPMPaperScheduler
+        for name, owner in sources.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(inspect.getfile(owner), folder / name)
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
+        index.pop("_name_or_path", None)  # a path on this machine is nobody else's business
+        for name in ("unet", "scheduler"):
+            if index[name][1] in CARRIED:
+                index[name][0] = CARRIED[index[name][1]][0]
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+        """The index without its reference to carried pipeline code: this class is the pipeline."""
+        index = super()._dict_from_json_file(json_file)
+        if index.get("_class_name") == ["pipeline", "DDPMPaperPipeline"]:
+            index["_class_name"] = "DDPMPaperPipeline"
+        return index
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in {"unet", "scheduler"} & index.keys():
+            library, class_name = index[name]
+            stem, installed = CARRIED.get(class_name, (None, None))
+            if installed is not None and library == stem:
+                index[name] = [installed.__module__, class_name]
+            elif library != "diffusers":
+                raise ValueError(f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
+        return loaded
 
     def _to_output(self, x: torch.Tensor, output_type: str):
         if output_type == "latent":
