@@ -149,14 +149,11 @@ def to_resume(
 ) -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
-    `resume` is "latest" (the newest good one), "never" (what is there is moved aside to `checkpoints.1`, `.2`, …), or
-    a checkpoint's path. Raises ValueError where it was written by a run whose mathematics differ from `manifest`,
-    unless `allow_changes`, which warns instead; CheckpointError where a path given does not verify.
+    `resume` is "latest" (the newest good one), "never", or a checkpoint's path. Raises ValueError where it was written
+    by a run whose mathematics differ from `manifest`, unless `allow_changes`, which warns instead; CheckpointError
+    where a path given does not verify.
     """
     if resume == "never":
-        if folder.is_dir() and any(folder.iterdir()):
-            number = next(n for n in itertools.count(1) if not folder.with_name(f"{folder.name}.{n}").exists())
-            logger.warning("the checkpoints of before are now in %s", folder.rename(f"{folder}.{number}"))
         return None
     if resume == "latest":
         found = newest_good(folder)
@@ -175,6 +172,20 @@ def to_resume(
     for difference in differences:
         logger.warning("resuming although %s", difference)
     return path
+
+
+def move_aside(folder: Path, step: int) -> None:
+    """Move the checkpoints after `step`, which a run that starts there will not continue, to `folder.1`, `.2`, …
+
+    They are damaged, or of another run; left in place, they would be taken for the newest.
+    """
+    newer = [path for found, path in found_in(folder) if found > step]
+    if newer:
+        place = next(p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
+        place.mkdir()
+        for path in newer:
+            path.rename(place / path.name)
+        logger.warning("%d checkpoints after step %d are now in %s", len(newer), max(step, 0), place)
 
 
 def read(checkpoint: Path, name: str) -> dict[str, Tensor]:

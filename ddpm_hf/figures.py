@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageOps
 
 
 def image_grid(images: Sequence[Image.Image], *, min_side: int = 64) -> Image.Image:
     """All images, of one size and mode, in a grid about as wide as high, the first at the top left.
 
-    Images smaller than `min_side` pixels are enlarged by a whole factor without smoothing, so that 8×8 digits can be
-    seen; missing places in the last row are black. Raises ValueError for no images.
+    Images smaller than `min_side` pixels are enlarged by a whole factor without smoothing, and framed in grey, so that
+    8×8 digits can be told apart; missing places in the last row are black. Raises ValueError for no images.
     """
     if not images:
         raise ValueError("an image grid needs at least one image")
@@ -22,7 +22,9 @@ def image_grid(images: Sequence[Image.Image], *, min_side: int = 64) -> Image.Im
     factor = max(1, -(-min_side // max(images[0].size)))
     size = (images[0].width * factor, images[0].height * factor)
     enlarged = [image.resize(size, Image.Resampling.NEAREST) for image in images]
-    enlarged += [Image.new(images[0].mode, size)] * (rows * columns - len(images))
+    if factor > 1:
+        enlarged = [ImageOps.expand(image, border=max(1, factor // 4), fill="#404040") for image in enlarged]
+    enlarged += [Image.new(images[0].mode, enlarged[0].size)] * (rows * columns - len(images))
     return make_image_grid(enlarged, rows=rows, cols=columns)
 
 

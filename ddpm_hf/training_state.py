@@ -68,9 +68,12 @@ class TrainingState:
             )
 
     def restore(self, checkpoint: Path) -> None:
-        """Become the state that was saved there; the network's architecture must be the same."""
+        """Become the state that was saved there. Raises ValueError for a network of another architecture."""
         names = [name for name, _ in self.unet.named_parameters()]
         model, ema = checkpoints.read(checkpoint, "model"), checkpoints.read(checkpoint, "ema")
+        saved = {name: value.shape for name, value in model.items()}
+        if saved != {name: parameter.shape for name, parameter in self.unet.named_parameters()}:
+            raise ValueError(f"{checkpoint} holds another network than the options describe; it cannot be resumed")
         with torch.no_grad():
             for name, parameter in self.unet.named_parameters():
                 parameter.copy_(model[name])

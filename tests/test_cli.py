@@ -79,7 +79,7 @@ def test_grid_in_a_process_of_its_own(images, tmp_path):
     assert done.stdout == f"5 samples in {output}\n"
     expected = image_grid(sampled(images, [0, 1, 2, 3, 9], "pil"))
     with Image.open(output) as grid:
-        assert grid.size == expected.size == (3 * 64, 2 * 64)
+        assert grid.size == expected.size == (3 * 68, 2 * 68)  # each in a frame
         assert np.abs(np.asarray(grid).astype(int) - np.asarray(expected)).max() <= 1  # rounded from other threads
 
 

@@ -25,7 +25,7 @@ def test_grid_is_about_as_wide_as_high_in_reading_order(count, columns, rows):
     assert (levels == np.array(expected)[:, None]).all()
 
 
-SIDES = [(8, 64, 64), (28, 64, 84), (64, 64, 64), (256, 64, 256), (8, 1, 8)]
+SIDES = [(8, 64, 64 + 4), (28, 64, 84 + 2), (64, 64, 64), (256, 64, 256), (8, 1, 8)]
 
 
 @pytest.mark.parametrize(("side", "min_side", "drawn"), SIDES)
@@ -35,8 +35,9 @@ def test_small_pictures_are_enlarged_by_a_whole_factor(side, min_side, drawn):
 
 def test_enlarging_does_not_smooth():
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 3), dtype=np.uint8)  # 4 high, 8 wide
-    grid = image_grid([Image.fromarray(pixels)])
-    assert np.array_equal(np.asarray(grid), pixels.repeat(8, axis=0).repeat(8, axis=1))
+    grid = np.asarray(image_grid([Image.fromarray(pixels)]))
+    assert np.array_equal(grid[2:-2, 2:-2], pixels.repeat(8, axis=0).repeat(8, axis=1))
+    assert (grid[:2] == 0x40).all() and (grid[:, -2:] == 0x40).all()  # the frame
 
 
 def test_colours_stay():

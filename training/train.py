@@ -216,7 +216,8 @@ def losses_of(run: Run, batch: Batch) -> Tensor:
 
 def learning_rate_of(options: TrainingOptions, num_updates: int) -> float:
     """Linear warm-up from 0, then constant, by the number of updates made so far, as in the paper's code."""
-    return options.learning_rate * min(1.0, num_updates / max(1, options.warmup_steps))
+    warmed_up = min(1.0, num_updates / options.warmup_steps) if options.warmup_steps else 1.0
+    return options.learning_rate * warmed_up
 
 
 def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
@@ -269,8 +270,11 @@ def check_finite(what: str, values: Tensor, batch: Batch, step: int, learning_ra
         )
 
 
-def train(run: Run, manifest: dict[str, Any]) -> None:
-    """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way."""
+def train(run: Run, manifest: dict[str, Any]) -> Path | None:
+    """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way.
+
+    Returns the last checkpoint on the main process; None where there was nothing left to train.
+    """
     options, accelerator, state = run.options, run.accelerator, run.state
     folder, num_parts = Path(options.output_dir), options.gradient_accumulation_steps
     rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -284,6 +288,7 @@ def train(run: Run, manifest: dict[str, Any]) -> None:
         num_steps=options.num_steps,
         global_batch_size=options.global_batch_size,
     )
+    written = None
     run.model.train()
     while state.step < options.num_steps:
         learning_rate = learning_rate_of(options, state.num_updates)
@@ -299,11 +304,12 @@ def train(run: Run, manifest: dict[str, Any]) -> None:
                     log.write_samples(step, "ema", draw_samples(run))
             if ending or step % options.checkpoint_every == 0:
                 if accelerator.is_main_process:
-                    state.save(folder / "checkpoints", run.scheduler, manifest)
+                    written = state.save(folder / "checkpoints", run.scheduler, manifest)
                     checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
                 log.write_curves()
                 accelerator.wait_for_everyone()
     log.close()
+    return written
 
 
 def draw_samples(run: Run) -> Tensor:
@@ -410,6 +416,7 @@ def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
     config = {**pipe.unet.config, **pipe.scheduler.config}
     for name in ({f.name for f in fields(options)} & config.keys()) - {"dropout"}:
         setattr(options, name, list(config[name]) if isinstance(config[name], tuple) else config[name])
+    options.__post_init__()
 
 
 def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> Run:
@@ -441,14 +448,13 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
     )
 
 
-def enter_folder(run: Run, manifest: dict[str, Any]) -> None:
-    """Make or re-enter `output_dir`, and bring the state to where its newest checkpoint left it."""
+def enter_folder(run: Run, manifest: dict[str, Any]) -> Path | None:
+    """Bring the state to where the newest checkpoint in `output_dir` left it, and return that checkpoint."""
     options, accelerator = run.options, run.accelerator
     folder = Path(options.output_dir)
     decision: list[Any] = [None, None]  # checkpoint, error: made once, so that all processes do the same
     if accelerator.is_main_process:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             decision[0] = checkpoints.to_resume(
                 folder / "checkpoints",
                 options.resume,
@@ -467,7 +473,9 @@ def enter_folder(run: Run, manifest: dict[str, Any]) -> None:
         run.state.restore(checkpoint)
         logger.info("resuming at step %d, from %s", run.state.step, checkpoint)
     if accelerator.is_main_process:
+        checkpoints.move_aside(folder / "checkpoints", run.state.step if checkpoint else -1)
         cut_metrics(folder / "metrics.jsonl", run.state.step)
+    return checkpoint
 
 
 def describe(run: Run) -> str:
@@ -484,6 +492,8 @@ def main(argv: list[str]) -> None:
     options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
     try:
         accelerator = make_accelerator(options)
+        if not options.dry_run:  # before hours of decoding
+            Path(options.output_dir).mkdir(parents=True, exist_ok=True)
         if not accelerator.is_main_process:
             logging.disable(logging.WARNING)
         share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
@@ -500,10 +510,10 @@ def main(argv: list[str]) -> None:
             return
         manifest = {
             "world_size": accelerator.num_processes,
-            "options": asdict(options),
+            "options": {**asdict(options), "mixed_precision": accelerator.mixed_precision},  # also where it chose
             "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
         }
-        enter_folder(run, manifest)
+        resumed = enter_folder(run, manifest)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if options.report_to:
@@ -511,10 +521,9 @@ def main(argv: list[str]) -> None:
         accelerator.init_trackers("ddpm_hf", config=plain)
     if run.state.step >= options.num_steps:
         logger.info("already trained to step %d; more with --num_steps", run.state.step)
-    train(run, manifest)
-    if accelerator.is_main_process:
-        folder = Path(options.output_dir)
-        checkpoints.publish(folder / "checkpoints" / f"step-{run.state.step}", folder)
+    finished = train(run, manifest) or resumed
+    if accelerator.is_main_process and finished is not None:
+        checkpoints.publish(finished, Path(options.output_dir))
         logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
 
 
