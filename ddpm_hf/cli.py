@@ -100,8 +100,8 @@ def convert(args: argparse.Namespace) -> None:
         )
     elif args.raw or args.sample_size is not None or args.variance_type:
         raise ValueError(
-            f"--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no {args.source}.index "
-            f"and no {Path(args.source) / 'checkpoint'}"
+            "--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no "
+            f"{args.source}.index and no {Path(args.source) / 'checkpoint'}"
         )
     elif args.to == "paper":
         pipe = pipeline_from_stock(args.source)
@@ -174,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     tensorflow.add_argument(
         "--variance_type",
         choices=("fixed_small", "fixed_large", "learned"),
-        help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if the channels are doubled",
+        help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
     )
 
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)
