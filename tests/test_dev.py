@@ -128,6 +128,7 @@ def test_half_made_venv_is_made_anew(dev, monkeypatch):
 
 def test_venv_that_cannot_be_made_is_removed(dev, monkeypatch):
     """Debian's venv module without its package fails after it has made half of .venv."""
+
     def half_make(command: list, **_) -> subprocess.CompletedProcess:
         add_program(dev, "python")
         return subprocess.CompletedProcess(command, 1, stdout="ensurepip is not available", stderr="")
@@ -142,8 +143,9 @@ def test_venv_that_cannot_be_made_is_removed(dev, monkeypatch):
 def test_missing_ensurepip_is_explained(dev):
     (dev.ROOT / "sitecustomize.py").write_text("import sys\nsys.modules['ensurepip'] = None\n")
     environment = os.environ | {"PYTHONPATH": str(dev.ROOT)}
-    done = subprocess.run([sys.executable, "dev.py", "install"], cwd=dev.ROOT, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "dev.py", "install"], cwd=dev.ROOT, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "ensurepip" in done.stderr and "Traceback" not in done.stderr
     assert not dev.VENV.exists()
@@ -327,10 +329,17 @@ def test_interrupt_waits_for_the_child_and_shows_no_stack(ready):
     """Ctrl-C reaches dev.py and its child together; a child that saves its work is left the time to."""
     save_on_interrupt = "trap 'sleep 1; echo saved >> calls; exit 0' INT"
     add_program(ready, "python", f"{save_on_interrupt}\nsleep 0.2; echo up\nfor i in $(seq 100); do sleep 0.1; done")
-    with (ready.ROOT / "error").open("w") as error, subprocess.Popen(
-        [sys.executable, "dev.py", "test"], cwd=ready.ROOT, text=True, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=error,
-    ) as process:
+    with (
+        (ready.ROOT / "error").open("w") as error,
+        subprocess.Popen(
+            [sys.executable, "dev.py", "test"],
+            cwd=ready.ROOT,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=error,
+        ) as process,
+    ):
         assert process.stdout
         while process.stdout.readline() != "up\n":
             assert process.poll() is None
