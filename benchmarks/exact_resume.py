@@ -72,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         alone, killed, single = (Path(folder, name) for name in ("alone", "killed", "single"))
         train(command(alone, args.num_steps, 2), Path(folder, "alone.log"))
-        for kill_at in sorted(random.Random(0).sample(range(10, args.num_steps - 10), NUM_KILLS)):
+        for kill_at in sorted(random.Random(0).sample(range(25, args.num_steps - 10), NUM_KILLS)):
             train(command(killed, args.num_steps, 2), Path(folder, "killed.log"), kill_at, killed)
             print(f"killed at step {kill_at} or just after")
         train(command(killed, args.num_steps, 2), Path(folder, "killed.log"))
