@@ -1,0 +1,319 @@
+"""Algorithm 2 of Ho et al. 2020 (arXiv 2006.11239) as a diffusers pipeline.
+
+This file is copied into checkpoints, beside the two it imports.
+"""
+
+import inspect
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers.utils.torch_utils import randn_tensor
+
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
+CARRIED = {
+    "DDPMPaperUNet": ("unet_ddpm_paper", DDPMPaperUNet),
+    "DDPMPaperMLP": ("unet_ddpm_paper", DDPMPaperMLP),
+    "DDPMPaperScheduler": ("scheduling_ddpm_paper", DDPMPaperScheduler),
+}
+Generators = torch.Generator | list[torch.Generator] | None
+
+# All that is ever uploaded; `*` stays within one folder.
+UPLOADED = (
+    *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
+    *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
+    *("samples/*.png", "curves.png", "metrics.jsonl", "options.yaml"),
+)
+STOCK_CARD = "This model card has been automatically generated"  # and says nothing
+PLAIN_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- ddpm
+- diffusion
+- arxiv:2006.11239
+---
+
+# {repo_id}
+
+A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_hf` installed,
+`DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
+`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository.
+"""
+
+
+def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator per seed: an image's noise then depends on its seed alone, whatever its batch or device.
+
+    Seeds are integers in [0, 2³²): PyTorch's CPU generator looks at the low 32 bits only, so larger ones would
+    silently repeat. Raises ValueError.
+    """
+    if isinstance(seeds, Integral):
+        raise ValueError(f"seeds must be a list of integers, one per sample, got {seeds!r}")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise ValueError(f"seeds must be integers in [0, 2**32), got {seed!r}")
+    return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+
+
+def files_to_upload(folder: str | Path) -> dict[str, Path]:
+    """The files of `folder` that `UPLOADED` names, by their names in a repository; nothing behind a symlink."""
+    root = Path(folder).resolve()
+    found = [path for pattern in UPLOADED for path in sorted(root.glob(pattern))]
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
+
+
+class DDPMPaperPipeline(DiffusionPipeline):
+    """Sampling from a DDPM (Algorithm 2): images, or points in R^d.
+
+    Args:
+        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or any unconditional diffusers `UNet2DModel`.
+        scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
+
+    x_t is float32 throughout, also when the network runs in half precision.
+
+    A saved pipeline carries its code, `pipeline.py`, `unet/unet_ddpm_paper.py` and
+    `scheduler/scheduling_ddpm_paper.py`, beside the weights. `DiffusionPipeline.from_pretrained(x,
+    trust_remote_code=True)` runs it where this package is not installed; `DDPMPaperPipeline.from_pretrained(x)` runs
+    the installed classes and never looks at it.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+    _own_card: bytes | None = None
+
+    def __init__(
+        self, unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel, scheduler: DDPMPaperScheduler | SchedulerMixin
+    ):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self._interrupt = False
+        self._num_timesteps = 0
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of reverse steps of the last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; the call then returns x_t as it is."""
+        return self._interrupt
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) for images, (d,) for points."""
+        config = self.unet.config
+        size = config.get("sample_size")
+        if size is None:
+            return (config.in_channels,)
+        return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        generator: Generators = None,
+        num_inference_steps: int | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[DiffusionPipeline, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        """Draw samples.
+
+        Args:
+            batch_size: how many; follows from `seeds`, a list of generators or `latents` where given, else 1.
+            seeds: one integer in [0, 2³²) per sample, e.g. `range(16)`. Excludes `generator`. A seed's noise is
+                bit-identical whatever the batch, process or device; its image is so up to the rounding of the kernels
+                that batch size and number of threads select (about 1e-5). (Stock's DPMSolverSDEScheduler draws
+                noise of its own; give it a `noise_sampler_seed`.)
+            generator: a torch.Generator, or one per sample.
+            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; all of them by default.
+            latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
+            output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
+                chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
+            return_dict: an `ImagePipelineOutput`, else the 1-tuple of its images.
+            callback_on_step_end: called as (pipe, step, timestep, {"latents": x_t}); may return a replacement.
+            callback_on_step_end_tensor_inputs: which tensors the callback receives; `latents` is the only one.
+
+        Raises ValueError for arguments that contradict each other or lie outside what is named here.
+        """
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
+        total = self.scheduler.config.num_train_timesteps
+        num_inference_steps = total if num_inference_steps is None else num_inference_steps
+        if (
+            not isinstance(num_inference_steps, Integral)
+            or isinstance(num_inference_steps, bool)
+            or not 1 <= num_inference_steps <= total
+        ):
+            raise ValueError(f"num_inference_steps={num_inference_steps!r} must be an integer in [1, {total}]")
+        batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
+        device = self._execution_device
+        # Our scheduler wants Python integers and no copy on the device: a step then never waits for it.
+        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
+        self.scheduler.set_timesteps(num_inference_steps, device=None if ours else device)
+        timesteps = self.scheduler.timesteps.tolist() if ours else self.scheduler.timesteps
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if takes_generator else {}
+
+        if latents is None:
+            shape = (batch_size, *self.sample_shape)
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        x = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+        self._num_timesteps, self._interrupt = len(timesteps), False
+        was_training = self.unet.training
+        self.unet.eval()
+        try:
+            with self.progress_bar(total=len(timesteps)) as progress:  # type: ignore[call-arg]
+                for i, t in enumerate(timesteps):
+                    if self.interrupt:
+                        break
+                    model_input = self.scheduler.scale_model_input(x, t).to(self.unet.dtype)
+                    model_output = self.unet(model_input, _per_sample(t, x)).sample.float()
+                    x = self.scheduler.step(model_output, t, x, return_dict=False, **step_kwargs)[0]
+                    if callback_on_step_end is not None:
+                        returned = callback_on_step_end(self, i, t, {"latents": x})
+                        x = returned.get("latents", x) if returned else x
+                    progress.update()
+        finally:
+            if was_training:
+                self.unet.train()
+        images = self._to_output(x, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
+
+    def _check_inputs(
+        self,
+        batch_size: int | None,
+        seeds: Sequence[int] | None,
+        generator: Generators,
+        latents: torch.Tensor | None,
+        output_type: str,
+    ) -> tuple[int, Generators]:
+        """The batch size that the arguments agree on, and the generators to draw from."""
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
+        if output_type == "pil" and (len(self.sample_shape) != 3 or self.sample_shape[0] not in (1, 3)):
+            raise ValueError(
+                f"samples of shape {self.sample_shape} are not pictures; use output_type='np', 'pt' or 'latent'"
+            )
+        if seeds is not None:
+            if generator is not None:
+                raise ValueError("pass seeds or generator, not both")
+            generator = seeded_generators(seeds)
+        if isinstance(generator, tuple):
+            generator = list(generator)
+        several = generator if isinstance(generator, list) else [generator]
+        if any(not isinstance(g, torch.Generator | None) for g in several):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+        if latents is not None and tuple(latents.shape[1:]) != self.sample_shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
+        sizes = {
+            "batch_size": batch_size,
+            "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
+            "latents": None if latents is None else len(latents),
+        }
+        given = {name: size for name, size in sizes.items() if size is not None}
+        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in given.values()):
+            raise ValueError(f"a batch needs at least one sample, as an integer; got {given}")
+        if len(set(given.values())) > 1:
+            raise ValueError(f"the batch size is given as {given}; these must agree")
+        return next(iter(given.values()), 1), generator
+
+    # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        card = Path(save_directory, "README.md")
+        self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
+        if type(self).__name__ != "DDPMPaperPipeline":
+            return  # a subclass has code of its own, of which we know nothing
+        folder = Path(save_directory)
+        sources = {"pipeline.py": type(self), "unet/unet_ddpm_paper.py": DDPMPaperUNet}
+        sources["scheduler/scheduling_ddpm_paper.py"] = DDPMPaperScheduler
+        for name, owner in sources.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(inspect.getfile(owner), folder / name)
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
+        index.pop("_name_or_path", None)  # a path on this machine is nobody else's business
+        for name in ("unet", "scheduler"):
+            if index[name][1] in CARRIED:
+                index[name][0] = CARRIED[index[name][1]][0]
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload what `UPLOADED` names, with the folder's own card; stock uploads all, `.env` and optimizers too.
+
+        Raises ValueError where there are no weights in safetensors: others are not uploaded.
+        """
+        card = Path(working_dir, "README.md")
+        if self._own_card is not None:
+            card.write_bytes(self._own_card)
+        elif card.is_file() and STOCK_CARD in card.read_text(encoding="utf-8"):
+            card.write_text(PLAIN_CARD.format(repo_id=repo_id), encoding="utf-8")
+        files = files_to_upload(working_dir)
+        if not any(name.endswith(".safetensors") for name in files):
+            raise ValueError("only weights in safetensors are uploaded; leave out safe_serialization=False")
+        with tempfile.TemporaryDirectory() as clean:
+            for name, path in files.items():
+                Path(clean, name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, Path(clean, name))
+            return super()._upload_folder(clean, repo_id, *args, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
+        """The index without its reference to carried pipeline code: this class is the pipeline."""
+        index = super()._dict_from_json_file(json_file)
+        if index.get("_class_name") == ["pipeline", "DDPMPaperPipeline"]:
+            index["_class_name"] = "DDPMPaperPipeline"
+        return index
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
+        loaded = super().load_config(*args, **kwargs)
+        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in {"unet", "scheduler"} & index.keys():
+            library, class_name = index[name]
+            stem, installed = CARRIED.get(class_name, (None, None))
+            if installed is not None and library == stem:
+                index[name] = [installed.__module__, class_name]
+            elif library != "diffusers":
+                raise ValueError(f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
+        return loaded
+
+    def _to_output(self, x: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return x
+        if x.ndim == 4:
+            x = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return x
+        array = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).cpu().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
+
+
+def _per_sample(t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """t as a tensor [B] on x's device, without waiting for the device."""
+    if isinstance(t, torch.Tensor):
+        return t.to(x.device).expand(len(x))
+    return torch.full((len(x),), t, device=x.device)

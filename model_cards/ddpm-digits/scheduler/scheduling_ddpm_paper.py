@@ -1,0 +1,564 @@
+"""The diffusion process of Ho et al. 2020 (arXiv 2006.11239) and the scheduler that gives it to diffusers.
+
+First the mathematics in the paper's symbols, `GaussianDiffusion`; then its adapter, `DDPMPaperScheduler`.
+This file is copied into checkpoints, so it depends on torch, numpy and diffusers alone.
+
+Time is 0-based everywhere: t = 0 is the paper's t = 1, the last step of sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+PREDICTION_TYPES = ("epsilon", "sample", "previous_sample", "v_prediction")
+VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned")
+STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+
+
+def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not supported; choose one of {', '.join(allowed)}")
+
+
+def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
+    """β_1 … β_T in float64, [T]: the six schedules of the paper's code and stock diffusers' two others.
+
+    `beta_start` and `beta_end` have no effect on `jsd` (1/T, 1/(T−1), …, 1) and `squaredcos_cap_v2`.
+    Raises ValueError for an unknown schedule.
+    """
+    _require("beta_schedule", beta_schedule, BETA_SCHEDULES)
+    if beta_schedule == "linear":
+        return np.linspace(beta_start, beta_end, num_timesteps)
+    if beta_schedule in ("quad", "scaled_linear"):
+        return np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps) ** 2
+    if beta_schedule == "jsd":
+        return 1.0 / np.linspace(num_timesteps, 1, num_timesteps)
+    if beta_schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, Eq. 17
+        f = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
+        return np.minimum(1 - f[1:] / f[:-1], 0.999)
+    betas = np.full(num_timesteps, float(beta_end))  # const
+    if beta_schedule in ("warmup10", "warmup50"):
+        warmup = int(num_timesteps * (0.1 if beta_schedule == "warmup10" else 0.5))
+        betas[:warmup] = np.linspace(beta_start, beta_end, warmup)
+    return betas
+
+
+def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale √ᾱ so that ᾱ_T = 0 (Lin et al. 2023, Algorithm 1); float64, [T]."""
+    sqrt_alphas_cumprod = np.sqrt(np.cumprod(1 - betas))
+    first, last = sqrt_alphas_cumprod[0], sqrt_alphas_cumprod[-1]
+    alphas_cumprod = ((sqrt_alphas_cumprod - last) * first / (first - last)) ** 2
+    return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+
+
+def _droppable(config: Mapping[str, Any]) -> list[str]:
+    """Of the values a configuration left at its class's defaults, those that another class may replace by its own.
+
+    diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
+    was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
+    """
+    return [key for key in config.get("_use_default_values", []) if key in ("timestep_spacing", "steps_offset")]
+
+
+class MeanVariance(NamedTuple):
+    """A diagonal Gaussian. `variance` and `log_variance` are floats for an int t, else they broadcast over `mean`."""
+
+    mean: Tensor
+    variance: Tensor | float
+    log_variance: Tensor | float
+
+
+class ReverseMeanVariance(NamedTuple):
+    """p_θ(x_{t−1} | x_t) as `MeanVariance`, and the x̂_0 it goes through."""
+
+    mean: Tensor
+    variance: Tensor | float
+    log_variance: Tensor | float
+    x_start: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianDiffusion:
+    """The forward process q, its posterior, and the reverse process p_θ (Sections 2 and 3 of the paper).
+
+    Tables are float64 and read-only, [T]; they are rounded to the tensors' dtype only when gathered, as in the
+    paper's code. Tensors are [B, ...] in float32 or float64; half precision is refused with a TypeError, because in
+    bfloat16 the first steps would add no noise at all. `t` is 0-based: an int for the whole batch, whose coefficients
+    are then Python floats and cost no device synchronisation, or an integer tensor [B]. A t outside the table is a
+    ValueError (on an accelerator, where looking would cost a synchronisation, the device's own index error).
+
+    `timesteps` [T] are the times at which the network is asked; they differ from 0 … T−1 in a respaced process.
+    """
+
+    betas: np.ndarray
+    timesteps: np.ndarray = field(default=None)  # type: ignore[assignment]
+    alphas_cumprod: np.ndarray = field(init=False)
+    alphas_cumprod_prev: np.ndarray = field(init=False)
+    sqrt_alphas_cumprod: np.ndarray = field(init=False)
+    sqrt_one_minus_alphas_cumprod: np.ndarray = field(init=False)
+    log_one_minus_alphas_cumprod: np.ndarray = field(init=False)
+    sqrt_recip_alphas_cumprod: np.ndarray = field(init=False)
+    sqrt_recipm1_alphas_cumprod: np.ndarray = field(init=False)
+    posterior_variance: np.ndarray = field(init=False)
+    posterior_log_variance_clipped: np.ndarray = field(init=False)
+    posterior_mean_coef1: np.ndarray = field(init=False)
+    posterior_mean_coef2: np.ndarray = field(init=False)
+    fixed_large_log_variance: np.ndarray = field(init=False)
+    _gathered: dict = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        betas = np.array(self.betas, dtype=np.float64)
+        if betas.ndim != 1 or not len(betas) or not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
+            raise ValueError(f"betas must be a non-empty vector inside (0, 1); only the last may be 1; got {betas}")
+        timesteps = np.arange(len(betas)) if self.timesteps is None else np.array(self.timesteps, dtype=np.int64)
+        if timesteps.shape != betas.shape:
+            raise ValueError(f"timesteps has shape {timesteps.shape}, betas {betas.shape}; they must be equal")
+        alphas_cumprod = np.cumprod(1 - betas)
+        if (
+            alphas_cumprod[0] == 1
+            or not np.all(alphas_cumprod[:-1] > 0)
+            or (alphas_cumprod[-1] == 0) != (betas[-1] == 1)
+        ):
+            raise ValueError(
+                "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
+                f"{alphas_cumprod[0]} to {alphas_cumprod[-1]}"
+            )
+        previous = np.append(1.0, alphas_cumprod[:-1])
+        variance = betas * (1 - previous) / (1 - alphas_cumprod)  # β̃_t, Eq. 7
+        # β̃ is 0 at t = 0, where only the decoder's likelihood needs a log-variance: the paper's code repeats β̃[1].
+        first = variance[1] if len(betas) > 1 else betas[0]
+        with np.errstate(divide="ignore"):  # ᾱ_T = 0 (zero terminal SNR): infinite entries that ε may not use
+            tables = {
+                "betas": betas,
+                "timesteps": timesteps,
+                "alphas_cumprod": alphas_cumprod,
+                "alphas_cumprod_prev": previous,
+                "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
+                "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas_cumprod),
+                "log_one_minus_alphas_cumprod": np.log(1 - alphas_cumprod),
+                "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas_cumprod),
+                "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas_cumprod - 1),
+                "posterior_variance": variance,
+                "posterior_log_variance_clipped": np.log(np.append(first, variance[1:])),
+                "posterior_mean_coef1": betas * np.sqrt(previous) / (1 - alphas_cumprod),
+                "posterior_mean_coef2": (1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
+                "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
+            }
+        for name, table in tables.items():
+            table.flags.writeable = False
+            object.__setattr__(self, name, table)
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    def _at(self, name: str, t: Tensor | int, x: Tensor) -> Any:
+        """Table `name` at t: a float for an int t, else x.dtype [B, 1, …] on x's device."""
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"GaussianDiffusion computes in float32 or float64, got {x.dtype}; cast to float32 first")
+        if isinstance(t, int | np.integer):
+            if not 0 <= t < self.num_timesteps:
+                raise ValueError(f"t={t} is outside [0, {self.num_timesteps})")
+            return float(getattr(self, name)[t])
+        if t.shape != x.shape[:1] or t.is_floating_point():
+            raise ValueError(f"t has shape {tuple(t.shape)}, {t.dtype}; expected one integer per sample, ({len(x)},)")
+        if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < self.num_timesteps):
+            raise ValueError(f"t={t.tolist()} leaves [0, {self.num_timesteps})")
+        key = name, x.device, x.dtype
+        if key not in self._gathered:  # cast before moving: MPS has no float64
+            self._gathered[key] = torch.tensor(getattr(self, name)).to(x.dtype).to(x.device)
+        return self._gathered[key][t.to(x.device)].view(-1, *(1,) * (x.ndim - 1))
+
+    @staticmethod
+    def _same_shape(**tensors: Tensor) -> None:
+        if len({x.shape for x in tensors.values()}) > 1:
+            raise ValueError("shapes differ: " + ", ".join(f"{k} {tuple(x.shape)}" for k, x in tensors.items()))
+
+    # ---- forward process -------------------------------------------------------------------------------------------
+
+    def q_mean_variance(self, x_start: Tensor, t: Tensor | int) -> MeanVariance:
+        """q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I) (Eq. 4); t 0-based."""
+        deviation = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
+        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start)
+        return MeanVariance(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, deviation**2, log_variance)
+
+    def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Eq. 4, reparameterized), with ε = `noise` of x_start's shape; t 0-based."""
+        self._same_shape(x_start=x_start, noise=noise)
+        signal, sigma = (
+            self._at("sqrt_alphas_cumprod", t, x_start),
+            self._at("sqrt_one_minus_alphas_cumprod", t, x_start),
+        )
+        return signal * x_start + sigma * noise
+
+    def velocity(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, Section 4); t 0-based."""
+        self._same_shape(x_start=x_start, noise=noise)
+        signal, sigma = (
+            self._at("sqrt_alphas_cumprod", t, x_start),
+            self._at("sqrt_one_minus_alphas_cumprod", t, x_start),
+        )
+        return signal * noise - sigma * x_start
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> MeanVariance:
+        """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based; the log-variance at 0 is that of t = 1."""
+        self._same_shape(x_start=x_start, x_t=x_t)
+        coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
+        log_variance = self._at("posterior_log_variance_clipped", t, x_t)
+        return MeanVariance(coef1 * x_start + coef2 * x_t, self._at("posterior_variance", t, x_t), log_variance)
+
+    # ---- reverse process -------------------------------------------------------------------------------------------
+
+    def predict_x_start(self, model_output: Tensor, x_t: Tensor, t: Tensor | int, prediction_type: str) -> Tensor:
+        """x̂_0 from the network's output, unclipped, by solving Eq. 4 (ε, v) or Eq. 7 (x_{t−1}); t 0-based."""
+        self._same_shape(model_output=model_output, x_t=x_t)
+        if prediction_type == "epsilon":
+            recip, recipm1 = (self._at(f"sqrt_{name}_alphas_cumprod", t, x_t) for name in ("recip", "recipm1"))
+            return recip * x_t - recipm1 * model_output
+        if prediction_type == "previous_sample":
+            coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
+            return (1 / coef1) * model_output - (coef2 / coef1) * x_t
+        if prediction_type == "v_prediction":
+            signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
+            return signal * x_t - sigma * model_output
+        _require("prediction_type", prediction_type, PREDICTION_TYPES)
+        return model_output
+
+    def predict_eps(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """ε = (x_t − √ᾱ_t x_0) / √(1 − ᾱ_t) (Eq. 4 solved for ε); t 0-based."""
+        self._same_shape(x_start=x_start, x_t=x_t)
+        signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
+        return (x_t - signal * x_start) / sigma
+
+    def score(self, eps: Tensor, t: Tensor | int) -> Tensor:
+        """∇ log q(x_t) ≈ −ε / √(1 − ᾱ_t), the link to denoising score matching (Section 3.2); t 0-based."""
+        return eps / -self._at("sqrt_one_minus_alphas_cumprod", t, eps)
+
+    def p_mean_variance(
+        self,
+        model_output: Tensor,
+        x_t: Tensor,
+        t: Tensor | int,
+        *,
+        prediction_type: str,
+        variance_type: str,
+        clip_denoised: bool | Callable[[Tensor], Tensor] = True,
+    ) -> ReverseMeanVariance:
+        """p_θ(x_{t−1} | x_t) (Eq. 1), its mean through x̂_0 and the posterior, as in the paper's code; t 0-based.
+
+        `model_output` has x_t's shape; for `learned` twice its channels, the second half being the log-variance.
+        `clip_denoised` True clamps x̂_0 to [−1, 1]; a function is applied to x̂_0 in its place. It does not touch the
+        mean of `previous_sample`, which is the network's output itself.
+        """
+        _require("variance_type", variance_type, VARIANCE_TYPES)
+        if variance_type == "learned":
+            if model_output.shape[1] != 2 * x_t.shape[1]:
+                raise ValueError(f"learned variance needs {2 * x_t.shape[1]} channels, got {model_output.shape[1]}")
+            model_output, log_variance = model_output.chunk(2, dim=1)
+            variance = log_variance.exp()
+        else:
+            small = variance_type == "fixed_small"
+            variance = self._at("posterior_variance" if small else "betas", t, x_t)
+            log_variance = self._at("posterior_log_variance_clipped" if small else "fixed_large_log_variance", t, x_t)
+        x_start = self.predict_x_start(model_output, x_t, t, prediction_type)
+        if callable(clip_denoised):
+            x_start = clip_denoised(x_start)
+        elif clip_denoised:
+            x_start = x_start.clamp(-1, 1)
+        if prediction_type == "previous_sample":
+            mean = model_output
+        else:
+            mean = self.q_posterior_mean_variance(x_start, x_t, t).mean
+        return ReverseMeanVariance(mean, variance, log_variance, x_start)
+
+    def respaced(self, timesteps: Sequence[int] | np.ndarray) -> GaussianDiffusion:
+        """The process that visits only these strictly ascending `timesteps`: β'_i = 1 − ᾱ_{t_i} / ᾱ_{t_{i−1}}.
+
+        q(x_t | x_0) is unchanged at the times kept (Nichol & Dhariwal 2021, Eq. 19). Raises ValueError.
+        """
+        kept = np.asarray(timesteps)
+        if kept.ndim != 1 or not len(kept) or not np.issubdtype(kept.dtype, np.integer) or np.any(np.diff(kept) <= 0):
+            raise ValueError(f"timesteps must be a non-empty, strictly ascending list of integers, got {timesteps}")
+        if kept[0] < 0 or kept[-1] >= self.num_timesteps:
+            raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {kept[0]} to {kept[-1]}")
+        if len(kept) == self.num_timesteps:
+            return self
+        alphas_cumprod = self.alphas_cumprod[kept]
+        return GaussianDiffusion(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), self.timesteps[kept])
+
+
+class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
+    """`GaussianDiffusion` as a diffusers scheduler: one reverse step of Algorithm 2, through the clipped x̂_0.
+
+    Configuration names and values are stock DDPMScheduler's, except:
+
+    - `beta_schedule` also takes the paper code's `quad`, `const`, `jsd`, `warmup10`, `warmup50`; for those the
+      configuration carries `trained_betas`, so that every other diffusers scheduler can be built from it.
+      `sigmoid` and `laplace` are refused.
+    - `prediction_type` also takes `previous_sample`, the paper's μ̃ (Table 2).
+    - `variance_type` is `fixed_small` (β̃_t), the paper's choice at 256² and stock's default; its CIFAR-10 runs have
+      `fixed_large` (β_t). `learned` is a log-variance in the second half of the channels, as in the paper's code;
+      stock's takes the square root of a raw network output. Stock's `*_log` (which samples NaN for `fixed_large_log`)
+      and `learned_range` are refused.
+    - `trained_betas` decides the number of timesteps; `num_train_timesteps` follows it.
+    - ε cannot be turned into x̂_0 where ᾱ_t = 0: with `rescale_betas_zero_snr` it is refused.
+    - The last step of a chain adds no noise (Algorithm 2, line 3), also where that chain does not end at t = 0
+      (`trailing`, `steps_offset`), where stock with `fixed_large` would add some to the finished image.
+
+    `diffusion` is the process over the training timesteps, in float64. Raises ValueError for anything unknown.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers]
+    order = 1
+    init_noise_sigma = 1.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: np.ndarray | list[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ):
+        # Another scheduler built from this configuration would replace what was left at our defaults by its own.
+        self.config.get("_use_default_values", [])[:] = _droppable(self.config)
+        self._check_config()
+        if trained_betas is not None:
+            betas = np.asarray(trained_betas, dtype=np.float64)
+            if betas.ndim != 1 or not len(betas):
+                raise ValueError(f"trained_betas has shape {betas.shape}; it must be a non-empty list of numbers")
+            num_train_timesteps = len(betas)
+            self.register_to_config(num_train_timesteps=num_train_timesteps)
+        else:
+            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        may_end_at_one = beta_schedule == "jsd" or rescale_betas_zero_snr
+        if not (
+            np.all(betas > 0) and np.all(betas[:-1] < 1) and (betas[-1] < 1 or (betas[-1] == 1 and may_end_at_one))
+        ):
+            raise ValueError(f"betas must lie inside (0, 1), got {betas.min()} to {betas.max()}")
+        if trained_betas is not None or beta_schedule not in STOCK_BETA_SCHEDULES:
+            self.register_to_config(trained_betas=betas.tolist())
+        if rescale_betas_zero_snr:
+            betas = rescale_zero_terminal_snr(betas)
+
+        self.diffusion = GaussianDiffusion(betas)
+        # For code that reads stock's attributes; the float64 truth is `diffusion`.
+        self.betas = torch.tensor(self.diffusion.betas, dtype=torch.float32)
+        self.alphas_cumprod = torch.tensor(self.diffusion.alphas_cumprod, dtype=torch.float32)
+        self.num_inference_steps: int | None = None
+        self._use_timesteps(np.arange(num_train_timesteps), device=None)
+
+    def _check_config(self) -> None:
+        c = SimpleNamespace(**self.config)
+        for name in ("beta_start", "beta_end", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"):
+            if not isinstance(self.config[name], int | float):
+                raise ValueError(f"{name}={self.config[name]!r} must be a number")
+        for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
+            if not isinstance(self.config[name], bool):
+                raise ValueError(f"{name}={self.config[name]!r} must be true or false")
+        _require("beta_schedule", c.beta_schedule, BETA_SCHEDULES)
+        _require("variance_type", c.variance_type, VARIANCE_TYPES)
+        _require("prediction_type", c.prediction_type, PREDICTION_TYPES)
+        _require("timestep_spacing", c.timestep_spacing, TIMESTEP_SPACINGS)
+        bounds = {
+            "num_train_timesteps": (
+                isinstance(c.num_train_timesteps, int) and c.num_train_timesteps >= 1,
+                "an int >= 1",
+            ),
+            "steps_offset": (isinstance(c.steps_offset, int) and c.steps_offset >= 0, "an int >= 0"),
+            "dynamic_thresholding_ratio": (0 < c.dynamic_thresholding_ratio <= 1, "in (0, 1]"),
+            "clip_sample_range": (c.clip_sample_range > 0, "> 0"),
+            "sample_max_value": (c.sample_max_value > 0, "> 0"),
+        }
+        for name, (holds, allowed) in bounds.items():
+            if not holds:
+                raise ValueError(f"{name}={self.config[name]!r} must be {allowed}")
+        if c.rescale_betas_zero_snr and c.prediction_type in ("epsilon", "previous_sample"):
+            raise ValueError(
+                f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal "
+                "SNR x_T says nothing about x_0; use v_prediction or sample"
+            )
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
+        """As in diffusers, but what the other scheduler left at its defaults is kept where training depends on it."""
+        if isinstance(config, dict):
+            config = {**config, "_use_default_values": _droppable(config)}
+            if config.get("variance_type") == "learned" and config.get("_class_name", cls.__name__) != cls.__name__:
+                raise ValueError("variance_type='learned' of stock is not a log-variance; it has no equivalent here")
+            if config.get("variance_type", "") is None:  # of schedulers that have no variance, such as DPM-Solver
+                del config["variance_type"]
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    def __len__(self) -> int:
+        return self.config["num_train_timesteps"]
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """`sample` itself: DDPM's network sees x_t as it is. Present so that schedulers can be swapped."""
+        return sample
+
+    # ---- timesteps -------------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Choose the chain: `num_inference_steps` in [1, T] spaced by the configuration, or descending `timesteps`."""
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("pass one of num_inference_steps and timesteps")
+        if timesteps is not None:
+            descending = np.asarray(timesteps)
+        else:
+            descending = self._spaced_timesteps(num_inference_steps)
+        if descending.ndim != 1 or not len(descending) or np.any(np.diff(descending) >= 0):
+            raise ValueError(f"`timesteps` must be non-empty and in strictly descending order, got {timesteps}")
+        if descending[0] >= len(self) or descending[-1] < 0:
+            raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
+        self._use_timesteps(descending[::-1], device)
+        self.num_inference_steps = num_inference_steps
+
+    def _spaced_timesteps(self, n: int | None) -> np.ndarray:
+        """n descending timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), int64 [n]."""
+        total = len(self)
+        if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= total:
+            raise ValueError(f"num_inference_steps={n!r} must be an integer in [1, {total}]")
+        if self.config["timestep_spacing"] == "linspace":
+            return np.linspace(0, total - 1, n).round().astype(np.int64)[::-1]
+        if self.config["timestep_spacing"] == "leading":
+            return np.arange(n)[::-1] * (total // n) + self.config["steps_offset"]
+        return np.round(total - np.arange(n) * (total / n)).astype(np.int64) - 1  # trailing
+
+    def _use_timesteps(self, ascending: np.ndarray, device: str | torch.device | None) -> None:
+        self._chain = self.diffusion.respaced(ascending)
+        self._index = {int(t): i for i, t in enumerate(ascending)}
+        self.timesteps = torch.from_numpy(ascending[::-1].copy()).to(device)
+
+    def _chain_index(self, timestep: int | Tensor) -> int:
+        """Position of `timestep` in the current chain, 0 being the last step of sampling."""
+        try:
+            return self._index[timestep if isinstance(timestep, int) else float(timestep)]  # type: ignore[index]
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise ValueError(
+                f"timestep={timestep} is not one of the current {len(self._index)} timesteps in [0, {len(self)})"
+            ) from None
+
+    def previous_timestep(self, timestep: int | Tensor) -> Tensor:
+        """The timestep that follows in sampling, −1 after the last; 0-d, as in stock's DDPMScheduler."""
+        index = self._chain_index(timestep)
+        return torch.tensor(self._chain.timesteps[index - 1] if index else -1)
+
+    # ---- one reverse step ------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        *,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
+        """x_{t−1} = μ_θ(x_t, t) + σ_t z (Algorithm 2, lines 3–4), with z = 0 at the last step.
+
+        `sample` is x_t [B, ...]; `model_output` has its shape (twice the channels for learned variance); `timestep` is
+        one of `timesteps`, 0-based; a Python int costs no device synchronisation. z is `variance_noise` where given,
+        else drawn in float32 from `generator`. Computed in float32 (float64 for float64 samples), returned in
+        sample's dtype as (prev_sample, pred_original_sample).
+
+        Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged. The default goes through
+        x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
+        multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
+        """
+        index = self._chain_index(timestep)
+        if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
+            raise ValueError(f"ᾱ is 0 at timestep {int(timestep)}: ε gives no x_0 there; use v_prediction or sample")
+        dtype = sample.dtype if sample.dtype == torch.float64 else torch.float32
+        p = self._chain.p_mean_variance(
+            model_output.to(dtype),
+            sample.to(dtype),
+            index,
+            prediction_type=self.config["prediction_type"],
+            variance_type=self.config["variance_type"],
+            clip_denoised=self._clip_denoised(),
+        )
+        prev_sample = p.mean
+        if index > 0:
+            if variance_noise is None:
+                variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
+            GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
+            if isinstance(p.log_variance, Tensor):
+                prev_sample = p.mean + torch.exp(0.5 * p.log_variance) * variance_noise
+            else:
+                prev_sample = torch.add(p.mean, variance_noise.to(dtype), alpha=math.exp(0.5 * p.log_variance))
+        prev_sample, x_start = prev_sample.to(sample.dtype), p.x_start.to(sample.dtype)
+        if not return_dict:
+            return prev_sample, x_start
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
+
+    def _clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
+        limit = self.config["clip_sample_range"]
+        if self.config["thresholding"]:
+            return self._threshold_sample
+        if self.config["clip_sample"] and limit != 1.0:
+            return lambda x_start: x_start.clamp(-limit, limit)
+        return self.config["clip_sample"]
+
+    def _threshold_sample(self, x_start: Tensor) -> Tensor:
+        """Dynamic thresholding (Saharia et al. 2022, Section 2.3), per sample, as in stock's DDPMScheduler."""
+        s = torch.quantile(x_start.flatten(1).abs(), self.config["dynamic_thresholding_ratio"], dim=1)
+        s = s.clamp(1, self.config["sample_max_value"]).view(-1, *(1,) * (x_start.ndim - 1))
+        return x_start.clamp(-s, s) / s
+
+    def _get_variance(self, t: int | Tensor) -> Tensor:
+        """σ_t² of the fixed variances, 0-d; the name under which diffusers' own tests ask for it."""
+        small = self.config["variance_type"] == "fixed_small"
+        chain = self._chain.posterior_variance if small else self._chain.betas
+        return torch.tensor(chain[self._chain_index(t)], dtype=torch.float32)
+
+    # ---- forward process, for training scripts written against diffusers -------------------------------------------
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`q_sample` (Eq. 4), computed in float32 whatever the dtype and returned in original_samples' dtype.
+
+        `timesteps` are 0-based training timesteps, one per sample or one for all.
+        """
+        return self._in_float32(self.diffusion.q_sample, original_samples, noise, timesteps)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v, the target of `v_prediction`; arguments as in `add_noise`."""
+        return self._in_float32(self.diffusion.velocity, sample, noise, timesteps)
+
+    @staticmethod
+    def _in_float32(function: Callable, x_start: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        dtype = x_start.dtype if x_start.dtype == torch.float64 else torch.float32
+        t = timesteps.expand(len(x_start)) if timesteps.numel() == 1 else timesteps
+        return function(x_start.to(dtype), t, noise.to(dtype)).to(x_start.dtype)

@@ -1,0 +1,402 @@
+"""The networks of Ho et al. 2020 (arXiv 2006.11239): the ε-UNet of Appendix B, and a small MLP for points.
+
+Parameters carry the names of diffusers' UNet2DModel, so weights move between the two without a map.
+This file is copied into checkpoints, so it depends on torch and diffusers alone.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
+
+
+def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
+    """[sin(t ω_i), cos(t ω_i)] with ω_i = 10000^(−i / (dim/2 − 1)): [B] → float32 [B, dim], for even dim >= 4.
+
+    The raw 0-based t enters, unscaled. Source: the paper code's nn.get_timestep_embedding.
+    """
+    half = dim // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=timestep.device) * -(math.log(1e4) / (half - 1))
+    )
+    angles = timestep.float()[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def init_like_paper(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
+    """Variance scaling (fan average, uniform) and bias 0; `scale` 0 means 1e-10, all as in the paper's code."""
+    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
+class TimeEmbedding(nn.Module):
+    """Dense(4 ch) – SiLU – Dense(4 ch) over the sinusoidal embedding of t: [B] → [B, 4 ch]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(channels, 4 * channels)
+        self.linear_2 = nn.Linear(4 * channels, 4 * channels)
+
+    def forward(self, timestep: int | float | Tensor, sample: Tensor) -> Tensor:
+        if not isinstance(timestep, Tensor):
+            timestep = torch.full((len(sample),), timestep, device=sample.device)
+        if timestep.numel() not in (1, len(sample)):
+            raise ValueError(
+                f"timestep has shape {tuple(timestep.shape)}; expected one, or one per sample, ({len(sample)},)"
+            )
+        timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))
+        embedding = sinusoidal_embedding(timestep, self.linear_1.in_features).to(sample.dtype)
+        return self.linear_2(F.silu(self.linear_1(embedding)))
+
+
+class ResnetBlock(nn.Module):
+    """GroupNorm–SiLU–conv, + time, GroupNorm–SiLU–dropout–conv, + shortcut: [B, in, H, W] → [B, out, H, W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_channels: int, num_groups: int, dropout: float):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(num_groups, in_channels, NORM_EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_channels, out_channels)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels, NORM_EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(temb))[:, :, None, None]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class SelfAttention(nn.Module):
+    """One head of self-attention over the H·W positions, scale C^-½, with a residual: [B, C, H, W] → the same."""
+
+    def __init__(self, channels: int, num_groups: int):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(num_groups, channels, NORM_EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])  # a list only for the name `to_out.0`
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.group_norm(x).flatten(2).transpose(1, 2)  # [B, H·W, C]
+        q, k, v = (project(h).unsqueeze(1) for project in (self.to_q, self.to_k, self.to_v))
+        h = self.to_out[0](F.scaled_dot_product_attention(q, k, v).squeeze(1))
+        return x + h.transpose(1, 2).reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """3×3 convolution of stride 2, zeros on the right and below only: [B, C, H, W] → [B, C, H/2, W/2]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour ×2, then a 3×3 convolution: [B, C, H, W] → [B, C, 2H, 2W]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class _Level(nn.Module):
+    """Residual blocks of one resolution, each followed by attention where the level has it."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]  # set by enable_gradient_checkpointing
+
+    def __init__(
+        self, channels: Sequence[tuple[int, int]], attention: bool, time_channels: int, num_groups: int, dropout: float
+    ):
+        super().__init__()
+        self.resnets = nn.ModuleList([ResnetBlock(i, o, time_channels, num_groups, dropout) for i, o in channels])
+        self.attentions = nn.ModuleList([SelfAttention(o, num_groups) for _, o in channels] if attention else [])
+
+    def _layer(self, index: int, x: Tensor, temb: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            x = self._gradient_checkpointing_func(self.resnets[index], x, temb)
+        else:
+            x = self.resnets[index](x, temb)
+        return self.attentions[index](x) if self.attentions else x
+
+
+class DownBlock(_Level):
+    """(x, temb) → (x, the skip connections this level leaves, finest first)."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_layers: int, downsample: bool, **kwargs):
+        super().__init__(
+            [(in_channels if i == 0 else out_channels, out_channels) for i in range(num_layers)], **kwargs
+        )
+        self.downsamplers = nn.ModuleList([Downsample(out_channels)] if downsample else [])
+
+    def forward(self, x: Tensor, temb: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        skips = ()
+        for index in range(len(self.resnets)):
+            x = self._layer(index, x, temb)
+            skips += (x,)
+        for downsample in self.downsamplers:
+            x = downsample(x)
+            skips += (x,)
+        return x, skips
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., Tensor]
+
+    def __init__(self, channels: int, time_channels: int, num_groups: int, dropout: float):
+        super().__init__()
+        self.resnets = nn.ModuleList(
+            [ResnetBlock(channels, channels, time_channels, num_groups, dropout) for _ in "12"]
+        )
+        self.attentions = nn.ModuleList([SelfAttention(channels, num_groups)])
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            x = self.attentions[0](self._gradient_checkpointing_func(self.resnets[0], x, temb))
+            return self._gradient_checkpointing_func(self.resnets[1], x, temb)
+        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb)), temb)
+
+
+class UpBlock(_Level):
+    """(x, skips of this level in the order they are used, temb) → x, at twice the resolution unless it is the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, skip_channels: Sequence[int], upsample: bool, **kwargs):
+        inputs = [in_channels] + [out_channels] * (len(skip_channels) - 1)
+        super().__init__([(i + skip, out_channels) for i, skip in zip(inputs, skip_channels, strict=True)], **kwargs)
+        self.upsamplers = nn.ModuleList([Upsample(out_channels)] if upsample else [])
+
+    def forward(self, x: Tensor, skips: tuple[Tensor, ...], temb: Tensor) -> Tensor:
+        for index, skip in enumerate(skips):
+            x = self._layer(index, torch.cat([x, skip], dim=1), temb)
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class _PaperModel(ModelMixin, ConfigMixin):
+    """What both networks share: how they are loaded."""
+
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in diffusers, but weights are copied to aligned memory: as mapped, they give sums that differ by 1e-6."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+        return loaded
+
+
+class DDPMPaperUNet(_PaperModel):
+    """The paper's ε_θ(x_t, t) for images (Appendix B); the defaults are its CIFAR-10 network, 35,746,307 parameters.
+
+    Args:
+        sample_size: side of the images, or (height, width); each divisible by 2^(levels − 1).
+        in_channels: channels of x_t, 1 or more.
+        out_channels: channels of the output: `in_channels`, or twice as many for a learned variance.
+        block_out_channels: channels per level, finest first; 256² models have (128, 128, 256, 256, 512, 512).
+        layers_per_block: residual blocks per level on the way down; one more on the way up.
+        attention_resolutions: levels whose longer side is one of these have attention; the middle always has.
+        dropout: before the second convolution of every residual block (0.1 for CIFAR-10, 0 at 256²).
+        norm_num_groups: groups of every GroupNorm; divides every number of channels.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (128, 256, 256, 256),
+        layers_per_block: int = 2,
+        attention_resolutions: tuple[int, ...] = (16,),
+        dropout: float = 0.0,
+        norm_num_groups: int = 32,
+    ):
+        super().__init__()
+        self._check_config()
+        levels, base = len(block_out_channels), block_out_channels[0]
+        longer_side = sample_size if isinstance(sample_size, int) else max(sample_size)
+        attention = [longer_side >> level in attention_resolutions for level in range(levels)]
+        common = {"time_channels": 4 * base, "num_groups": norm_num_groups, "dropout": dropout}
+
+        self.time_embedding = TimeEmbedding(base)
+        self.conv_in = nn.Conv2d(in_channels, base, 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        skip_channels = [base]
+        channels = base
+        for level, out in enumerate(block_out_channels):
+            last = level == levels - 1
+            self.down_blocks.append(
+                DownBlock(channels, out, layers_per_block, downsample=not last, attention=attention[level], **common)
+            )
+            skip_channels += [out] * (layers_per_block + (not last))
+            channels = out
+        self.mid_block = MidBlock(channels, **common)
+        self.up_blocks = nn.ModuleList()
+        for level in reversed(range(levels)):
+            out, skips = block_out_channels[level], [skip_channels.pop() for _ in range(layers_per_block + 1)]
+            self.up_blocks.append(
+                UpBlock(channels, out, skips, upsample=level > 0, attention=attention[level], **common)
+            )
+            channels = out
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, NORM_EPS)
+        self.conv_out = nn.Conv2d(base, out_channels, 3, padding=1)
+        self._init_weights()
+
+    def _check_config(self) -> None:
+        c = SimpleNamespace(**self.config)
+        sides = (c.sample_size,) * 2 if isinstance(c.sample_size, int) else tuple(c.sample_size)
+        factor = 2 ** (len(c.block_out_channels) - 1)
+        if len(sides) != 2 or any(side < factor or side % factor for side in sides):
+            raise ValueError(
+                f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, since "
+                f"block_out_channels={tuple(c.block_out_channels)} halves it {len(c.block_out_channels) - 1} times"
+            )
+        if any(channels % c.norm_num_groups for channels in c.block_out_channels):
+            raise ValueError(f"norm_num_groups={c.norm_num_groups} must divide {tuple(c.block_out_channels)}")
+        if c.block_out_channels[0] % 2 or c.block_out_channels[0] < 4:
+            raise ValueError(f"block_out_channels[0]={c.block_out_channels[0]} must be even and at least 4")
+        if c.out_channels not in (c.in_channels, 2 * c.in_channels):
+            raise ValueError(
+                f"out_channels={c.out_channels} must be in_channels={c.in_channels}, or twice that (learned variance)"
+            )
+        if min(c.in_channels, c.layers_per_block) < 1 or not 0 <= c.dropout < 1:
+            raise ValueError(
+                f"in_channels={c.in_channels} and layers_per_block={c.layers_per_block} must be at least 1, "
+                f"dropout={c.dropout} in [0, 1)"
+            )
+
+    def _init_weights(self) -> None:
+        """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
+        near_zero: set[nn.Module] = {self.conv_out}
+        for module in self.modules():
+            if isinstance(module, ResnetBlock):
+                near_zero.add(module.conv2)
+            elif isinstance(module, SelfAttention):
+                near_zero.add(module.to_out[0])
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
+
+    def forward(
+        self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """ε_θ(x_t, t), or what else the network was trained to predict.
+
+        `sample` [B, in_channels, H, W] in about [-1, 1] plus noise, H and W divisible by 2^(levels − 1) (those of
+        `sample_size` are only what it was trained on); `timestep` 0-based, one for all or [B]. Returns
+        [B, out_channels, H, W] as `.sample`, or in a 1-tuple. Raises ValueError for other shapes.
+        """
+        factor = 2 ** (len(self.down_blocks) - 1)
+        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.conv_in.in_channels}, H, W]"
+            )
+        if sample.shape[2] % factor or sample.shape[3] % factor:
+            raise ValueError(f"height and width {tuple(sample.shape[2:])} must be divisible by {factor}")
+        temb = self.time_embedding(timestep, sample)
+        x = self.conv_in(sample)
+        skips = (x,)
+        for block in self.down_blocks:
+            x, left = block(x, temb)
+            skips += left
+        x = self.mid_block(x, temb)
+        for block in self.up_blocks:
+            used = self.config["layers_per_block"] + 1
+            x = block(x, skips[-used:][::-1], temb)
+            skips = skips[:-used]
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return UNet2DOutput(sample=x) if return_dict else (x,)
+
+
+class PointBlock(nn.Module):
+    """x + Dense(SiLU(Dense(SiLU(norm(x))) + time)): [B, hidden] → [B, hidden]."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden_size)
+        self.linear_1 = nn.Linear(hidden_size, hidden_size)
+        self.time_emb_proj = nn.Linear(4 * hidden_size, hidden_size)
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        h = self.linear_1(F.silu(self.norm(x))) + self.time_emb_proj(F.silu(temb))
+        return x + self.linear_2(F.silu(h))
+
+
+class DDPMPaperMLP(_PaperModel):
+    """ε_θ(x_t, t) for points in R^d: residual blocks with the UNet's time embedding. Not in the paper.
+
+    Args:
+        in_channels: d.
+        out_channels: d, or 2 d for a learned variance.
+        hidden_size: width of the residual stream, even.
+        num_layers: number of residual blocks.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["PointBlock"]
+    gradient_checkpointing = False
+
+    @register_to_config
+    def __init__(self, in_channels: int = 2, out_channels: int = 2, hidden_size: int = 128, num_layers: int = 3):
+        super().__init__()
+        if out_channels not in (in_channels, 2 * in_channels):
+            raise ValueError(f"out_channels={out_channels} must be in_channels={in_channels}, or twice that")
+        if hidden_size % 2 or hidden_size < 4 or num_layers < 1:
+            raise ValueError(f"hidden_size={hidden_size} must be even and >= 4, num_layers={num_layers} >= 1")
+        self.time_embedding = TimeEmbedding(hidden_size)
+        self.linear_in = nn.Linear(in_channels, hidden_size)
+        self.blocks = nn.ModuleList([PointBlock(hidden_size) for _ in range(num_layers)])
+        self.norm_out = nn.LayerNorm(hidden_size)
+        self.linear_out = nn.Linear(hidden_size, out_channels)
+        near_zero = {self.linear_out, *(block.linear_2 for block in self.blocks)}
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
+
+    def forward(
+        self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
+        if sample.ndim != 2 or sample.shape[1] != self.linear_in.in_features:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.linear_in.in_features}]"
+            )
+        temb = self.time_embedding(timestep, sample)
+        x = self.linear_in(sample)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, temb)  # pyright: ignore[reportOptionalCall]
+            else:
+                x = block(x, temb)
+        x = self.linear_out(F.silu(self.norm_out(x)))
+        return UNet2DOutput(sample=x) if return_dict else (x,)
