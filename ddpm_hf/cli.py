@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from . import hub
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .figures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
@@ -118,6 +119,16 @@ def convert(args: argparse.Namespace) -> None:
     )
 
 
+def publish(args: argparse.Namespace) -> None:
+    """Upload a training run, or any saved pipeline, to the Hub with a model card."""
+    try:
+        url = hub.publish(args.run, args.repo_id, private=args.private, revision=args.revision, license=args.license)
+    except hub.PublishError as error:
+        print(f"ddpm-hf: {error}", file=sys.stderr)
+        sys.exit(4)
+    print(url)
+
+
 def env(args: argparse.Namespace) -> None:
     """Print versions and devices, for a bug report."""
     packages = (
@@ -176,6 +187,19 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("fixed_small", "fixed_large", "learned"),
         help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
     )
+
+    command = commands.add_parser(
+        "publish",
+        help=publish.__doc__,
+        description=f"{publish.__doc__} Log in first with `hf auth login`, or set HF_TOKEN. A README.md in RUN is "
+        "uploaded in place of the generated card. Exit code 4: the Hub could not be reached or refused.",
+    )
+    command.set_defaults(function=publish)
+    command.add_argument("run", help="a run's folder, finished or not, or a pipeline's")
+    command.add_argument("repo_id", metavar="user/name", help="made where it does not exist")
+    command.add_argument("--private", action="store_true", help="make it private")
+    command.add_argument("--revision", help="a branch, made where it does not exist; default: main")
+    command.add_argument("--license", help="an identifier such as apache-2.0, for the card; default: none is stated")
 
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)
     command.set_defaults(function=env)

@@ -6,6 +6,7 @@ This file is copied into checkpoints, beside the two it imports.
 import inspect
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -27,6 +28,30 @@ CARRIED = {
 }
 Generators = torch.Generator | list[torch.Generator] | None
 
+# All that is ever uploaded; `*` stays within one folder.
+UPLOADED = (
+    *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
+    *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
+    *("samples/*.png", "curves.png", "metrics.jsonl", "options.yaml"),
+)
+STOCK_CARD = "This model card has been automatically generated"  # and says nothing
+PLAIN_CARD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- ddpm
+- diffusion
+- arxiv:2006.11239
+---
+
+# {repo_id}
+
+A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_hf` installed,
+`DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
+`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository.
+"""
+
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """One CPU generator per seed: an image's noise then depends on its seed alone, whatever its batch or device.
@@ -40,6 +65,13 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"seeds must be integers in [0, 2**32), got {seed!r}")
     return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
+
+
+def files_to_upload(folder: str | Path) -> dict[str, Path]:
+    """The files of `folder` that `UPLOADED` names, by their names in a repository; nothing behind a symlink."""
+    root = Path(folder).resolve()
+    found = [path for pattern in UPLOADED for path in sorted(root.glob(pattern))]
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
 
 
 class DDPMPaperPipeline(DiffusionPipeline):
@@ -59,6 +91,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
+    _own_card: bytes | None = None
 
     def __init__(
         self, unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel, scheduler: DDPMPaperScheduler | SchedulerMixin
@@ -209,6 +242,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        card = Path(save_directory, "README.md")
+        self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
         if type(self).__name__ != "DDPMPaperPipeline":
             return  # a subclass has code of its own, of which we know nothing
         folder = Path(save_directory)
@@ -224,6 +259,25 @@ class DDPMPaperPipeline(DiffusionPipeline):
             if index[name][1] in CARRIED:
                 index[name][0] = CARRIED[index[name][1]][0]
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload what `UPLOADED` names, with the folder's own card; stock uploads all, `.env` and optimizers too.
+
+        Raises ValueError where there are no weights in safetensors: others are not uploaded.
+        """
+        card = Path(working_dir, "README.md")
+        if self._own_card is not None:
+            card.write_bytes(self._own_card)
+        elif card.is_file() and STOCK_CARD in card.read_text(encoding="utf-8"):
+            card.write_text(PLAIN_CARD.format(repo_id=repo_id), encoding="utf-8")
+        files = files_to_upload(working_dir)
+        if not any(name.endswith(".safetensors") for name in files):
+            raise ValueError("only weights in safetensors are uploaded; leave out safe_serialization=False")
+        with tempfile.TemporaryDirectory() as clean:
+            for name, path in files.items():
+                Path(clean, name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, Path(clean, name))
+            return super()._upload_folder(clean, repo_id, *args, **kwargs)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:

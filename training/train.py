@@ -29,6 +29,9 @@ Machines must see the same `output_dir` and data. What lands in `output_dir`:
     checkpoints/step-N/                     a pipeline with the EMA weights, and the state to go on from
     metrics.jsonl, curves.png, samples/     loss and speed, and grids of samples with the raw and the EMA weights
     options.yaml                            the resolved options; --config reads it back
+
+With `--push_to_hub --hub_model_id user/name` all of this but the checkpoints is uploaded, with a model card; if only
+that fails, the exit code is 4, and the last line is the command that finishes it.
 """
 
 import contextlib
@@ -36,6 +39,7 @@ import copy
 import logging
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -49,7 +53,15 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet, GaussianDiffusion, checkpoints
+from ddpm_hf import (
+    DDPMPaperMLP,
+    DDPMPaperPipeline,
+    DDPMPaperScheduler,
+    DDPMPaperUNet,
+    GaussianDiffusion,
+    checkpoints,
+    hub,
+)
 from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.objectives import simple_loss
@@ -142,6 +154,10 @@ class TrainingOptions:
     keep_checkpoints: int = option(2, "how many to keep, at least 2")
     resume: str = option("latest", "latest, never (older checkpoints are moved aside), or a checkpoint's path")
     allow_changes: bool = option(False, "resume although options that change the mathematics, or the data, differ")
+    push_to_hub: bool = option(False, "upload the finished model, with a card; log in first with `hf auth login`")
+    hub_model_id: str | None = option(None, "where to: user/name")
+    hub_private_repo: bool = option(False, "make that repository private")
+    hub_strategy: Literal["end", "every_save"] = option("end", "upload at the end, or with every checkpoint too")
     dry_run: bool = option(False, "print the resolved options, size and device, and stop")
 
     def __post_init__(self) -> None:
@@ -167,12 +183,17 @@ class TrainingOptions:
                 f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
                 "a folder of images start from --config training/configs/folder64.yaml"
             )
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub needs --hub_model_id user/name")
+        if self.hub_model_id is not None:
+            hub.check_names(self.hub_model_id)
 
 
 # What may differ between a run and its resumption; everything else changes the mathematics.
 FREE_TO_CHANGE = {
     *("output_dir", "num_steps", "num_workers", "allow_tf32", "compile", "gradient_checkpointing", "cpu_threads"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
 }  # where the data lies may change: its content is compared by fingerprint
 
@@ -307,9 +328,27 @@ def train(run: Run, manifest: dict[str, Any]) -> Path | None:
                     written = state.save(folder / "checkpoints", run.scheduler, manifest)
                     checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
                 log.write_curves()
+                if written and options.push_to_hub and options.hub_strategy == "every_save" and not ending:
+                    publish(options, checkpoint=written)
                 accelerator.wait_for_everyone()
     log.close()
     return written
+
+
+def publish(options: TrainingOptions, checkpoint: Path | None = None) -> bool:
+    """Upload the run, and say in one line what became of it: training goes on without the Hub. For one process."""
+    assert options.hub_model_id is not None  # checked with the options
+    private = " --private" if options.hub_private_repo else ""
+    command = f"ddpm-hf publish {shlex.quote(options.output_dir)} {options.hub_model_id}{private}"
+    try:
+        url = hub.publish(
+            options.output_dir, options.hub_model_id, private=options.hub_private_repo, checkpoint=checkpoint
+        )
+    except (ValueError, OSError) as error:
+        logger.error("%s; to upload it later: %s", error, command)
+        return False
+    logger.info("uploaded to %s", url)
+    return True
 
 
 def draw_samples(run: Run) -> Tensor:
@@ -489,6 +528,8 @@ def describe(run: Run) -> str:
 
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for client in ("httpx", "httpx2"):  # a line for every request to the Hub
+        logging.getLogger(client).setLevel(logging.WARNING)
     options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
     try:
         accelerator = make_accelerator(options)
@@ -511,6 +552,7 @@ def main(argv: list[str]) -> None:
         manifest = {
             "world_size": accelerator.num_processes,
             "options": {**asdict(options), "mixed_precision": accelerator.mixed_precision},  # also where it chose
+            "environment": hub.environment(accelerator.device),
             "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
         }
         resumed = enter_folder(run, manifest)
@@ -521,10 +563,17 @@ def main(argv: list[str]) -> None:
         accelerator.init_trackers("ddpm_hf", config=plain)
     if run.state.step >= options.num_steps:
         logger.info("already trained to step %d; more with --num_steps", run.state.step)
+    if options.push_to_hub and accelerator.is_main_process:  # a missing login should show now, not after days
+        try:
+            hub.create(str(options.hub_model_id), private=options.hub_private_repo)
+        except hub.PublishError as error:
+            logger.warning("%s; training goes on, and tries again at the end", error)
     finished = train(run, manifest) or resumed
     if accelerator.is_main_process and finished is not None:
         checkpoints.publish(finished, Path(options.output_dir))
         logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
+        if options.push_to_hub and not publish(options):
+            sys.exit(4)
 
 
 if __name__ == "__main__":

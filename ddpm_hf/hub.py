@@ -1,0 +1,392 @@
+"""Publishing a run on the Hub: its model card, and the upload.
+
+What may leave the machine is decided in one place, `UPLOADED` in pipeline_ddpm_paper.py. The token is that of
+huggingface_hub, from `hf auth login` or HF_TOKEN; nothing here takes, prints or stores it.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import platform
+import re
+import statistics
+import unicodedata
+from collections.abc import Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from safetensors import safe_open
+
+from . import __version__
+from .checkpoints import MANIFEST, newest_good
+from .pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
+from .run_log import read_metrics
+
+logger = logging.getLogger(__name__)
+
+TAGS = ["ddpm", "diffusion", "arxiv:2006.11239"]
+MODEL_PARTS = ("model_index.json", "pipeline.py", "unet/", "scheduler/")
+NOT_LOGGED_IN = "not logged in, or the token is not valid: run `hf auth login` or set HF_TOKEN"
+CAUSES = {
+    401: NOT_LOGGED_IN,
+    403: "the token may not write there: it needs write access to this name",
+    404: "no such repository or revision, or the token may not see it",
+    409: "the repository is being changed by someone else; try again",
+    412: "the repository was changed in the meantime; try again",
+    429: "the Hub asks for fewer requests; try again later",
+}
+
+# The paper's values, by the names of our options and configurations: its Appendix B, or its code where that is silent.
+PAPER_PROCESS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "warmup_steps": 5000,
+    "max_grad_norm": 1.0,
+    "ema_decay": 0.9999,
+}
+PAPER_IMAGES = {
+    **PAPER_PROCESS,
+    "clip_sample": True,
+    "layers_per_block": 2,
+    "attention_resolutions": [16],
+    "norm_num_groups": 32,
+}
+PAPER_CIFAR10 = {
+    **PAPER_IMAGES,
+    "variance_type": "fixed_large",
+    "block_out_channels": [128, 256, 256, 256],
+    "dropout": 0.1,
+    "random_flip": True,
+    "learning_rate": 2e-4,
+    "global_batch_size": 128,
+    "num_steps": 800_000,
+}
+PAPER_256 = {  # the number of steps and the flips depend on the data set
+    **PAPER_IMAGES,
+    "variance_type": "fixed_small",
+    "block_out_channels": [128, 128, 256, 256, 512, 512],
+    "dropout": 0.0,
+    "learning_rate": 2e-5,
+    "global_batch_size": 64,
+}
+
+
+class PublishError(OSError):
+    """An upload that did not happen; the message is one line with the cause, and without the token."""
+
+
+# ---- the upload ----------------------------------------------------------------------------------------------------
+
+
+def check_names(repo_id: str, revision: str | None = None) -> None:
+    """Raises ValueError unless `repo_id` is user/name and `revision` a plain branch name."""
+    name = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+    if not re.fullmatch(f"{name}/{name}", repo_id, re.ASCII) or "--" in repo_id or ".." in repo_id:
+        raise ValueError(f"the repository is {repo_id!r}; give it as user/name, of letters, digits, '-', '_' and '.'")
+    if revision is not None and not re.fullmatch(f"{name}(?:/{name})*", revision, re.ASCII):
+        raise ValueError(f"the revision is {revision!r}; give the name of a branch, such as main or v2")
+
+
+def create(repo_id: str, *, private: bool = False) -> None:
+    """Make the repository unless it is there. Raises PublishError; also for a public one where `private` is asked."""
+    with _one_line_errors(repo_id):
+        HfApi().create_repo(repo_id, private=private or None, exist_ok=True)  # None: as the organization has it
+        # create_repo leaves one that exists as it is
+        if private and not HfApi().model_info(repo_id).private:
+            raise PublishError("it exists and is public; make it private in its settings, or give another name")
+
+
+def publish(
+    run: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    license: str | None = None,
+    checkpoint: Path | None = None,
+) -> str:
+    """Upload a run, or any saved pipeline, with a model card, in one commit. Returns the page's address.
+
+    Args:
+        run: a training run's folder, finished or not, of which the newest good checkpoint is taken; or a pipeline's.
+            A README.md that lies in it is uploaded as it is, in place of the generated card.
+        repo_id: "user/name". Made where it does not exist.
+        private: make it private; refused where it exists and is public.
+        revision: a branch, made where it does not exist; None: main.
+        license: an identifier the Hub knows, such as "apache-2.0", for the card.
+        checkpoint: the one whose model is uploaded, in place of the run's own.
+
+    Only what `UPLOADED` names is uploaded. Raises ValueError for names that cannot be and folders without a model,
+    PublishError where the Hub cannot be reached or refuses.
+    """
+    check_names(repo_id, revision)
+    run = Path(run)
+    model = checkpoint or model_folder(run)
+    create(repo_id, private=private)
+    with _one_line_errors(repo_id):
+        contents: dict[str, Any] = {
+            name: path for name, path in files_to_upload(run).items() if not name.startswith(MODEL_PARTS)
+        }
+        contents |= {name: path for name, path in files_to_upload(model).items() if name.startswith(MODEL_PARTS)}
+        if not any(name.endswith(".safetensors") for name in contents):
+            raise PublishError(f"{model} has no weights in safetensors")
+        if "options.yaml" in contents:
+            options = public_options(_read_yaml(contents["options.yaml"]))
+            contents["options.yaml"] = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()
+        if "README.md" not in contents:
+            contents["README.md"] = card_or_plain(run, model, repo_id, revision=revision, license=license).encode()
+        api = HfApi()
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        api.create_commit(repo_id, operations, commit_message="Upload with ddpm_hf", revision=revision)
+    return f"{api.endpoint}/{repo_id}"
+
+
+def model_folder(run: Path) -> Path:
+    """Where the run's newest model lies: in its newest good checkpoint, or where none is left in its root."""
+    found = newest_good(run / "checkpoints")
+    if found is not None:
+        return found[0]
+    if not (run / "model_index.json").is_file():
+        raise ValueError(f"{run} holds no model: neither model_index.json nor a good checkpoint in checkpoints/")
+    return run
+
+
+@contextlib.contextmanager
+def _one_line_errors(repo_id: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the client's, its HTTP library's and the operating system's have no base in common
+        raise PublishError(f"{repo_id} was not uploaded: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """One line about the error, without the token."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in CAUSES:
+        return f"{CAUSES[status]} (HTTP {status})"
+    if isinstance(error, LocalTokenNotFoundError):
+        return NOT_LOGGED_IN
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0] if isinstance(error, PublishError) else f"{type(error).__name__}: {lines[0]}"
+    token = get_token()
+    return text.replace(token, "[token]") if token else text
+
+
+# ---- what a run says about itself ----------------------------------------------------------------------------------
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Hardware and versions, for a checkpoint's manifest: only the process that trains can know them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    hardware = {"device": f"{device.type}, {name}", "python": platform.python_version()}
+    versions = {package: importlib.metadata.version(package) for package in ("torch", "diffusers", "accelerate")}
+    return {**hardware, "ddpm_hf": __version__, **versions}
+
+
+def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with absolute paths cut to their last part: where things lie on this machine is private."""
+    return {
+        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        for name, value in options.items()
+    }
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a list of options")
+    return content
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _num_parameters(model: Path) -> int:
+    total = 0
+    for path in (model / "unet").glob("*.safetensors"):
+        if re.fullmatch(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors", path.name):  # no variants
+            with safe_open(path, "pt") as weights:
+                total += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys())
+    return total
+
+
+# ---- the card ------------------------------------------------------------------------------------------------------
+
+
+def card_or_plain(run: Path, model: Path, repo_id: str, **kwargs: Any) -> str:
+    """The run's card; a plain one, with a warning, where it cannot be made: that must not stop an upload."""
+    try:
+        return model_card(run, model, repo_id, **kwargs)
+    except Exception as error:  # whatever is wrong with a run's files
+        logger.warning("a plain model card is uploaded, since the run's could not be written: %s", _cause(error))
+        return PLAIN_CARD.format(repo_id=repo_id)
+
+
+def model_card(
+    run: Path, model: Path, repo_id: str, *, revision: str | None = None, license: str | None = None
+) -> str:
+    """The README.md of a run whose model lies in `model`; what is not known drops its section.
+
+    Everything that comes from the run is escaped on its way into the template, so that no name can become Markdown,
+    HTML, YAML or Jinja. Raises whatever unreadable files raise.
+    """
+    manifest, metrics = _read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
+    options_file = run / "options.yaml"
+    options = _read_yaml(options_file) if options_file.is_file() else {}
+    options = public_options({**options, **manifest.get("options", {})})  # the manifest's are those that ran
+    unet, scheduler = (_read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
+    dataset = str(options.get("dataset_name") or options.get("train_data_dir") or "")
+    is_points = "sample_size" not in unet
+    paper, deviations = compare_with_paper({**options, **unet, **scheduler}, is_points=is_points)
+    step = manifest.get("step") or max((line["step"] for line in metrics), default=None)
+    metrics = [line for line in metrics if line["step"] <= step]  # a run that was killed got further than its model
+    world_size = int(manifest.get("world_size", 1))
+    facts = {
+        "title": repo_id.split("/")[1],
+        "what": _what(unet),
+        "num_parameters": _num_parameters(model) or None,
+        "dataset": dataset or None,
+        "step": step,
+        "init_from": options.get("init_from"),
+        "grid": _grid(run, options, scheduler),
+        "training": _training_rows(options, metrics, world_size) if options else [],
+        "paper": paper if options else None,
+        "deviations": deviations,
+        "environment": list(manifest.get("environment", {}).items()),
+    }
+    code = {  # inside code, where an escape would show: made of checked names and constants
+        "repo_id": repo_id,
+        "revision_argument": f', revision="{revision}"' if revision else "",
+        "output_argument": ', output_type="np"' if is_points else "",
+        "command": _command(options, world_size),
+    }
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=list(TAGS),
+        datasets=[dataset] if is_public_dataset(dataset) else None,
+        license=license,
+    )
+    template = files("ddpm_hf").joinpath("card_template.md").read_text(encoding="utf-8")
+    card = ModelCard.from_template(data, template_str=template, **_shown_all(facts), **code)
+    return str(card)
+
+
+def compare_with_paper(
+    config: Mapping[str, Any], *, is_points: bool = False
+) -> tuple[str, list[tuple[str, Any, Any]]]:
+    """Which of the paper's configurations this one is compared with, and (name, paper's value, value) that differ.
+
+    Names that `config` (options and configurations together) lacks are not compared.
+    """
+    size = config.get("sample_size") or 0
+    side = max(size) if isinstance(size, list | tuple) else size
+    if is_points:
+        paper, values = "the paper's diffusion process and optimization (it has no points)", PAPER_PROCESS
+    elif side < 128:
+        paper, values = "the paper's CIFAR-10 configuration", PAPER_CIFAR10
+    else:
+        paper, values = "the paper's configuration for 256×256 images", PAPER_256
+    pairs = [(name, theirs, config[name]) for name, theirs in values.items() if name in config]
+    return paper, [(name, theirs, ours) for name, theirs, ours in pairs if ours != theirs]
+
+
+def is_public_dataset(name: str) -> bool:
+    """Whether `name` is owner/name of a data set on the Hub that everyone can see; no token is sent to find out."""
+    part = r"[A-Za-z0-9][\w.-]*"
+    if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or Path(name).exists():
+        return False
+    with contextlib.suppress(HfHubHTTPError, ValueError):
+        return HfApi().repo_exists(name, repo_type="dataset", token=False)
+    return False
+
+
+def _what(unet: Mapping[str, Any]) -> str:
+    if "sample_size" not in unet:
+        return f"points in {unet.get('in_channels', '?')} dimensions"
+    size = unet["sample_size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    kind = {1: "greyscale", 3: "RGB"}.get(unet.get("in_channels", 0), f"{unet.get('in_channels')}-channel")
+    return f"{height}×{width} {kind} images"
+
+
+def _grid(run: Path, options: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The newest grid drawn with the averaged weights."""
+    uploaded = (re.fullmatch(r"samples/step-(\d+)-ema\.png", name) for name in files_to_upload(run))
+    steps = [int(match[1]) for match in uploaded if match]
+    if not steps or "num_samples" not in options:
+        return None
+    reverse_steps = options.get("sample_steps") or scheduler.get("num_train_timesteps")
+    # the step as text: it is part of a file's name
+    return {"step": str(max(steps)), "last_seed": options["num_samples"] - 1, "reverse_steps": reverse_steps}
+
+
+def _training_rows(
+    options: Mapping[str, Any], metrics: list[dict[str, Any]], world_size: int
+) -> list[tuple[str, Any]]:
+    labels = {
+        "global_batch_size": "batch",
+        "learning_rate": "learning rate",
+        "warmup_steps": "warm-up steps",
+        "ema_decay": "EMA decay",
+        "dropout": "dropout",
+        "random_flip": "random flips",
+        "mixed_precision": "mixed precision",
+        "seed": "seed",
+    }
+    rows = [(label, options[name]) for name, label in labels.items() if name in options]
+    rows.append(("processes", world_size))
+    if metrics:
+        rows += [("steps", metrics[-1]["step"]), ("last loss", metrics[-1]["loss"])]
+        rows.append(("images/s (median)", statistics.median(line["images_per_s"] for line in metrics)))
+    return rows
+
+
+def _command(options: Mapping[str, Any], world_size: int) -> str:
+    launch = f"accelerate launch --multi_gpu --num_processes {world_size}" if world_size > 1 else "accelerate launch"
+    folder = " --train_data_dir YOUR_FOLDER" if options.get("train_data_dir") else ""
+    return f"{launch} training/train.py --config options.yaml{folder}"
+
+
+def _shown_all(value: Any) -> Any:
+    """Lists and mappings with every value in them as text that is safe in Markdown; None, and what is empty, stay."""
+    if isinstance(value, Mapping):
+        return {name: _shown_all(item) for name, item in value.items()}
+    if isinstance(value, list) and any(isinstance(item, tuple) for item in value):
+        return [tuple(_escaped(_shown(item)) for item in row) for row in value]
+    return value if value is None or value == [] else _escaped(_shown(value))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _escaped(text: str) -> str:
+    """On one line, of at most 200 characters; whatever could be markup as a numeric character reference."""
+    visible = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    short = " ".join(visible.split())[:200]
+    # a dot stays only between digits and an underscore inside a word: elsewhere they make links and emphasis
+    return re.sub(
+        r"[^\w\-/, ×+()'.]|\b_|_\b|_(?=_)|(?<=_)_|(?<!\d)\.|\.(?!\d)", lambda match: f"&#{ord(match[0])};", short
+    )
