@@ -28,6 +28,17 @@ def image_grid(images: Sequence[Image.Image], *, min_side: int = 64) -> Image.Im
     return make_image_grid(enlarged, rows=rows, cols=columns)
 
 
+def side_by_side(pictures: Sequence[Image.Image], *, side: int = 256) -> Image.Image:
+    """The pictures from left to right, each scaled to fit into side × side, on grey. Raises ValueError for none."""
+    if not pictures:
+        raise ValueError("there are no pictures to put side by side")
+    gap = side // 32
+    row = Image.new("RGB", (len(pictures) * (side + gap) - gap, side), "#404040")
+    for i, picture in enumerate(pictures):
+        row.paste(ImageOps.contain(picture.convert("RGB"), (side, side)), (i * (side + gap), 0))
+    return row
+
+
 def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -> Image.Image:
     """Points [N, d] drawn by their first two coordinates over [−extent, extent]², darker where there are more.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .figures import image_grid, point_density, training_curves
+from .figures import image_grid, point_density, side_by_side, training_curves
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 
 
@@ -40,7 +40,7 @@ def cut_metrics(path: Path, step: int) -> None:
 class RunLog:
     """Every process counts, only the main one writes. Losses stay on the device until a line is due.
 
-    `folder` receives metrics.jsonl, curves.png and samples/.
+    `folder` receives metrics.jsonl, curves.png, samples/ and samples_over_time.png.
     """
 
     def __init__(
@@ -108,11 +108,18 @@ class RunLog:
         for tracker in self.accelerator.trackers:
             _log_picture(tracker, f"samples/{kind}", picture, step)
 
-    def write_curves(self) -> None:
-        """curves.png: loss and gradient norm over all of metrics.jsonl."""
-        metrics = read_metrics(self.folder / "metrics.jsonl") if self.accelerator.is_main_process else []
+    def write_overview(self) -> None:
+        """curves.png, from all of metrics.jsonl; samples_over_time.png, up to 8 of the grids with the EMA weights."""
+        if not self.accelerator.is_main_process:
+            return
+        metrics = read_metrics(self.folder / "metrics.jsonl")
         if metrics:
             training_curves(metrics).save(self.folder / "curves.png")
+        grids = sorted(self.folder.glob("samples/step-*-ema.png"), key=lambda path: int(path.stem.split("-")[1]))
+        if grids:
+            chosen = sorted({round(i) for i in np.linspace(0, len(grids) - 1, 8)})
+            pictures = [Image.open(grids[i]) for i in chosen]
+            side_by_side(pictures).save(self.folder / "samples_over_time.png")
 
     def close(self) -> None:
         self.bar.close()

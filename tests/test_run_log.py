@@ -132,12 +132,28 @@ def test_points_become_a_density(log, tmp_path):
 
 
 def test_curves_are_drawn_from_all_lines(log, tmp_path):
-    log.write_curves()
+    log.write_overview()
     assert not (tmp_path / "curves.png").exists()  # nothing to draw yet
     for step in (1, 2):
         log.update(torch.tensor(1.0))
         log.write(step, epoch=0, grad_norm=torch.tensor(1.0), learning_rate=0.1)
-    log.write_curves()
+    log.write_overview()
     with Image.open(tmp_path / "curves.png") as picture:
         assert min(picture.size) >= 400
         assert len(picture.convert("L").getcolors()) > 10  # lines and letters, not a blank page
+
+
+def test_samples_over_time_go_from_the_first_grid_to_the_last(tmp_path):
+    (tmp_path / "samples").mkdir()
+    log = RunLog(Accelerator(cpu=True), tmp_path, first_step=0, num_steps=1, global_batch_size=1)
+    log.write_overview()
+    assert not (tmp_path / "samples_over_time.png").exists()
+    for step in (5, 10, 20, 40, 80, 100, 200, 300, 400, 1000):  # ten, and in the order of numbers, not of names
+        Image.new("L", (32, 32), step // 5).save(tmp_path / "samples" / f"step-{step}-ema.png")
+        Image.new("L", (32, 32), 255).save(tmp_path / "samples" / f"step-{step}-raw.png")
+    log.write_overview()
+    log.close()
+    with Image.open(tmp_path / "samples_over_time.png") as picture:
+        levels = [picture.getpixel((256 // 2 + i * (256 + 8), 128))[0] for i in range(8)]
+        assert picture.size == (8 * (256 + 8) - 8, 256)
+    assert levels == sorted(levels) and (levels[0], levels[-1]) == (1, 200) and len(set(levels)) == 8

@@ -174,6 +174,7 @@ def test_a_run_leaves_a_model_checkpoints_metrics_and_pictures(tmp_path, caplog)
     raw, ema_pixels = (pixels(tmp_path / "samples" / f"step-6-{kind}.png") for kind in ("raw", "ema"))
     assert (raw != ema_pixels).any()
     assert min(pixels(tmp_path / "curves.png").shape[:2]) >= 400
+    assert pixels(tmp_path / "samples_over_time.png").shape[0] == 256
     assert "10,593 parameters" in caplog.text and f"from_pretrained({str(tmp_path)!r})" in caplog.text
 
 

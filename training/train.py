@@ -27,7 +27,8 @@ Machines must see the same `output_dir` and data. What lands in `output_dir`:
 
     model_index.json, unet/, scheduler/     the finished model: DDPMPaperPipeline.from_pretrained(output_dir)
     checkpoints/step-N/                     a pipeline with the EMA weights, and the state to go on from
-    metrics.jsonl, curves.png, samples/     loss and speed, and grids of samples with the raw and the EMA weights
+    metrics.jsonl, curves.png               loss, gradient norm and speed
+    samples/, samples_over_time.png         grids of samples with the raw and with the EMA weights
     options.yaml                            the resolved options; --config reads it back
 
 With `--push_to_hub --hub_model_id user/name` all of this but the checkpoints is uploaded, with a model card; if only
@@ -327,7 +328,7 @@ def train(run: Run, manifest: dict[str, Any]) -> Path | None:
                 if accelerator.is_main_process:
                     written = state.save(folder / "checkpoints", run.scheduler, manifest)
                     checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
-                log.write_curves()
+                log.write_overview()
                 if written and options.push_to_hub and options.hub_strategy == "every_save" and not ending:
                     publish(options, checkpoint=written)
                 accelerator.wait_for_everyone()
