@@ -248,6 +248,7 @@ def test_tensorboard_receives_numbers_and_pictures(tmp_path):
     [
         ({"num_stepz": 3}, "did you mean num_steps?"),
         ({"mixed_precision": "bf61"}, "did you mean bf16?"),
+        ({"beta_schedule": "linaer"}, "did you mean linear?"),
         ({"variance_type": "learned"}, "'learned' is not one of fixed_small, fixed_large"),
         ({"num_steps": 0}, "--num_steps=0 must be at least 1"),
         ({"keep_checkpoints": 1}, "--keep_checkpoints=1 must be at least 2"),

@@ -119,9 +119,9 @@ class TrainingOptions:
 
     # diffusion process
     num_train_timesteps: int = option(1000, "T")
-    beta_schedule: str = option(
-        "linear", "linear, quad, const, jsd, warmup10, warmup50, scaled_linear, squaredcos_cap_v2"
-    )
+    beta_schedule: Literal[
+        "linear", "quad", "const", "jsd", "warmup10", "warmup50", "scaled_linear", "squaredcos_cap_v2"
+    ] = option("linear", "how β runs from β_1 to β_T")
     beta_start: float = option(1e-4, "β_1")
     beta_end: float = option(0.02, "β_T")
     prediction_type: Literal["epsilon", "sample", "previous_sample", "v_prediction"] = option(
