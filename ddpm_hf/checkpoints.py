@@ -11,14 +11,17 @@ older ones are deleted only after that. So at every moment, also after a power c
 Nothing here is ever pickled. Only one process may write.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,26 @@ def _fsync(path: Path) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def exclusive(run: Path) -> Iterator[None]:
+    """Inside, no other run can enter the folder `run`. Raises ValueError naming the process that is in it.
+
+    The kernel holds the lock and lets go of it however a process ends, so nothing is left to clean up after a crash.
+    """
+    with (run / ".in_use").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{run} is in use by {file.read()}; wait for it, stop it, or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def write(

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -491,3 +493,31 @@ def test_a_checkpoint_holds_only_json_and_safetensors(tmp_path):
     for file in path.rglob("*.json"):
         json.loads(file.read_text(encoding="utf-8"))
     assert {file.suffix for file in path.rglob("*") if file.is_file()} == {".json", ".safetensors"}
+
+
+# ---- one run in a folder -------------------------------------------------------------------------------------------
+
+
+def test_a_folder_belongs_to_one_process_at_a_time_and_to_none_after_a_kill(tmp_path):
+    code = f"""
+import time
+from pathlib import Path
+from ddpm_hf.checkpoints import exclusive
+with exclusive(Path({str(tmp_path)!r})):
+    print("in", flush=True)
+    time.sleep(600)
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None and other.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match=rf"in use by process {other.pid} on \S+; "):
+            with checkpoints.exclusive(tmp_path):
+                pass
+    finally:
+        other.kill()
+        other.wait()
+        assert other.stdout is not None
+        other.stdout.close()
+    for _ in range(2):  # free after the kill, and after having been left
+        with checkpoints.exclusive(tmp_path):
+            pass

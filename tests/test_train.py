@@ -754,6 +754,15 @@ def test_what_does_not_touch_the_mathematics_may_change(tmp_path):
     assert column(tmp_path / "run", "step") == [1, 2, 3, 4, 5, 6, 8]
 
 
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    train(tmp_path, num_steps=2)
+    with checkpoints.exclusive(tmp_path):
+        assert f"{tmp_path} is in use by process {os.getpid()} on " in refusal(tmp_path)
+        assert column(tmp_path, "step") == [1, 2]  # and nothing was touched
+    train(tmp_path)
+    assert column(tmp_path, "step") == [1, 2, 3, 4, 5, 6]
+
+
 def test_resume_never_starts_anew_and_moves_the_old_checkpoints_aside(tmp_path):
     train(tmp_path)
     old = final_hashes(tmp_path, 6)

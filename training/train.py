@@ -488,13 +488,17 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
     )
 
 
-def enter_folder(run: Run, manifest: dict[str, Any]) -> Path | None:
-    """Bring the state to where the newest checkpoint in `output_dir` left it, and return that checkpoint."""
+def enter_folder(run: Run, manifest: dict[str, Any], held: contextlib.ExitStack) -> Path | None:
+    """Bring the state to where the newest checkpoint in `output_dir` left it, and return that checkpoint.
+
+    The folder is this run's alone until `held` is closed.
+    """
     options, accelerator = run.options, run.accelerator
     folder = Path(options.output_dir)
     decision: list[Any] = [None, None]  # checkpoint, error: made once, so that all processes do the same
     if accelerator.is_main_process:
         try:
+            held.enter_context(checkpoints.exclusive(folder))
             decision[0] = checkpoints.to_resume(
                 folder / "checkpoints",
                 options.resume,
@@ -532,6 +536,12 @@ def main(argv: list[str]) -> None:
     for client in ("httpx", "httpx2"):  # a line for every request to the Hub
         logging.getLogger(client).setLevel(logging.WARNING)
     options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
+    with contextlib.ExitStack() as held:
+        run_training(options, held)
+
+
+def run_training(options: TrainingOptions, held: contextlib.ExitStack) -> None:
+    """From options to a finished run; `held` keeps its folder until the end."""
     try:
         accelerator = make_accelerator(options)
         if not options.dry_run:  # before hours of decoding
@@ -556,7 +566,7 @@ def main(argv: list[str]) -> None:
             "environment": hub.environment(accelerator.device),
             "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
         }
-        resumed = enter_folder(run, manifest)
+        resumed = enter_folder(run, manifest, held)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if options.report_to:
