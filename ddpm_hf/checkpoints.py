@@ -12,7 +12,6 @@ Nothing here is ever pickled. Only one process may write.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -66,7 +65,10 @@ def exclusive(run: Path) -> Iterator[None]:
     """Inside, no other run can enter the folder `run`. Raises ValueError naming the process that is in it.
 
     The kernel holds the lock and lets go of it however a process ends, so nothing is left to clean up after a crash.
+    A file system without locks gives a warning instead.
     """
+    import fcntl  # POSIX only, and who samples or converts elsewhere does not need it
+
     with (run / ".in_use").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,6 +77,8 @@ def exclusive(run: Path) -> Iterator[None]:
             raise ValueError(
                 f"{run} is in use by {file.read()}; wait for it, stop it, or choose another folder"
             ) from None
+        except OSError as error:  # some network file systems
+            logger.warning("%s cannot be locked (%s): see to it that no other run enters it", run, error)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

@@ -48,9 +48,8 @@ def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -
         raise ValueError(f"points have shape {points.shape}; expected [N, d] with d >= 2")
     bins = np.linspace(-extent, extent, side // 2 + 1)
     counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=(bins, bins))
-    shade = 255 * (
-        1 - np.minimum(counts / max(1.0, np.percentile(counts[counts > 0], 90) if counts.any() else 1.0), 1)
-    )
+    black = np.percentile(counts[counts > 0], 90) if counts.any() else 1.0  # from so many points per bin on
+    shade = 255 * (1 - np.minimum(counts / black, 1))
     picture = Image.fromarray(shade.round().astype(np.uint8))
     return picture.resize((side, side), Image.Resampling.NEAREST)
 

@@ -1,6 +1,8 @@
 """Checkpoints: whole or absent whatever happens while writing, verified when read, pruned only afterwards."""
 
 import ast
+import errno
+import fcntl
 import itertools
 import json
 import logging
@@ -521,3 +523,12 @@ with exclusive(Path({str(tmp_path)!r})):
     for _ in range(2):  # free after the kill, and after having been left
         with checkpoints.exclusive(tmp_path):
             pass
+
+
+def test_a_file_system_without_locks_warns_and_lets_the_run_in(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with checkpoints.exclusive(tmp_path):
+        assert f"{tmp_path} cannot be locked" in caplog.text

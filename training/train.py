@@ -313,11 +313,11 @@ def train(run: Run, manifest: dict[str, Any]) -> Path | None:
     written = None
     run.model.train()
     while state.step < options.num_steps:
-        learning_rate = learning_rate_of(options, state.num_updates)
         loss, grad_norm = training_step(run, stream)
         log.update(loss)
         ending, step = state.step == options.num_steps, state.step
         if ending or step % options.log_every == 0:
+            learning_rate = state.optimizer.param_groups[0]["lr"]
             log.write(step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=learning_rate)
         with log.paused():
             if options.sample_every and (ending or step % options.sample_every == 0):

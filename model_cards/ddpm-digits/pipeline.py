@@ -237,6 +237,16 @@ class DDPMPaperPipeline(DiffusionPipeline):
             raise ValueError(f"the batch size is given as {given}; these must agree")
         return next(iter(given.values()), 1), generator
 
+    def _to_output(self, x: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return x
+        if x.ndim == 4:
+            x = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return x
+        array = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).cpu().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
+
     # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -300,16 +310,6 @@ class DDPMPaperPipeline(DiffusionPipeline):
             elif library != "diffusers":
                 raise ValueError(f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
         return loaded
-
-    def _to_output(self, x: torch.Tensor, output_type: str):
-        if output_type == "latent":
-            return x
-        if x.ndim == 4:
-            x = (x / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return x
-        array = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).cpu().numpy()
-        return self.numpy_to_pil(array) if output_type == "pil" else array
 
 
 def _per_sample(t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
