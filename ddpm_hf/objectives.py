@@ -1,7 +1,10 @@
-"""Algorithm 1's losses, per sample and for every parameterization."""
+"""Algorithm 1's losses, per sample and for every parameterization: L_simple and the variational bound."""
 
+import numpy as np
+import torch
 from torch import Tensor
 
+from .likelihood import vb_terms_bpd
 from .scheduler.scheduling_ddpm_paper import GaussianDiffusion
 
 
@@ -40,3 +43,75 @@ def simple_loss(
     if model_output.shape != target.shape:
         raise ValueError(f"model_output has shape {tuple(model_output.shape)}, its target {tuple(target.shape)}")
     return (model_output - target).square().flatten(1).mean(dim=1)
+
+
+def vlb_loss(
+    diffusion: GaussianDiffusion,
+    model_output: Tensor,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    prediction_type: str,
+    variance_type: str,
+    num_levels: int | None = 256,
+) -> Tensor:
+    """L, the true variational bound (Eq. 5): each sample's term at its t, in bits/dim: [B].
+
+    x̂_0 is not clipped, as in the paper's code. The whole bound is T times the mean over uniform t. Tensors as in
+    `simple_loss`; for a learned variance `model_output` has twice the channels. `num_levels` is that of the data: 256
+    for images, 17 for the digits, None for points.
+    """
+    return vb_terms_bpd(
+        diffusion,
+        model_output,
+        x_start,
+        x_t,
+        t,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        clip_denoised=False,
+        num_levels=num_levels,
+    )
+
+
+class LossHistory:
+    """Importance sampling of t by the losses seen there (Nichol & Dhariwal 2021, Eq. 18), for the bound.
+
+    p_t ∝ √E[L_t²] over the last ten losses at t, mixed with 0.1% of the uniform distribution; uniform until every t
+    has been drawn ten times. Weighted by 1 / (T p_t), a loss keeps its expectation and loses most of its variance.
+    """
+
+    def __init__(self, num_timesteps: int, *, length: int = 10, uniform_share: float = 0.001):
+        self.losses = np.zeros((num_timesteps, length))
+        self.counts = np.zeros(num_timesteps, dtype=np.int64)
+        self.uniform_share = uniform_share
+
+    def probabilities(self) -> np.ndarray:
+        """p_t, float64 [T]."""
+        total, length = self.losses.shape
+        size = np.sqrt(np.square(self.losses).mean(axis=1))
+        if (self.counts < length).any() or size.sum() == 0:
+            return np.full(total, 1 / total)
+        return (1 - self.uniform_share) * size / size.sum() + self.uniform_share / total
+
+    def draw(self, quantiles: np.ndarray) -> tuple[Tensor, Tensor]:
+        """t, int64 [B], and the weight of its loss, float32 [B], at quantiles [B] that are uniform in [0, 1)."""
+        probabilities = self.probabilities()
+        t = np.searchsorted(np.cumsum(probabilities)[:-1], quantiles, side="right")
+        weights = 1 / (len(probabilities) * probabilities[t])
+        return torch.from_numpy(t), torch.from_numpy(weights.astype(np.float32))
+
+    def update(self, t: np.ndarray, losses: np.ndarray) -> None:
+        """Take in unweighted losses [B] at t [B], in this order; those that are not finite are left out."""
+        for place, loss in zip(t.tolist(), losses.tolist(), strict=True):
+            if np.isfinite(loss):
+                self.losses[place, self.counts[place] % self.losses.shape[1]] = loss
+                self.counts[place] += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """What `restore` takes back, for a checkpoint."""
+        return {"losses": torch.from_numpy(self.losses.copy()), "counts": torch.from_numpy(self.counts.copy())}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.losses, self.counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()

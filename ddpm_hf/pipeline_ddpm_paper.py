@@ -143,7 +143,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
                 that batch size and number of threads select (about 1e-5). (Stock's DPMSolverSDEScheduler draws
                 noise of its own; give it a `noise_sampler_seed`.)
             generator: a torch.Generator, or one per sample.
-            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; all of them by default.
+            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default all of them,
+                or the scheduler's own `inference_timesteps`.
             latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
                 chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
@@ -156,8 +157,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
         total = self.scheduler.config.num_train_timesteps
-        num_inference_steps = total if num_inference_steps is None else num_inference_steps
-        if (
+        if num_inference_steps is not None and (
             not isinstance(num_inference_steps, Integral)
             or isinstance(num_inference_steps, bool)
             or not 1 <= num_inference_steps <= total
@@ -167,6 +167,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         device = self._execution_device
         # Our scheduler wants Python integers and no copy on the device: a step then never waits for it.
         ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
+        if num_inference_steps is None and not ours:
+            num_inference_steps = total
         self.scheduler.set_timesteps(num_inference_steps, device=None if ours else device)
         timesteps = self.scheduler.timesteps.tolist() if ours else self.scheduler.timesteps
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters

@@ -254,6 +254,7 @@ def test_respacings_compose():
 def all_results(t: Tensor | int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every public function of the paper's process at t, for the same two images."""
     a, b = points(15, 2, 3, 4, 4, dtype=dtype), points(16, 2, 3, 4, 4, dtype=dtype)
+    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=np.linspace(1e-4, 0.5, PAPER.num_timesteps))
     results = {
         "q_sample": PAPER.q_sample(a, t, b),
         "velocity": PAPER.velocity(a, t, b),
@@ -264,7 +265,7 @@ def all_results(t: Tensor | int, dtype: torch.dtype) -> dict[str, Tensor]:
         "q": PAPER.q_mean_variance(a, t),
         "posterior": PAPER.q_posterior_mean_variance(a, b, t),
         **{
-            f"{prediction} {variance}": PAPER.p_mean_variance(
+            f"{prediction} {variance}": fitted.p_mean_variance(
                 torch.cat([a, -b.abs()], dim=1) if variance == "learned" else a,
                 b,
                 t,

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from diffusers.schedulers.scheduling_ddpm import DDPMSchedulerOutput
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "previous_sample", "v_prediction")
-VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned")
+VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "fitted")
+# The tables of σ_t² and its logarithm; a learned one has none.
+VARIANCE_TABLES = {
+    "fixed_small": ("posterior_variance", "posterior_log_variance_clipped"),
+    "fixed_large": ("betas", "fixed_large_log_variance"),
+    "fitted": ("fitted_variance", "fitted_log_variance"),
+}
 STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
@@ -103,10 +109,14 @@ class GaussianDiffusion:
     ValueError (on an accelerator, where looking would cost a synchronisation, the device's own index error).
 
     `timesteps` [T] are the times at which the network is asked; they differ from 0 … T−1 in a respaced process.
+    `x_start_mse` [T], where given, is the mean squared error per dimension of a network's x̂_0 at these times; the
+    `fitted` variances follow from it: σ_t² = β̃_t + c_t² mse_t, with c_t the weight of x_0 in the posterior mean. They
+    are the variances of least bound for that network (Bao et al. 2022, Analytic-DPM, Theorem 1).
     """
 
     betas: np.ndarray
     timesteps: np.ndarray = field(default=None)  # type: ignore[assignment]
+    x_start_mse: np.ndarray | None = None
     alphas_cumprod: np.ndarray = field(init=False)
     alphas_cumprod_prev: np.ndarray = field(init=False)
     sqrt_alphas_cumprod: np.ndarray = field(init=False)
@@ -119,6 +129,8 @@ class GaussianDiffusion:
     posterior_mean_coef1: np.ndarray = field(init=False)
     posterior_mean_coef2: np.ndarray = field(init=False)
     fixed_large_log_variance: np.ndarray = field(init=False)
+    fitted_variance: np.ndarray | None = field(init=False, default=None)
+    fitted_log_variance: np.ndarray | None = field(init=False, default=None)
     _gathered: dict = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -159,6 +171,12 @@ class GaussianDiffusion:
                 "posterior_mean_coef2": (1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
                 "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
             }
+        if self.x_start_mse is not None:
+            mse = np.array(self.x_start_mse, dtype=np.float64)
+            if mse.shape != betas.shape or not (np.all(mse > 0) and np.all(np.isfinite(mse))):
+                raise ValueError(f"x_start_mse must hold {len(betas)} positive numbers, one per timestep; got {mse}")
+            fitted = variance + tables["posterior_mean_coef1"] ** 2 * mse
+            tables |= {"x_start_mse": mse, "fitted_variance": fitted, "fitted_log_variance": np.log(fitted)}
         for name, table in tables.items():
             table.flags.writeable = False
             object.__setattr__(self, name, table)
@@ -266,15 +284,15 @@ class GaussianDiffusion:
         mean of `previous_sample`, which is the network's output itself.
         """
         _require("variance_type", variance_type, VARIANCE_TYPES)
+        if variance_type == "fitted" and self.x_start_mse is None:
+            raise ValueError("variance_type='fitted' needs a process with x_start_mse")
         if variance_type == "learned":
             if model_output.shape[1] != 2 * x_t.shape[1]:
                 raise ValueError(f"learned variance needs {2 * x_t.shape[1]} channels, got {model_output.shape[1]}")
             model_output, log_variance = model_output.chunk(2, dim=1)
             variance = log_variance.exp()
         else:
-            small = variance_type == "fixed_small"
-            variance = self._at("posterior_variance" if small else "betas", t, x_t)
-            log_variance = self._at("posterior_log_variance_clipped" if small else "fixed_large_log_variance", t, x_t)
+            variance, log_variance = (self._at(name, t, x_t) for name in VARIANCE_TABLES[variance_type])
         x_start = self.predict_x_start(model_output, x_t, t, prediction_type)
         if callable(clip_denoised):
             x_start = clip_denoised(x_start)
@@ -299,7 +317,8 @@ class GaussianDiffusion:
         if len(kept) == self.num_timesteps:
             return self
         alphas_cumprod = self.alphas_cumprod[kept]
-        return GaussianDiffusion(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), self.timesteps[kept])
+        mse = None if self.x_start_mse is None else self.x_start_mse[kept]
+        return GaussianDiffusion(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), self.timesteps[kept], mse)
 
 
 class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
@@ -313,8 +332,11 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     - `prediction_type` also takes `previous_sample`, the paper's μ̃ (Table 2).
     - `variance_type` is `fixed_small` (β̃_t), the paper's choice at 256² and stock's default; its CIFAR-10 runs have
       `fixed_large` (β_t). `learned` is a log-variance in the second half of the channels, as in the paper's code;
-      stock's takes the square root of a raw network output. Stock's `*_log` (which samples NaN for `fixed_large_log`)
-      and `learned_range` are refused.
+      stock's takes the square root of a raw network output. `fitted` follows from `x_start_mse`. Stock's `*_log`
+      (which samples NaN for `fixed_large_log`) and `learned_range` are refused.
+    - `inference_timesteps`, strictly ascending, are the chain to sample with where a caller asks for no number of
+      steps; all of 0 … T−1 by default. `x_start_mse` has the network's error at each of them, for `fitted` (see
+      `GaussianDiffusion`). The configuration has these two only where they are given.
     - `trained_betas` decides the number of timesteps; `num_train_timesteps` follows it.
     - ε cannot be turned into x̂_0 where ᾱ_t = 0: with `rescale_betas_zero_snr` it is refused.
     - The last step of a chain adds no noise (Algorithm 2, line 3), also where that chain does not end at t = 0
@@ -345,6 +367,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
+        inference_timesteps: Sequence[int] | None = None,
+        x_start_mse: Sequence[float] | None = None,
     ):
         # Another scheduler built from this configuration would replace what was left at our defaults by its own.
         self.config.get("_use_default_values", [])[:] = _droppable(self.config)
@@ -367,12 +391,19 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if rescale_betas_zero_snr:
             betas = rescale_zero_terminal_snr(betas)
 
-        self.diffusion = GaussianDiffusion(betas)
+        # Other schedulers warn of keys they do not know: only configurations that need these two have them.
+        given = {"inference_timesteps": inference_timesteps, "x_start_mse": x_start_mse}
+        absent = {key for key, value in given.items() if value is None}
+        self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
+        self.diffusion = self._default_chain = GaussianDiffusion(betas)
+        if inference_timesteps is not None:
+            self._default_chain = self.diffusion.respaced(inference_timesteps)
+        if x_start_mse is not None:
+            self._default_chain = replace(self._default_chain, x_start_mse=x_start_mse)
         # For code that reads stock's attributes; the float64 truth is `diffusion`.
         self.betas = torch.tensor(self.diffusion.betas, dtype=torch.float32)
         self.alphas_cumprod = torch.tensor(self.diffusion.alphas_cumprod, dtype=torch.float32)
-        self.num_inference_steps: int | None = None
-        self._use_timesteps(np.arange(num_train_timesteps), device=None)
+        self.set_timesteps()
 
     def _check_config(self) -> None:
         c = SimpleNamespace(**self.config)
@@ -399,6 +430,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         for name, (holds, allowed) in bounds.items():
             if not holds:
                 raise ValueError(f"{name}={self.config[name]!r} must be {allowed}")
+        if (c.x_start_mse is not None) != (c.variance_type == "fitted"):
+            raise ValueError("variance_type='fitted' needs x_start_mse, and no other variance has a use for it")
         if c.rescale_betas_zero_snr and c.prediction_type in ("epsilon", "previous_sample"):
             raise ValueError(
                 f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal "
@@ -425,24 +458,44 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     # ---- timesteps -------------------------------------------------------------------------------------------------
 
+    def chain(
+        self, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
+    ) -> GaussianDiffusion:
+        """The process that samples in `num_inference_steps` in [1, T], or at these strictly descending `timesteps`.
+
+        With neither, the configuration's own chain: `inference_timesteps`, else all T. Raises ValueError; for `fitted`
+        variances also where there is a timestep at which they were not fitted.
+        """
+        if num_inference_steps is not None and timesteps is not None:
+            raise ValueError("pass one of num_inference_steps and timesteps")
+        own = self.config.get("inference_timesteps")
+        if timesteps is None and (num_inference_steps is None or (own and num_inference_steps == len(own))):
+            return self._default_chain
+        descending = np.asarray(self._spaced_timesteps(num_inference_steps) if timesteps is None else timesteps)
+        if descending.ndim != 1 or not len(descending) or np.any(np.diff(descending) >= 0):
+            raise ValueError(f"`timesteps` must be non-empty and in strictly descending order, got {timesteps}")
+        if descending[0] >= len(self) or descending[-1] < 0:
+            raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
+        ascending = descending[::-1]
+        if self.config["variance_type"] != "fitted":
+            return self.diffusion.respaced(ascending)
+        fitted = self._default_chain.timesteps
+        if missing := set(ascending.tolist()) - set(fitted.tolist()):
+            raise ValueError(
+                f"timesteps {sorted(missing)} have no fitted variance; this scheduler's are {fitted.tolist()}"
+            )
+        return self._default_chain.respaced(np.searchsorted(fitted, ascending))
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
         timesteps: Sequence[int] | None = None,
     ) -> None:
-        """Choose the chain: `num_inference_steps` in [1, T] spaced by the configuration, or descending `timesteps`."""
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("pass one of num_inference_steps and timesteps")
-        if timesteps is not None:
-            descending = np.asarray(timesteps)
-        else:
-            descending = self._spaced_timesteps(num_inference_steps)
-        if descending.ndim != 1 or not len(descending) or np.any(np.diff(descending) >= 0):
-            raise ValueError(f"`timesteps` must be non-empty and in strictly descending order, got {timesteps}")
-        if descending[0] >= len(self) or descending[-1] < 0:
-            raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
-        self._use_timesteps(descending[::-1], device)
+        """Sample with `chain(num_inference_steps, timesteps)` from now on."""
+        self._chain = self.chain(num_inference_steps, timesteps)
+        self._index = {int(t): i for i, t in enumerate(self._chain.timesteps)}
+        self.timesteps = torch.from_numpy(self._chain.timesteps[::-1].copy()).to(device)
         self.num_inference_steps = num_inference_steps
 
     def _spaced_timesteps(self, n: int | None) -> np.ndarray:
@@ -455,11 +508,6 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if self.config["timestep_spacing"] == "leading":
             return np.arange(n)[::-1] * (total // n) + self.config["steps_offset"]
         return np.round(total - np.arange(n) * (total / n)).astype(np.int64) - 1  # trailing
-
-    def _use_timesteps(self, ascending: np.ndarray, device: str | torch.device | None) -> None:
-        self._chain = self.diffusion.respaced(ascending)
-        self._index = {int(t): i for i, t in enumerate(ascending)}
-        self.timesteps = torch.from_numpy(ascending[::-1].copy()).to(device)
 
     def _chain_index(self, timestep: int | Tensor) -> int:
         """Position of `timestep` in the current chain, 0 being the last step of sampling."""
@@ -540,9 +588,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     def _get_variance(self, t: int | Tensor) -> Tensor:
         """σ_t² of the fixed variances, 0-d; the name under which diffusers' own tests ask for it."""
-        small = self.config["variance_type"] == "fixed_small"
-        chain = self._chain.posterior_variance if small else self._chain.betas
-        return torch.tensor(chain[self._chain_index(t)], dtype=torch.float32)
+        table = getattr(self._chain, VARIANCE_TABLES[self.config["variance_type"]][0])
+        return torch.tensor(table[self._chain_index(t)], dtype=torch.float32)
 
     # ---- forward process, for training scripts written against diffusers -------------------------------------------
 

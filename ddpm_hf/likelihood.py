@@ -1,0 +1,261 @@
+"""The variational bound on −log p(x_0) (Eqs. 3 and 5), term by term, and the rate and distortion of Section 4.3.
+
+Units are bits per dimension: nats, averaged over a sample's dimensions, divided by ln 2. Time is 0-based: term t = 0
+is the decoder's L_0, term t ≥ 1 the KL divergence that the paper calls L_t, and L_T is the prior's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .randomness import keyed_generator
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
+
+# Below this width in standard deviations, a bin's probability is its density times its width: the difference of two
+# distribution functions would lose more to rounding in float32 (2e-4) than the curvature left out (4e-8 x²).
+NARROW_BIN = 1e-3
+
+
+class BoundTerms(NamedTuple):
+    """The bound of B samples, all in bits/dim but the last; float64 on the CPU.
+
+    total_b: prior_b plus the sum of terms_bt over t; at least −log₂ p(x_0) / dim in expectation over the noise.
+    prior_b: L_T, what is left of x_0 in x_T.
+    terms_bt: by t, ascending: L_0, then the KL terms.
+    x_start_mse_bt: mean squared error per dimension of x̂_0(x_t, t), on the scale of [−1, 1].
+    """
+
+    total_b: Tensor
+    prior_b: Tensor
+    terms_bt: Tensor
+    x_start_mse_bt: Tensor
+
+
+class RateDistortion(NamedTuple):
+    """Progressive lossy compression (Section 4.3, Table 4), [T] each, after 1, 2, …, T reverse steps."""
+
+    num_reverse_steps: np.ndarray
+    rate_bpd: np.ndarray
+    rmse: np.ndarray  # on the scale [0, 255]
+
+
+# ---- the terms -----------------------------------------------------------------------------------------------------
+
+
+def _bits_per_dim(nats: Tensor) -> Tensor:
+    return nats.flatten(1).mean(dim=1) / math.log(2)
+
+
+def _as_tensor(value: Tensor | float, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device)
+
+
+def gaussian_kl_nats(
+    mean1: Tensor, log_variance1: Tensor | float, mean2: Tensor, log_variance2: Tensor | float
+) -> Tensor:
+    """KL(N(mean1, σ1²) ‖ N(mean2, σ2²)) in nats, per dimension; arguments broadcast."""
+    log_ratio = _as_tensor(log_variance2, mean1) - _as_tensor(log_variance1, mean1)
+    precision = torch.exp(-_as_tensor(log_variance2, mean1))
+    return 0.5 * (log_ratio + torch.expm1(-log_ratio) + (mean1 - mean2).square() * precision)
+
+
+def discretized_log_likelihood_nats(
+    x_start: Tensor, mean: Tensor, log_variance: Tensor | float, *, num_levels: int | None
+) -> Tensor:
+    """log p(x_0 | x_1) of the decoder (Eq. 13), in nats, per dimension: at most 0.
+
+    N(mean, σ²) integrated over x_0's bin, which is 2/(num_levels − 1) wide and at the lowest and highest level open to
+    the outside. `x_start` lies in [−1, 1]. With `num_levels` None, for points, the density itself, N(x_0; mean, σ²).
+    Exact (the paper's code approximates the distribution function by a tanh) and in log space: it does not underflow,
+    so needs no floor (the paper's code has one at 1e-12).
+    """
+    log_variance = _as_tensor(log_variance, mean)
+    inverse_sigma = torch.exp(-0.5 * log_variance)
+    x = (x_start - mean) * inverse_sigma
+    log_density = -0.5 * (x.square() + log_variance + math.log(2 * math.pi))
+    if num_levels is None:
+        return log_density
+    half_bin = 1 / (num_levels - 1)
+    width = 2 * half_bin * inverse_sigma
+    # P[a < z < b] = Φ(b) − Φ(a); mirrored into the lower tail, where Φ keeps its relative precision
+    lower, upper = x - 0.5 * width, x + 0.5 * width
+    lower, upper = torch.where(x > 0, -upper, lower), torch.where(x > 0, -lower, upper)
+    log_upper = torch.special.log_ndtr(upper)
+    log_ratio = (torch.special.log_ndtr(lower) - log_upper).clamp(max=-torch.finfo(x.dtype).tiny)
+    inside = log_upper + torch.log(-torch.expm1(log_ratio))
+    inside = torch.where(width < NARROW_BIN, log_density + math.log(2 * half_bin), inside)
+    lowest, highest = x_start < -1 + half_bin / 4, x_start > 1 - half_bin / 4  # the paper's ±0.999 at 256 levels
+    open_end = torch.special.log_ndtr(torch.where(lowest, x + 0.5 * width, 0.5 * width - x))
+    return torch.where(lowest | highest, open_end, inside)
+
+
+def prior_bpd(diffusion: GaussianDiffusion, x_start: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) ‖ N(0, I)) (Eq. 5) of x_start [B, ...] in [−1, 1], in bits/dim: [B]."""
+    q = diffusion.q_mean_variance(x_start, diffusion.num_timesteps - 1)
+    return _bits_per_dim(gaussian_kl_nats(q.mean, q.log_variance, torch.zeros_like(q.mean), 0.0))
+
+
+def vb_terms_bpd(
+    diffusion: GaussianDiffusion,
+    model_output: Tensor,
+    x_start: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    *,
+    prediction_type: str,
+    variance_type: str,
+    clip_denoised: bool | Callable[[Tensor], Tensor] = True,
+    num_levels: int | None = 256,
+) -> Tensor:
+    """Each sample's term of the bound (Eq. 5) at its own t, in bits/dim: [B].
+
+    KL(q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t)), and at t = 0 the decoder's −log p_θ(x_0 | x_1). `x_start`, in
+    [−1, 1], and `x_t` are [B, ...], float32 or float64; `model_output` as in `p_mean_variance`; `t` [B], 0-based.
+    `clip_denoised` is on when the bound is evaluated and off in training, as in the paper's code. `num_levels` is that
+    of the data: 256 for images, 17 for the digits, None for points, whose decoder is a Gaussian density.
+    """
+    p = diffusion.p_mean_variance(
+        model_output,
+        x_t,
+        t,
+        prediction_type=prediction_type,
+        variance_type=variance_type,
+        clip_denoised=clip_denoised,
+    )
+    return _term(diffusion, p, x_start, x_t, t, num_levels)
+
+
+def _term(diffusion: GaussianDiffusion, p: Any, x_start: Tensor, x_t: Tensor, t: Tensor, num_levels: Any) -> Tensor:
+    q = diffusion.q_posterior_mean_variance(x_start, x_t, t)
+    kl = gaussian_kl_nats(q.mean, q.log_variance, p.mean, p.log_variance)
+    is_first = (t == 0).view(-1, *(1,) * (x_t.ndim - 1))
+    # elsewhere the decoder looks at a perfect mean, so that no overflow there can reach a gradient
+    mean = torch.where(is_first, p.mean, x_start)
+    decoder = -discretized_log_likelihood_nats(x_start, mean, p.log_variance, num_levels=num_levels)
+    return _bits_per_dim(torch.where(is_first, decoder, kl))
+
+
+# ---- the bound of a model ------------------------------------------------------------------------------------------
+
+
+def paper_scheduler(scheduler: Any) -> Any:
+    """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration."""
+    return scheduler if hasattr(scheduler, "diffusion") else DDPMPaperScheduler.from_config(scheduler.config)
+
+
+@torch.no_grad()
+def bits_per_dim(
+    unet: Any,
+    scheduler: Any,
+    x_start: Tensor,
+    *,
+    seed: int,
+    clip_denoised: bool = True,
+    num_levels: int | None = 256,
+    num_inference_steps: int | None = None,
+    num_timesteps_subset: int | None = None,
+    batch_size: int = 256,
+    first_index: int = 0,
+    progress: bool = False,
+) -> BoundTerms:
+    """The bound of `x_start` under a model, with every term (Eq. 5), one draw of x_t for each sample and t.
+
+    The network runs in its own precision, everything after it in float64. Noise is keyed (seed, t, index of the
+    sample): the result depends on neither `batch_size`, but for the rounding of kernels, nor on the other samples.
+
+    Args:
+        unet: network, ours or stock's; on whatever device it is.
+        scheduler: a `DDPMPaperScheduler`, or any whose configuration describes a DDPM.
+        x_start: samples [B, ...] in [−1, 1]; points [B, d] as they are.
+        seed: of the noise.
+        clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without.
+        num_levels: of the data: 256, 17 for the digits, None for points.
+        num_inference_steps: evaluate the chain that samples in so many steps; by default the scheduler's own.
+        num_timesteps_subset: evaluate only so many terms per sample, one drawn from each of as many equal ranges of t
+            and weighted with the range's length: entries not drawn are 0, and every mean is an unbiased estimate.
+        batch_size: pairs of sample and t that the network sees at once.
+        first_index: index of x_start[0] in its data set, where x_start is a part of one.
+        progress: show a progress bar.
+
+    Raises ValueError for samples outside [−1, 1], and a subset that is no number from 1 to the number of steps.
+    """
+    scheduler = paper_scheduler(scheduler)
+    chain: GaussianDiffusion = scheduler.chain(num_inference_steps)
+    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
+        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
+    total, size = chain.num_timesteps, len(x_start)
+    subset = total if num_timesteps_subset is None else num_timesteps_subset
+    if not 1 <= subset <= total:
+        raise ValueError(f"num_timesteps_subset={num_timesteps_subset} must lie in [1, {total}]")
+    t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))
+    device = getattr(unet, "device", torch.device("cpu"))
+    exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
+    x_start = x_start.to(exact, torch.float64)
+
+    terms_bt, mse_bt = (torch.zeros(size, total, dtype=torch.float64) for _ in range(2))
+    was_training = unet.training
+    unet.eval()
+    try:
+        starts = range(0, size * subset, batch_size)  # t by t, so that a batch asks the network for few of them
+        for first in tqdm(starts, desc="bits/dim", disable=not progress):
+            s, b = np.divmod(np.arange(first, min(first + batch_size, size * subset)), size)
+            t = t_bs[b, s]
+            times = chain.timesteps[t]
+            noise = _noise(seed, times, first_index + b, tuple(x_start.shape[1:])).to(exact)
+            x, index = x_start[torch.from_numpy(b).to(exact)], torch.from_numpy(t)
+            x_t = chain.q_sample(x, index, noise)
+            at = torch.from_numpy(times).to(device)
+            output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at).sample.to(exact, torch.float64)
+            p = chain.p_mean_variance(
+                output,
+                x_t,
+                index,
+                prediction_type=scheduler.config["prediction_type"],
+                variance_type=scheduler.config["variance_type"],
+                clip_denoised=clip_denoised,
+            )
+            weight = torch.from_numpy(weight_s[s])
+            terms_bt[b, t] = weight * _term(chain, p, x, x_t, index, num_levels).cpu()
+            mse_bt[b, t] = weight * (p.x_start - x).square().flatten(1).mean(dim=1).cpu()
+    finally:
+        unet.train(was_training)
+    prior_b = prior_bpd(chain, x_start).cpu()
+    return BoundTerms(prior_b + terms_bt.sum(dim=1), prior_b, terms_bt, mse_bt)
+
+
+def _drawn_timesteps(total: int, subset: int, seed: int, indices: range) -> tuple[np.ndarray, np.ndarray]:
+    """One t from each of `subset` ranges for each sample, int64 [B, S], and the ranges' lengths, float64 [S]."""
+    edges = np.linspace(0, total, subset + 1).round().astype(np.int64)
+    lengths = np.diff(edges)
+    quantiles = np.stack([keyed_generator(seed, "bound timesteps", 0, i).random(subset) for i in indices])
+    return edges[:-1] + (quantiles * lengths).astype(np.int64), lengths.astype(np.float64)
+
+
+def _noise(seed: int, times: np.ndarray, indices: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """Standard Gaussian noise, one keyed draw per pair of time and sample: float64 [len(times), *shape]."""
+    pairs = zip(times.tolist(), indices.tolist(), strict=True)
+    return torch.from_numpy(np.stack([keyed_generator(seed, "bound", *pair).standard_normal(shape) for pair in pairs]))
+
+
+# ---- rate and distortion -------------------------------------------------------------------------------------------
+
+
+def rate_distortion(terms: BoundTerms) -> RateDistortion:
+    """Rate against distortion of the idealised progressive code (Section 4.3), as means over the samples.
+
+    After n of T reverse steps the receiver knows x_t at t = T − n (0-based): it has paid L_T and the KL terms above t,
+    the rate, and shows x̂_0(x_t, t), whose root mean squared error on [0, 255] is the distortion. The rate of all T
+    steps leaves out L_0, which would make the code lossless. Idealised: actual codes of single steps cost more.
+    """
+    mean_t = terms.terms_bt.mean(dim=0).numpy()
+    paid = np.append(np.cumsum(mean_t[:0:-1]), 0.0)  # by number of steps less one; the last is only a place
+    rate = terms.prior_b.mean().item() + np.roll(paid, 1)
+    rmse = 127.5 * np.sqrt(terms.x_start_mse_bt.mean(dim=0).numpy()[::-1])
+    return RateDistortion(np.arange(1, len(mean_t) + 1), rate, rmse)

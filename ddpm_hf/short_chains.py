@@ -1,0 +1,87 @@
+"""Fewer reverse steps at little cost: variances fitted to a network, and timesteps chosen for it.
+
+Both need one table, the mean squared error of x̂_0(x_t, t) per dimension at every t: the mean over training samples of
+`likelihood.bits_per_dim(...).x_start_mse_bt`. Where the error is independent of x_t, the variance of least KL
+divergence is σ_t² = β̃_t + c_t² mse_t (Bao et al. 2022, Analytic-DPM, Theorem 1), and a step then costs
+½ log₂(1 + c_t² mse_t / β̃_t) bits/dim. That cost depends on where a step begins and ends alone, so the best chain of K
+steps is a shortest path (Watson et al. 2021).
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
+
+
+def step_costs_bpd(diffusion: GaussianDiffusion, x_start_mse: np.ndarray) -> np.ndarray:
+    """Expected KL of the step from t = column down to t = row, with its fitted variance: float64 [T, T], in bits/dim.
+
+    `x_start_mse` [T]. Entries on and below the diagonal, which are no steps, are infinite.
+    """
+    alphas_cumprod = diffusion.alphas_cumprod
+    end, begin = alphas_cumprod[:, None], alphas_cumprod[None, :]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        betas = 1 - begin / end
+        coef = betas * np.sqrt(end) / (1 - begin)
+        cost = 0.5 * np.log2(1 + coef**2 * x_start_mse[None, :] / (betas * (1 - end) / (1 - begin)))
+    return np.where(np.triu(np.ones_like(cost), k=1) > 0, cost, np.inf)
+
+
+def decoder_costs_bpd(x_start_mse: np.ndarray, num_levels: int | None) -> np.ndarray:
+    """Expected L_0 if t were the last step, in bits/dim, float64 [T]: for an error of x̂_0 that is N(0, mse_t)."""
+    if num_levels is None:
+        return 0.5 * np.log2(2 * math.pi * math.e * x_start_mse)
+    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)  # by the trapezoidal rule: exact to rounding for such a tail
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    half_width = torch.from_numpy(1 / ((num_levels - 1) * np.sqrt(x_start_mse)))[:, None]
+    lower, upper = -z.abs() - half_width, half_width - z.abs()
+    log_upper = torch.special.log_ndtr(upper)
+    log_ratio = (torch.special.log_ndtr(lower) - log_upper).clamp(max=-1e-300)
+    nats = -(log_upper + torch.log(-torch.expm1(log_ratio)))
+    return torch.trapezoid(density * nats, z, dim=1).numpy() / math.log(2)
+
+
+def choose_timesteps(
+    diffusion: GaussianDiffusion, x_start_mse: np.ndarray, num_steps: int, *, num_levels: int | None = 256
+) -> np.ndarray:
+    """The `num_steps` timesteps, ascending and ending at T − 1, of least expected bound: int64 [K].
+
+    By dynamic programming over all chains. `x_start_mse` [T]; `num_levels` as in `likelihood`. Raises ValueError
+    unless 1 ≤ num_steps ≤ T.
+    """
+    total = diffusion.num_timesteps
+    if not 1 <= num_steps <= total:
+        raise ValueError(f"num_steps={num_steps} must lie in [1, {total}]")
+    costs = step_costs_bpd(diffusion, x_start_mse)
+    best = decoder_costs_bpd(x_start_mse, num_levels)  # of the chains so far, by their highest timestep
+    came_from = []
+    for _ in range(num_steps - 1):
+        through = best[:, None] + costs
+        came_from.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    timesteps = [total - 1]
+    for previous in reversed(came_from):
+        timesteps.append(int(previous[timesteps[-1]]))
+    return np.array(timesteps[::-1], dtype=np.int64)
+
+
+def shortened(
+    scheduler: Any, x_start_mse: np.ndarray, *, num_steps: int | None = None, num_levels: int | None = 256
+) -> DDPMPaperScheduler:
+    """The scheduler with fitted variances, sampling in `num_steps` chosen timesteps, or in all where it is None.
+
+    `x_start_mse` [T] is the network's; `num_levels` that of the data. It is saved and used like any other.
+    """
+    timesteps = None
+    if num_steps is not None:
+        timesteps = choose_timesteps(scheduler.diffusion, x_start_mse, num_steps, num_levels=num_levels)
+    short: Any = DDPMPaperScheduler.from_config(
+        scheduler.config,
+        variance_type="fitted",
+        inference_timesteps=None if timesteps is None else timesteps.tolist(),
+        x_start_mse=(x_start_mse if timesteps is None else x_start_mse[timesteps]).tolist(),
+    )
+    return short
