@@ -13,20 +13,26 @@ from .randomness import keyed_generator, normal
 
 
 class Batch(NamedTuple):
-    """x_0 as stored (uint8 levels [B, C, H, W], or float32 points [B, d]), t int64 [B] 0-based, ε float32 like x_0."""
+    """x_0 as stored (uint8 levels [B, C, H, W], or float32 points [B, d]), t int64 [B] 0-based, ε float32 like x_0.
+
+    `quantiles` [B], uniform in [0, 1), are there for another distribution of t: one that changes as training goes on
+    cannot be drawn from ahead of time.
+    """
 
     x_start: Tensor
     t: Tensor
     noise: Tensor
     indices: np.ndarray
+    quantiles: np.ndarray
 
     def to(self, device: torch.device) -> "Batch":
         """The tensors on `device`, copied without waiting where the memory is pinned."""
         x_start, t, noise = (x.to(device, non_blocking=True) for x in self[:3])
-        return Batch(x_start, t, noise, self.indices)
+        return self._replace(x_start=x_start, t=t, noise=noise)
 
     def pin_memory(self) -> "Batch":
-        return Batch(self.x_start.pin_memory(), self.t.pin_memory(), self.noise.pin_memory(), self.indices)
+        x_start, t, noise = (x.pin_memory() for x in self[:3])
+        return self._replace(x_start=x_start, t=t, noise=noise)
 
 
 class KeyedBatches:
@@ -76,7 +82,8 @@ class KeyedBatches:
             flip = keyed_generator(self.seed, "flip", step).random(self.global_batch_size)[chosen] < 0.5
         t = keyed_generator(self.seed, "t", step).integers(self.num_timesteps, size=self.global_batch_size)[chosen]
         noise = normal(self.seed, "noise", step, rows, self.samples.sample_shape)
-        return Batch(self.samples.batch(indices, flip), torch.from_numpy(t.copy()), noise, indices)
+        quantiles = keyed_generator(self.seed, "t quantile", step).random(self.global_batch_size)[chosen]
+        return Batch(self.samples.batch(indices, flip), torch.from_numpy(t.copy()), noise, indices, quantiles)
 
 
 def share_of(global_batch_size: int, micro_steps: int, micro_step: int, rank: int, world_size: int) -> range:

@@ -220,6 +220,11 @@ def read(checkpoint: Path, name: str) -> dict[str, Tensor]:
     return load_file(checkpoint / STATE / f"{name}.safetensors")
 
 
+def has(checkpoint: Path, name: str) -> bool:
+    """Whether there are tensors written as `name`."""
+    return (checkpoint / STATE / f"{name}.safetensors").is_file()
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / STATE / "state.json").read_text(encoding="utf-8"))
 

@@ -340,7 +340,7 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
     """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
 
     The paper code's own schedules travel as `trained_betas`. Raises ValueError for points, and for what stock's
-    DDPMScheduler has no word for: learned log-variances and `previous_sample`.
+    DDPMScheduler has no word for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
     """
     unet, scheduler = pipe.unet, pipe.scheduler
     if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler):
@@ -348,8 +348,11 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
             "DDPMPaperScheduler can be converted"
         )
-    for key, value in (("variance_type", "learned"), ("prediction_type", "previous_sample")):
+    unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
+    for key, value in unknown:
         if scheduler.config[key] == value:
             raise ValueError(f"stock's DDPMScheduler has no {key} that means what {value!r} does here")
+    if "inference_timesteps" in scheduler.config:
+        raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
     stock = DDPMScheduler.from_config(scheduler.config)
     return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]

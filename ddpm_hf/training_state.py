@@ -11,6 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from . import checkpoints
+from .objectives import LossHistory
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
 
@@ -26,6 +27,7 @@ class TrainingState:
     ema: EMAModel
     optimizer: Any  # torch's, or Accelerate's wrapper of it
     grad_scaler: Any | None = None  # of float16
+    loss_history: LossHistory | None = None  # of importance sampling
     step: int = 0  # steps tried: the position in the data
     num_updates: int = 0  # steps made: fewer where float16 overflowed; learning rate and EMA go by these
     overflows_in_a_row: int = 0
@@ -49,6 +51,8 @@ class TrainingState:
             "ema": dict(zip(names, self.ema.shadow_params, strict=True)),
             "optimizer": {f"{names[i]}/{slot}": value for i, own in slots.items() for slot, value in own.items()},
         }
+        if self.loss_history is not None:
+            tensors["loss_history"] = self.loss_history.state()
         counters = {
             "step": self.step,
             "num_updates": self.num_updates,
@@ -90,3 +94,6 @@ class TrainingState:
         self.overflows_in_a_row, self.ema.optimization_step = counters["overflows_in_a_row"], counters["ema_steps"]
         if self.grad_scaler is not None and counters["grad_scaler"] is not None:
             self.grad_scaler.load_state_dict(counters["grad_scaler"])
+        # absent where a run goes on with importance sampling that began without: it then starts with no history
+        if self.loss_history is not None and checkpoints.has(checkpoint, "loss_history"):
+            self.loss_history.restore(checkpoints.read(checkpoint, "loss_history"))

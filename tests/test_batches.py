@@ -34,13 +34,13 @@ def batches() -> Callable[..., KeyedBatches]:
 def assert_same(one: Batch, other: Batch) -> None:
     for a, b in zip(one[:3], other[:3], strict=True):
         assert a.dtype == b.dtype and torch.equal(a, b)
-    assert np.array_equal(one.indices, other.indices)
+    assert np.array_equal(one.indices, other.indices) and np.array_equal(one.quantiles, other.quantiles)
 
 
 def joined(parts: list[Batch]) -> Batch:
-    return Batch(
-        *(torch.cat(x) for x in list(zip(*parts, strict=True))[:3]), np.concatenate([p.indices for p in parts])
-    )
+    x_start, t, noise, indices, quantiles = zip(*parts, strict=True)
+    tensors = (torch.cat(x) for x in (x_start, t, noise))
+    return Batch(*tensors, np.concatenate(indices), np.concatenate(quantiles))
 
 
 # ---- order ---------------------------------------------------------------------------------------------------------

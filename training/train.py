@@ -39,18 +39,17 @@ import contextlib
 import copy
 import logging
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
@@ -65,8 +64,9 @@ from ddpm_hf import (
 )
 from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
 from ddpm_hf.data import Samples, load_samples, to_model_range
-from ddpm_hf.objectives import simple_loss
+from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.options import parse_options, to_yaml
+from ddpm_hf.processes import join_processes
 from ddpm_hf.randomness import keyed_seed
 from ddpm_hf.run_log import RunLog, cut_metrics
 from ddpm_hf.sampling import sample_together
@@ -127,9 +127,15 @@ class TrainingOptions:
     prediction_type: Literal["epsilon", "sample", "previous_sample", "v_prediction"] = option(
         "epsilon", "of the network"
     )
-    variance_type: Literal["fixed_small", "fixed_large"] = option("fixed_large", "σ_t² of sampling: β̃_t or β_t")
+    variance_type: Literal["fixed_small", "fixed_large", "learned"] = option(
+        "fixed_large", "σ_t² of the reverse process: β̃_t, β_t, or the network's, which needs --objective vlb"
+    )
 
     # optimization
+    objective: Literal["simple", "vlb"] = option("simple", "L_simple (Eq. 14), or the variational bound L (Eq. 5)")
+    timestep_sampling: Literal["uniform", "loss_history"] = option(
+        "uniform", "how t is drawn; for --objective vlb also by the losses seen so far, which makes it less noisy"
+    )
     num_steps: int = option(800_000, "optimizer steps")
     global_batch_size: int = option(128, "samples per step, over all processes and accumulation steps")
     gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch")
@@ -179,6 +185,10 @@ class TrainingOptions:
             raise ValueError(
                 f"--sample_steps={self.sample_steps} exceeds --num_train_timesteps={self.num_train_timesteps}"
             )
+        if self.variance_type == "learned" and self.objective == "simple":
+            raise ValueError("--variance_type learned needs --objective vlb: L_simple does not train a variance")
+        if self.timestep_sampling == "loss_history" and self.objective == "simple":
+            raise ValueError("--timestep_sampling loss_history is for --objective vlb; L_simple weighs all t alike")
         if (self.dataset_name is None) == (self.train_data_dir is None):
             raise ValueError(
                 f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
@@ -216,7 +226,9 @@ class Run:
 
 
 def losses_of(run: Run, batch: Batch) -> Tensor:
-    """Algorithm 1, line 5 without its gradient, per sample: [B]. Lines 2–4, the random draws, made the batch.
+    """Algorithm 1, line 5 without its gradient, per sample: [B]; L_simple, or the bound's term at t in bits/dim.
+
+    Lines 2–4, the random draws, made the batch.
 
     Noise is added in float32 whatever the precision of the network: in bfloat16 the first timesteps would get none.
     """
@@ -232,7 +244,7 @@ def losses_of(run: Run, batch: Batch) -> Tensor:
         batch.t,
         prediction_type=run.options.prediction_type,
         variance_type=run.options.variance_type,
-        noise=batch.noise,
+        **({"noise": batch.noise} if run.options.objective == "simple" else {}),
     )
 
 
@@ -254,8 +266,12 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
         group["lr"] = learning_rate
     loss = torch.zeros((), device=accelerator.device)
     num_parts = options.gradient_accumulation_steps
+    seen: list[Any] = []  # (t, losses) of all processes, by row of the global batch
     for part in range(num_parts):
-        batch = next(stream).to(accelerator.device)
+        batch, weights = next(stream).to(accelerator.device), 1.0
+        if state.loss_history is not None:  # line 3, with importance sampling
+            t, weights = (x.to(accelerator.device) for x in state.loss_history.draw(batch.quantiles))
+            batch = batch._replace(t=t)
         if options.dropout:
             index = part * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(keyed_seed(options.seed, "dropout", state.step, index))
@@ -263,6 +279,9 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
             losses = losses_of(run, batch)
             if state.grad_scaler is None:
                 check_finite("loss", losses, batch, state.step, learning_rate)
+            if state.loss_history is not None:
+                seen.append(accelerator.gather((batch.t, losses.detach())))
+            losses = losses * weights
             accelerator.backward(losses.mean() / num_parts)
         loss += losses.detach().mean() / num_parts
     grad_norm: Any = accelerator.clip_grad_norm_(state.unet.parameters(), options.max_grad_norm)
@@ -271,6 +290,9 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.step += 1
+    for t, losses in seen:
+        assert state.loss_history is not None
+        state.loss_history.update(t.cpu().numpy(), losses.cpu().numpy())
     if accelerator.optimizer_step_was_skipped:  # then learning rate and averaged weights wait as well
         state.overflows_in_a_row += 1
         if state.overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
@@ -369,31 +391,13 @@ def draw_samples(run: Run) -> Tensor:
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
-    """Accelerate's view of this process, and the settings of the machine that hold for all of it.
-
-    Raises ValueError where Accelerate would quietly do less than it was launched for.
-    """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
-        cpu=world_size > 1 and not torch.accelerator.is_available(),
+    """Accelerate's view of this process, and the settings of the machine that hold for all of it."""
+    accelerator = join_processes(
+        cpu_threads=options.cpu_threads,
         mixed_precision=options.mixed_precision,
         log_with=options.report_to,
         project_dir=options.output_dir,
-        # the first process may decode a large data set for hours while the others wait
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
     )
-    if accelerator.num_processes != world_size:
-        raise ValueError(
-            f"{world_size} processes were launched, but Accelerate formed {accelerator.num_processes}; "
-            "launch as in `python training/train.py --help`"
-        )
-    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
-        raise ValueError("--mixed_precision fp16 needs a GPU (on a CPU it would be float32); use bf16 or no")
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(options.cpu_threads or max(1, cores // local_world_size))
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return accelerator
@@ -419,13 +423,14 @@ def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DD
     if options.in_channels not in (None, channels):
         raise ValueError(f"the model expects {options.in_channels} channels (--in_channels), the data has {channels}")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
+    out_channels = 2 * channels if options.variance_type == "learned" else channels
     if len(sample_shape) == 1:
-        return DDPMPaperMLP(channels, channels, hidden_size=options.hidden_size, num_layers=options.num_layers)
+        return DDPMPaperMLP(channels, out_channels, hidden_size=options.hidden_size, num_layers=options.num_layers)
     height, width = sample_shape[1:]
     return DDPMPaperUNet(
         sample_size=height if height == width else (height, width),
         in_channels=channels,
-        out_channels=channels,
+        out_channels=out_channels,
         block_out_channels=tuple(options.block_out_channels),
         layers_per_block=options.layers_per_block,
         attention_resolutions=tuple(options.attention_resolutions),
@@ -452,6 +457,11 @@ def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
         raise ValueError(
             f"--init_from {options.init_from} holds {type(pipe.unet).__name__} and {type(pipe.scheduler).__name__}; "
             "fine-tuning starts from a DDPMPaperUNet or DDPMPaperMLP with a DDPMPaperScheduler"
+        )
+    if pipe.scheduler.config["variance_type"] == "fitted":
+        raise ValueError(
+            f"--init_from {options.init_from} has variances fitted to its weights; start from the checkpoint it was "
+            "made from"
         )
     config = {**pipe.unet.config, **pipe.scheduler.config}
     for name in ({f.name for f in fields(options)} & config.keys()) - {"dropout"}:
@@ -483,9 +493,10 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
     if options.compile:
         unet.compile()
     model, optimizer = accelerator.prepare(unet, optimizer)
-    return Run(
-        options, accelerator, batches, model, TrainingState(unet, ema, optimizer, accelerator.scaler), scheduler
-    )
+    history = LossHistory(len(scheduler)) if options.timestep_sampling == "loss_history" else None
+    state = TrainingState(unet, ema, optimizer, accelerator.scaler, history)
+    objective = simple_loss if options.objective == "simple" else partial(vlb_loss, num_levels=samples.num_levels)
+    return Run(options, accelerator, batches, model, state, scheduler, objective)
 
 
 def enter_folder(run: Run, manifest: dict[str, Any], held: contextlib.ExitStack) -> Path | None:

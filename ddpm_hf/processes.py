@@ -1,0 +1,38 @@
+"""How this process joins the others of its run."""
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+
+def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: Any) -> Accelerator:
+    """An Accelerator over all processes that `accelerate launch` or `torchrun` started; just one without them.
+
+    On a CPU each gets `cpu_threads` threads, by default its share of this machine's cores. The other arguments are
+    Accelerator's. Raises ValueError where Accelerate would quietly form fewer processes than were launched, or compute
+    in another precision than it was asked for.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(
+        # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
+        cpu=world_size > 1 and not torch.accelerator.is_available(),
+        # the first process may decode a large data set for hours while the others wait
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+        **accelerator_arguments,
+    )
+    if accelerator.num_processes != world_size:
+        raise ValueError(
+            f"{world_size} processes were launched, but Accelerate formed {accelerator.num_processes}; "
+            "launch as in `python training/train.py --help`"
+        )
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "fp16":
+        raise ValueError("--mixed_precision fp16 needs a GPU (on a CPU it would be float32); use bf16 or no")
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(cpu_threads or max(1, cores // local_world_size))
+    return accelerator
