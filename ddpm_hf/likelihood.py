@@ -66,10 +66,17 @@ def gaussian_kl_nats(
     return 0.5 * (log_ratio + torch.expm1(-log_ratio) + (mean1 - mean2).square() * precision)
 
 
+def _log_normal_cdf(x: Tensor) -> Tensor:
+    """log Φ(x). torch.special.log_ndtr has the same values, but its gradient loses all digits far below 0."""
+    low = x.clamp(max=-1.0)
+    tail = torch.log(0.5 * torch.special.erfcx(low * -math.sqrt(0.5))) - 0.5 * low.square()
+    return torch.where(x < -1, tail, torch.special.log_ndtr(x.clamp(min=-1.0)))
+
+
 def discretized_log_likelihood_nats(
     x_start: Tensor, mean: Tensor, log_variance: Tensor | float, *, num_levels: int | None
 ) -> Tensor:
-    """log p(x_0 | x_1) of the decoder (Eq. 13), in nats, per dimension: at most 0.
+    """log p(x_0 | x_1) of the decoder (Eq. 13), in nats, per dimension.
 
     N(mean, σ²) integrated over x_0's bin, which is 2/(num_levels − 1) wide and at the lowest and highest level open to
     the outside. `x_start` lies in [−1, 1]. With `num_levels` None, for points, the density itself, N(x_0; mean, σ²).
@@ -87,12 +94,12 @@ def discretized_log_likelihood_nats(
     # P[a < z < b] = Φ(b) − Φ(a); mirrored into the lower tail, where Φ keeps its relative precision
     lower, upper = x - 0.5 * width, x + 0.5 * width
     lower, upper = torch.where(x > 0, -upper, lower), torch.where(x > 0, -lower, upper)
-    log_upper = torch.special.log_ndtr(upper)
-    log_ratio = (torch.special.log_ndtr(lower) - log_upper).clamp(max=-torch.finfo(x.dtype).tiny)
+    log_upper = _log_normal_cdf(upper)
+    log_ratio = (_log_normal_cdf(lower) - log_upper).clamp(max=-torch.finfo(x.dtype).tiny)
     inside = log_upper + torch.log(-torch.expm1(log_ratio))
     inside = torch.where(width < NARROW_BIN, log_density + math.log(2 * half_bin), inside)
     lowest, highest = x_start < -1 + half_bin / 4, x_start > 1 - half_bin / 4  # the paper's ±0.999 at 256 levels
-    open_end = torch.special.log_ndtr(torch.where(lowest, x + 0.5 * width, 0.5 * width - x))
+    open_end = _log_normal_cdf(torch.where(lowest, x + 0.5 * width, 0.5 * width - x))
     return torch.where(lowest | highest, open_end, inside)
 
 
@@ -135,7 +142,7 @@ def vb_terms_bpd(
 def _term(diffusion: GaussianDiffusion, p: Any, x_start: Tensor, x_t: Tensor, t: Tensor, num_levels: Any) -> Tensor:
     q = diffusion.q_posterior_mean_variance(x_start, x_t, t)
     kl = gaussian_kl_nats(q.mean, q.log_variance, p.mean, p.log_variance)
-    is_first = (t == 0).view(-1, *(1,) * (x_t.ndim - 1))
+    is_first = (t.to(x_t.device) == 0).view(-1, *(1,) * (x_t.ndim - 1))
     # elsewhere the decoder looks at a perfect mean, so that no overflow there can reach a gradient
     mean = torch.where(is_first, p.mean, x_start)
     decoder = -discretized_log_likelihood_nats(x_start, mean, p.log_variance, num_levels=num_levels)
@@ -146,8 +153,18 @@ def _term(diffusion: GaussianDiffusion, p: Any, x_start: Tensor, x_t: Tensor, t:
 
 
 def paper_scheduler(scheduler: Any) -> Any:
-    """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration."""
-    return scheduler if hasattr(scheduler, "diffusion") else DDPMPaperScheduler.from_config(scheduler.config)
+    """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration.
+
+    Raises ValueError for one that is no DDPM, and for stock's `learned` variance, which means something else here.
+    """
+    if hasattr(scheduler, "diffusion"):
+        return scheduler
+    name = type(scheduler).__name__
+    if name not in DDPMPaperScheduler._compatibles:
+        raise ValueError(f"{name} is not a scheduler of a DDPM: it must be one of {DDPMPaperScheduler._compatibles}")
+    if scheduler.config.get("variance_type") == "learned":
+        raise ValueError(f"variance_type='learned' of {name} is not a log-variance; it has no equivalent here")
+    return DDPMPaperScheduler.from_config(scheduler.config)
 
 
 @torch.no_grad()
@@ -157,7 +174,7 @@ def bits_per_dim(
     x_start: Tensor,
     *,
     seed: int,
-    clip_denoised: bool = True,
+    clip_denoised: bool | Callable[[Tensor], Tensor] = True,
     num_levels: int | None = 256,
     num_inference_steps: int | None = None,
     num_timesteps_subset: int | None = None,
@@ -175,7 +192,8 @@ def bits_per_dim(
         scheduler: a `DDPMPaperScheduler`, or any whose configuration describes a DDPM.
         x_start: samples [B, ...] in [−1, 1]; points [B, d] as they are.
         seed: of the noise.
-        clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without.
+        clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without; a function
+            is applied to x̂_0 in its place.
         num_levels: of the data: 256, 17 for the digits, None for points.
         num_inference_steps: evaluate the chain that samples in so many steps; by default the scheduler's own.
         num_timesteps_subset: evaluate only so many terms per sample, one drawn from each of as many equal ranges of t
@@ -184,16 +202,23 @@ def bits_per_dim(
         first_index: index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
 
-    Raises ValueError for samples outside [−1, 1], and a subset that is no number from 1 to the number of steps.
+    Raises ValueError for samples outside [−1, 1], for numbers outside their range, and where ε says nothing about x_0
+    because ᾱ_T is 0.
     """
     scheduler = paper_scheduler(scheduler)
     chain: GaussianDiffusion = scheduler.chain(num_inference_steps)
-    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
-        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
     total, size = chain.num_timesteps, len(x_start)
     subset = total if num_timesteps_subset is None else num_timesteps_subset
-    if not 1 <= subset <= total:
-        raise ValueError(f"num_timesteps_subset={num_timesteps_subset} must lie in [1, {total}]")
+    _require_integer("num_timesteps_subset", subset, 1, total)
+    _require_integer("batch_size", batch_size, 1)
+    _require_integer("first_index", first_index, 0)
+    _require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
+    if not size:
+        raise ValueError("x_start holds no samples")
+    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
+        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
+    if scheduler.config["prediction_type"] == "epsilon" and chain.alphas_cumprod[-1] == 0:
+        raise ValueError("ᾱ is 0 at the last timestep: ε gives no x_0 there, and the bound is infinite")
     t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))
     device = getattr(unet, "device", torch.device("cpu"))
     exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
@@ -228,6 +253,12 @@ def bits_per_dim(
         unet.train(was_training)
     prior_b = prior_bpd(chain, x_start).cpu()
     return BoundTerms(prior_b + terms_bt.sum(dim=1), prior_b, terms_bt, mse_bt)
+
+
+def _require_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
+    in_range = isinstance(value, int) and least <= value and (most is None or value <= most)
+    if not in_range or isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be an integer, {least} or more{f', {most} at most' if most else ''}")
 
 
 def _drawn_timesteps(total: int, subset: int, seed: int, indices: range) -> tuple[np.ndarray, np.ndarray]:

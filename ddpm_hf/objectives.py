@@ -58,9 +58,9 @@ def vlb_loss(
 ) -> Tensor:
     """L, the true variational bound (Eq. 5): each sample's term at its t, in bits/dim: [B].
 
-    x̂_0 is not clipped, as in the paper's code. The whole bound is T times the mean over uniform t. Tensors as in
-    `simple_loss`; for a learned variance `model_output` has twice the channels. `num_levels` is that of the data: 256
-    for images, 17 for the digits, None for points.
+    x̂_0 is not clipped, as in the paper's code. T times the mean over uniform t is the bound less L_T, which has no
+    parameters. Tensors as in `simple_loss`; for a learned variance `model_output` has twice the channels. `num_levels`
+    is that of the data: 256 for images, 17 for the digits, None for points.
     """
     return vb_terms_bpd(
         diffusion,
@@ -114,4 +114,7 @@ class LossHistory:
         return {"losses": torch.from_numpy(self.losses.copy()), "counts": torch.from_numpy(self.counts.copy())}
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        self.losses, self.counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()
+        losses, counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()
+        if losses.shape != self.losses.shape or counts.shape != self.counts.shape:
+            raise ValueError(f"a history of losses {losses.shape} cannot go on as one of {self.losses.shape}")
+        self.losses, self.counts = losses, counts

@@ -1,8 +1,8 @@
 """Fewer reverse steps at little cost: variances fitted to a network, and timesteps chosen for it.
 
 Both need one table, the mean squared error of x̂_0(x_t, t) per dimension at every t: the mean over training samples of
-`likelihood.bits_per_dim(...).x_start_mse_bt`. Where the error is independent of x_t, the variance of least KL
-divergence is σ_t² = β̃_t + c_t² mse_t (Bao et al. 2022, Analytic-DPM, Theorem 1), and a step then costs
+`likelihood.bits_per_dim(...).x_start_mse_bt`. Among variances that do not depend on x_t, that of least KL divergence
+is σ_t² = β̃_t + c_t² mse_t (Bao et al. 2022, Analytic-DPM, Theorem 1), and a step then costs
 ½ log₂(1 + c_t² mse_t / β̃_t) bits/dim. That cost depends on where a step begins and ends alone, so the best chain of K
 steps is a shortest path (Watson et al. 2021).
 """
@@ -13,20 +13,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from .likelihood import paper_scheduler
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
 
 
 def step_costs_bpd(diffusion: GaussianDiffusion, x_start_mse: np.ndarray) -> np.ndarray:
     """Expected KL of the step from t = column down to t = row, with its fitted variance: float64 [T, T], in bits/dim.
 
-    `x_start_mse` [T]. Entries on and below the diagonal, which are no steps, are infinite.
+    ½ log₂(1 + c² mse/β̃), which is ½ log₂(1 + (SNR_row − SNR_column) mse) with SNR = ᾱ/(1 − ᾱ). `x_start_mse` [T].
+    Entries on and below the diagonal, which are no steps, are infinite.
     """
-    alphas_cumprod = diffusion.alphas_cumprod
-    end, begin = alphas_cumprod[:, None], alphas_cumprod[None, :]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        betas = 1 - begin / end
-        coef = betas * np.sqrt(end) / (1 - begin)
-        cost = 0.5 * np.log2(1 + coef**2 * x_start_mse[None, :] / (betas * (1 - end) / (1 - begin)))
+    snr = diffusion.alphas_cumprod / (1 - diffusion.alphas_cumprod)
+    with np.errstate(invalid="ignore"):  # below the diagonal
+        cost = 0.5 * np.log1p((snr[:, None] - snr[None, :]) * x_start_mse[None, :]) / math.log(2)
     return np.where(np.triu(np.ones_like(cost), k=1) > 0, cost, np.inf)
 
 
@@ -44,15 +43,23 @@ def decoder_costs_bpd(x_start_mse: np.ndarray, num_levels: int | None) -> np.nda
     return torch.trapezoid(density * nats, z, dim=1).numpy() / math.log(2)
 
 
+def _checked(x_start_mse: Any, total: int) -> np.ndarray:
+    mse = np.asarray(x_start_mse, dtype=np.float64)
+    if mse.shape != (total,) or not (np.all(np.isfinite(mse)) and np.all(mse > 0)):
+        raise ValueError(f"x_start_mse must hold {total} positive numbers, one per timestep; got {mse}")
+    return mse
+
+
 def choose_timesteps(
-    diffusion: GaussianDiffusion, x_start_mse: np.ndarray, num_steps: int, *, num_levels: int | None = 256
+    diffusion: GaussianDiffusion, x_start_mse: Any, num_steps: int, *, num_levels: int | None = 256
 ) -> np.ndarray:
     """The `num_steps` timesteps, ascending and ending at T − 1, of least expected bound: int64 [K].
 
-    By dynamic programming over all chains. `x_start_mse` [T]; `num_levels` as in `likelihood`. Raises ValueError
-    unless 1 ≤ num_steps ≤ T.
+    By dynamic programming over all chains. `x_start_mse` [T], positive; `num_levels` as in `likelihood`. Raises
+    ValueError for another table, and unless 1 ≤ num_steps ≤ T.
     """
     total = diffusion.num_timesteps
+    x_start_mse = _checked(x_start_mse, total)
     if not 1 <= num_steps <= total:
         raise ValueError(f"num_steps={num_steps} must lie in [1, {total}]")
     costs = step_costs_bpd(diffusion, x_start_mse)
@@ -69,19 +76,26 @@ def choose_timesteps(
 
 
 def shortened(
-    scheduler: Any, x_start_mse: np.ndarray, *, num_steps: int | None = None, num_levels: int | None = 256
+    scheduler: Any, x_start_mse: Any, *, num_steps: int | None = None, num_levels: int | None = 256
 ) -> DDPMPaperScheduler:
     """The scheduler with fitted variances, sampling in `num_steps` chosen timesteps, or in all where it is None.
 
-    `x_start_mse` [T] is the network's; `num_levels` that of the data. It is saved and used like any other.
+    `x_start_mse` [T], array or tensor, is the network's; `num_levels` that of the data. The result is saved and used
+    like any other. Raises ValueError for networks that put out a variance of their own, or the mean of a single step.
     """
-    timesteps = None
+    scheduler = paper_scheduler(scheduler)
+    for key, value in (("variance_type", "learned"), ("prediction_type", "previous_sample")):
+        if scheduler.config[key] == value:
+            raise ValueError(
+                f"{key}={value!r}: variances are fitted to networks that predict ε, x_0 or v, and no more"
+            )
+    mse, timesteps = _checked(x_start_mse, len(scheduler)), None
     if num_steps is not None:
-        timesteps = choose_timesteps(scheduler.diffusion, x_start_mse, num_steps, num_levels=num_levels)
+        timesteps = choose_timesteps(scheduler.diffusion, mse, num_steps, num_levels=num_levels)
     short: Any = DDPMPaperScheduler.from_config(
         scheduler.config,
         variance_type="fitted",
         inference_timesteps=None if timesteps is None else timesteps.tolist(),
-        x_start_mse=(x_start_mse if timesteps is None else x_start_mse[timesteps]).tolist(),
+        x_start_mse=(mse if timesteps is None else mse[timesteps]).tolist(),
     )
     return short

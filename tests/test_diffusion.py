@@ -402,3 +402,56 @@ def test_learned_variance_with_other_channels_is_refused(channels):
 def test_respacing_to_impossible_times_is_refused(timesteps):
     with pytest.raises(ValueError, match="timesteps must "):
         PAPER.respaced(timesteps)
+
+
+# ---- fitted variances ----------------------------------------------------------------------------------------------
+
+MSE = np.linspace(1e-4, 0.5, 1000)
+
+
+def test_the_fitted_variance_adds_the_uncertainty_of_x_start():
+    """σ_t² = β̃_t + c_t² mse_t, with c_t what x_0 moves the posterior's mean by; mse_0 itself at t = 0."""
+    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=MSE)
+    zero, one = torch.zeros(1000, 1, dtype=torch.float64), torch.ones(1000, 1, dtype=torch.float64)
+    weight = PAPER.q_posterior_mean_variance(one, zero, every_t()).mean[:, 0].numpy()
+    expected = PAPER.posterior_variance + weight**2 * MSE
+    p = fitted.p_mean_variance(zero, zero, every_t(), prediction_type="sample", variance_type="fitted")
+    np.testing.assert_allclose(torch.as_tensor(p.variance)[:, 0], expected, rtol=1e-12)
+    np.testing.assert_allclose(torch.as_tensor(p.log_variance)[:, 0], np.log(expected), rtol=1e-12)
+    assert p.variance[0] == pytest.approx(MSE[0], rel=1e-12)  # type: ignore[index]
+    free = GaussianDiffusion(PAPER.betas, x_start_mse=np.full(1000, 1e-30))
+    np.testing.assert_allclose(free.fitted_variance[1:], PAPER.posterior_variance[1:], rtol=1e-12)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kept", [[999], [3, 500, 998], list(range(0, 1000, 20)), list(range(1000))], ids=len)
+def test_respacing_keeps_the_errors_and_fits_the_variances_anew(kept):
+    respaced = GaussianDiffusion(PAPER.betas, x_start_mse=MSE).respaced(kept)
+    afresh = GaussianDiffusion(PAPER.respaced(kept).betas, np.array(kept), MSE[kept])
+    np.testing.assert_array_equal(respaced.x_start_mse, MSE[kept])  # type: ignore[arg-type]
+    np.testing.assert_allclose(respaced.fitted_variance, afresh.fitted_variance, rtol=1e-12)  # type: ignore[arg-type]
+    assert PAPER.respaced(kept).x_start_mse is None
+
+
+def test_the_fitted_tables_cannot_be_changed():
+    mse = MSE.copy()
+    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=mse)
+    mse[0] = 7.0
+    assert fitted.x_start_mse is not None and fitted.x_start_mse[0] == MSE[0]
+    for name in ("x_start_mse", "fitted_variance", "fitted_log_variance"):
+        with pytest.raises(ValueError, match="read-only"):
+            getattr(fitted, name)[0] = 0
+
+
+@pytest.mark.parametrize(
+    "mse",
+    [MSE[:999], MSE[None], [0.1], np.where(MSE > 0.4, 0, MSE), -MSE, np.full(1000, np.nan), np.full(1000, np.inf)],
+)
+def test_errors_that_are_not_one_positive_number_per_timestep_are_refused(mse):
+    with pytest.raises(ValueError, match="x_start_mse must hold 1000 positive numbers, one per timestep"):
+        GaussianDiffusion(PAPER.betas, x_start_mse=mse)
+
+
+def test_fitted_variances_without_errors_are_refused():
+    x = torch.zeros(2, 3)
+    with pytest.raises(ValueError, match="variance_type='fitted' needs a process with x_start_mse"):
+        PAPER.p_mean_variance(x, x, 5, prediction_type="epsilon", variance_type="fitted")

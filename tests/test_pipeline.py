@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -509,3 +510,59 @@ def test_from_pipe_shares_the_components(pipe, stock_unet):
     ours = quiet(DDPMPaperPipeline.from_pipe(stock))
     assert ours.unet is stock_unet
     assert ours(seeds=range(2), output_type="np").images.shape == (2, 8, 8, 3)
+
+
+# ---- a scheduler's own chain ---------------------------------------------------------------------------------------
+
+OWN_CHAINS: dict[str, Any] = {
+    "own": {"inference_timesteps": [0, 2, 5, 9]},
+    "fitted": {
+        "inference_timesteps": [0, 2, 5, 9],
+        "variance_type": "fitted",
+        "x_start_mse": [0.01, 0.05, 0.1, 0.3],
+    },
+}
+
+
+@pytest.mark.parametrize("name", OWN_CHAINS)
+def test_the_schedulers_own_chain_by_default(tiny_unet, tiny_scheduler, name):
+    """And the same with its number of steps; samples are those of its steps by hand."""
+    scheduler, unet = tiny_scheduler(**OWN_CHAINS[name]), tiny_unet()
+    pipe, seen = quiet(DDPMPaperPipeline(unet, scheduler)), []
+
+    def callback(of, step: int, timestep: int, tensors: dict[str, Tensor]) -> None:
+        seen.append(timestep)
+
+    images = pipe(seeds=[3], output_type="latent", callback_on_step_end=callback).images
+    assert seen == [9, 5, 2, 0] and pipe.num_timesteps == 4
+    assert torch.equal(pipe(seeds=[3], num_inference_steps=4, output_type="latent").images, images)
+
+    generator, by_hand = torch.Generator().manual_seed(3), tiny_scheduler(**OWN_CHAINS[name])
+    x = torch.randn(1, 3, 8, 8, generator=generator)
+    for t in (9, 5, 2, 0):
+        with torch.no_grad():
+            x = by_hand.step(unet(x, t).sample, t, x, generator=generator).prev_sample
+    assert torch.equal(x, images)
+
+
+def test_an_own_chain_gives_way_to_a_number_of_steps(tiny_unet, tiny_scheduler):
+    """And comes back afterwards: a call leaves nothing behind."""
+    pipe = quiet(DDPMPaperPipeline(tiny_unet(), tiny_scheduler(**OWN_CHAINS["own"])))
+    ordinary = quiet(DDPMPaperPipeline(pipe.unet, tiny_scheduler()))
+    expected = ordinary(seeds=[3], num_inference_steps=7, output_type="latent").images
+    assert torch.equal(pipe(seeds=[3], num_inference_steps=7, output_type="latent").images, expected)
+    pipe(seeds=[3])
+    assert pipe.num_timesteps == 4
+
+
+def test_steps_without_a_fitted_variance_are_refused(tiny_unet, tiny_scheduler):
+    pipe = quiet(DDPMPaperPipeline(tiny_unet(), tiny_scheduler(**OWN_CHAINS["fitted"])))
+    with pytest.raises(ValueError, match=r"have no fitted variance; this scheduler's are \[0, 2, 5, 9\]"):
+        pipe(seeds=[3], num_inference_steps=7)
+
+
+def test_a_stock_scheduler_still_takes_all_training_timesteps_by_default(tiny_unet):
+    pipe = quiet(DDPMPaperPipeline(tiny_unet(), DDIMScheduler(NUM_TIMESTEPS)))
+    pipe(seeds=[3], num_inference_steps=3)
+    pipe(seeds=[3])
+    assert pipe.num_timesteps == NUM_TIMESTEPS

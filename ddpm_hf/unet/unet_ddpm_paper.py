@@ -7,6 +7,7 @@ This file is copied into checkpoints, so it depends on torch and diffusers alone
 import math
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -202,13 +203,32 @@ class _PaperModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As in diffusers, but weights are copied to aligned memory: as mapped, they give sums that differ by 1e-6."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        for parameter in model.parameters():
+        """As in diffusers, but only whole: ValueError where tensors are missing, unknown, misshapen or not finite.
+
+        Diffusers draws missing weights at random, with a warning. Pickled weights (.bin) are loaded only with
+        use_safetensors=False. Weights are copied to aligned memory: as mapped, they give sums that differ by 1e-6.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        try:
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except RuntimeError as error:  # misshapen
+            raise ValueError(str(error)) from error
+        model, info = loaded
+        named = list(model.named_parameters())
+        faults = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected") if info[f"{kind}_keys"]}
+        if bad := [name for name, x in named if x.device.type != "meta" and not torch.isfinite(x).all()]:
+            faults["not finite"] = bad
+        if faults:
+            listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items())
+            raise ValueError(
+                f"{args[0] if args else cls.__name__}: the weights are damaged or of another network; {listed}"
+            )
+        for _, parameter in named:
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
-        return loaded
+        return (model, info) if wants_info else model
 
 
 class DDPMPaperUNet(_PaperModel):

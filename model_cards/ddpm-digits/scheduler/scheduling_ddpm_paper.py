@@ -397,7 +397,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
         self.diffusion = self._default_chain = GaussianDiffusion(betas)
         if inference_timesteps is not None:
+            self._require_whole(len(inference_timesteps))
             self._default_chain = self.diffusion.respaced(inference_timesteps)
+            self.register_to_config(inference_timesteps=self._default_chain.timesteps.tolist())
         if x_start_mse is not None:
             self._default_chain = replace(self._default_chain, x_start_mse=x_start_mse)
         # For code that reads stock's attributes; the float64 truth is `diffusion`.
@@ -421,6 +423,10 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             "num_train_timesteps": (
                 isinstance(c.num_train_timesteps, int) and c.num_train_timesteps >= 1,
                 "an int >= 1",
+            ),
+            "inference_timesteps": (
+                c.inference_timesteps is None or (np.ndim(c.inference_timesteps) == 1 and len(c.inference_timesteps)),
+                "a list of integers",
             ),
             "steps_offset": (isinstance(c.steps_offset, int) and c.steps_offset >= 0, "an int >= 0"),
             "dynamic_thresholding_ratio": (0 < c.dynamic_thresholding_ratio <= 1, "in (0, 1]"),
@@ -463,8 +469,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     ) -> GaussianDiffusion:
         """The process that samples in `num_inference_steps` in [1, T], or at these strictly descending `timesteps`.
 
-        With neither, the configuration's own chain: `inference_timesteps`, else all T. Raises ValueError; for `fitted`
-        variances also where there is a timestep at which they were not fitted.
+        With neither, the configuration's own chain: `inference_timesteps`, else all T. Raises ValueError; also where
+        the network's output would be taken for what it is not: μ̃ or the learned variance of one training step for that
+        of a longer one, or a `fitted` variance at a timestep where none was fitted.
         """
         if num_inference_steps is not None and timesteps is not None:
             raise ValueError("pass one of num_inference_steps and timesteps")
@@ -477,6 +484,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if descending[0] >= len(self) or descending[-1] < 0:
             raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
         ascending = descending[::-1]
+        self._require_whole(len(ascending))
         if self.config["variance_type"] != "fitted":
             return self.diffusion.respaced(ascending)
         fitted = self._default_chain.timesteps
@@ -485,6 +493,14 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
                 f"timesteps {sorted(missing)} have no fitted variance; this scheduler's are {fitted.tolist()}"
             )
         return self._default_chain.respaced(np.searchsorted(fitted, ascending))
+
+    def _require_whole(self, num_steps: int) -> None:
+        for key, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
+            if self.config[key] == value and num_steps != len(self):
+                raise ValueError(
+                    f"{key}={value!r} belongs to single steps of training, so {num_steps} of {len(self)} cannot be "
+                    "taken; sample with all of them"
+                )
 
     def set_timesteps(
         self,
@@ -556,7 +572,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             index,
             prediction_type=self.config["prediction_type"],
             variance_type=self.config["variance_type"],
-            clip_denoised=self._clip_denoised(),
+            clip_denoised=self.clip_denoised(),
         )
         prev_sample = p.mean
         if index > 0:
@@ -572,7 +588,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             return prev_sample, x_start
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
 
-    def _clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
+    def clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
+        """What this configuration does to x̂_0, as `p_mean_variance` takes it."""
         limit = self.config["clip_sample_range"]
         if self.config["thresholding"]:
             return self._threshold_sample
@@ -588,6 +605,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     def _get_variance(self, t: int | Tensor) -> Tensor:
         """σ_t² of the fixed variances, 0-d; the name under which diffusers' own tests ask for it."""
+        if self.config["variance_type"] == "learned":
+            raise ValueError("a learned variance is the network's, and no table's")
         table = getattr(self._chain, VARIANCE_TABLES[self.config["variance_type"]][0])
         return torch.tensor(table[self._chain_index(t)], dtype=torch.float32)
 
