@@ -189,7 +189,7 @@ class TrainingOptions:
             raise ValueError("--variance_type learned needs --objective vlb: L_simple does not train a variance")
         for name, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
             if getattr(self, name) == value and self.sample_steps not in (None, self.num_train_timesteps):
-                raise ValueError(f"--sample_steps={self.sample_steps}: with --{name} {value} a chain has all its steps")
+                raise ValueError(f"--sample_steps={self.sample_steps}: with --{name} {value} all steps are needed")
         if self.timestep_sampling == "loss_history" and self.objective == "simple":
             raise ValueError("--timestep_sampling loss_history is for --objective vlb; L_simple weighs all t alike")
         if (self.dataset_name is None) == (self.train_data_dir is None):
