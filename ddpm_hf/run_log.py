@@ -15,7 +15,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .figures import image_grid, point_density, side_by_side, training_curves
+from .pictures import (
+    image_grid,
+    point_density,
+    side_by_side,
+    training_curves,
+)
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 
 
@@ -92,6 +97,10 @@ class RunLog:
         self.accelerator.log(numbers, step=step)
         self.bar.set_postfix(step=step, loss=f"{loss:.4f}", lr=f"{learning_rate:.1e}")
         self._restart()
+
+    def has_samples(self, step: int) -> bool:
+        """Whether both grids of `write_samples` are there; on the main process."""
+        return all((self.folder / "samples" / f"step-{step}-{kind}.png").is_file() for kind in ("raw", "ema"))
 
     def write_samples(self, step: int, kind: str, samples: Tensor) -> None:
         """samples/step-N-kind.png from images [N, C, H, W] in [0, 1] or points [N, d], and to the tracker."""

@@ -43,7 +43,7 @@ def name_of(path: Path) -> str:
 
 def test_relative_imports_are_resolved():
     assert "ddpm_hf.unet.unet_ddpm_paper.DDPMPaperUNet" in imported(PIPELINE)
-    assert "ddpm_hf.figures.image_grid" in imported(PACKAGE / "cli.py")
+    assert "ddpm_hf.pictures.image_grid" in imported(PACKAGE / "cli.py")
 
 
 @pytest.mark.parametrize("path", [UNET, SCHEDULER], ids=name_of)
