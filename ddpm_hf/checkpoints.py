@@ -12,6 +12,7 @@ Nothing here is ever pickled. Only one process may write.
 """
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -97,12 +99,42 @@ def write(
     """Write `folder/step-N` so that it is either whole or absent, and return it.
 
     `save_pipeline(path)` writes the pipeline; `tensors` maps file names (without suffix) to tensors; `state` and
-    `manifest` are JSON. A `step-N` that is there already is replaced.
+    `manifest` are JSON. A `step-N` that is there already is replaced. Raises OSError, with the bytes needed and free,
+    where it cannot be written, most often because the disk is full; earlier checkpoints are as they were.
     """
     target, temporary = folder / f"step-{step}", folder / f"{TEMPORARY}step-{step}"
-    if temporary.exists():
-        shutil.rmtree(temporary)
-    (temporary / STATE).mkdir(parents=True)
+    needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
+    needed += sum(tensor.nbytes for tensor in tensors.get("ema", {}).values())  # which the pipeline has too
+    try:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+        (temporary / STATE).mkdir(parents=True)
+        if shutil.disk_usage(folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _write_files(temporary, step, save_pipeline, tensors, state, manifest)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _fsync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder).free if folder.exists() else 0
+        raise OSError(
+            f"{target} cannot be written ({error}): it needs {needed:,} bytes, and {free:,} are free. Earlier "
+            "checkpoints are untouched; make room, then the same command goes on from the newest"
+        ) from error
+    return target
+
+
+def _write_files(
+    temporary: Path,
+    step: int,
+    save_pipeline: Callable[[Path], None],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    manifest: Mapping[str, Any],
+) -> None:
+    """All files of a checkpoint, flushed to disk."""
     save_pipeline(temporary)
     for name, group in tensors.items():
         contiguous = {key: tensor.detach().contiguous() for key, tensor in group.items()}
@@ -114,11 +146,6 @@ def write(
     for path in sorted(temporary.rglob("*")):
         _fsync(path)
     _fsync(temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.rename(target)
-    _fsync(folder)
-    return target
 
 
 def verify(checkpoint: Path) -> dict[str, Any]:

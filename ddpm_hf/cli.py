@@ -1,6 +1,7 @@
 """The command `ddpm-hf`: one function per subcommand."""
 
 import argparse
+import dataclasses
 import importlib.metadata
 import platform
 import sys
@@ -10,10 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import hub
+from . import draw, hub, paper_results
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
-from .figures import image_grid, point_density
+from .evaluation import METRICS, Evaluator, Protocol
+from .likelihood import paper_scheduler
+from .pictures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .processes import join_processes
+from .results import RESULTS, read_results, write_results
+from .short_chains import shortened
 
 SCHEDULERS = {
     "ddpm": None,  # the checkpoint's own
@@ -119,6 +125,51 @@ def convert(args: argparse.Namespace) -> None:
     )
 
 
+def evaluate(args: argparse.Namespace) -> None:
+    """Measure a checkpoint: bits/dim of real images; FID, IS, KID and FD-DINOv2 of samples."""
+    protocol = Protocol(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Protocol)})
+    accelerator = join_processes(cpu_threads=args.cpu_threads)
+    is_folder = Path(args.checkpoint).is_dir()
+    output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
+    read_results(output)  # another file there should be found out now, not after hours
+    output.parent.mkdir(parents=True, exist_ok=True)
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    for result in evaluator.run():
+        write_results(output, [result])
+        spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
+        print(f"{result['name']} {result['value']:.4f}{spread}")
+        for name, value in result.get("parts", {}).items():
+            print(f"    {name} {value:.6f}")
+    if accelerator.is_main_process:
+        print(f"with the whole protocol in {output}")
+
+
+def shorten(args: argparse.Namespace) -> None:
+    """Fit a checkpoint's variances to its network, and choose timesteps, so that few reverse steps do."""
+    if Path(args.output).exists() and any(Path(args.output).iterdir()):
+        raise ValueError(f"{args.output} exists; give a new or an empty folder")
+    accelerator = join_processes(cpu_threads=args.cpu_threads)
+    protocol = Protocol(dataset=args.dataset, split="train", num_images=args.num_images, seed=args.seed)
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    scheduler, num_levels = paper_scheduler(evaluator.pipe.scheduler), evaluator.data("bpd").num_levels
+    # refuse now what would be refused after the measuring
+    if "inference_timesteps" in scheduler.config:
+        raise ValueError(f"{args.checkpoint} has been shortened before; start from the one it was made from")
+    shortened(scheduler, np.ones(len(scheduler)), num_steps=args.steps, num_levels=num_levels)
+    mse = evaluator.bound_terms().x_start_mse_bt.mean(dim=0).numpy()
+    if accelerator.is_main_process:
+        pipe = evaluator.pipe
+        pipe.scheduler = shortened(scheduler, mse, num_steps=args.steps, num_levels=num_levels)
+        pipe.to("cpu").save_pretrained(args.output)
+        print(f"{args.output}: {pipe.scheduler.chain().num_timesteps} reverse steps, variances of {args.checkpoint}")
+
+
+def reproduce(args: argparse.Namespace) -> None:
+    """Print a table of the paper: each published row, the command that trains it, and what a checkpoint measured."""
+    results = read_results(Path(args.checkpoint) / RESULTS) if args.checkpoint else None
+    print(paper_results.report(args.table, checkpoint=args.checkpoint, results=results))
+
+
 def publish(args: argparse.Namespace) -> None:
     """Upload a training run, or any saved pipeline, to the Hub with a model card."""
     try:
@@ -151,6 +202,15 @@ def env(args: argparse.Namespace) -> None:
     device = default_device()
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
     print(f"device {device} {name}, {torch.get_num_threads()} threads")
+
+
+def add_work_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--work_dir",
+        type=Path,
+        help="for unfinished work and features; default: evaluation in $DDPM_HF_CACHE or ~/.cache/ddpm_hf",
+    )
+    command.add_argument("--cpu_threads", type=int, help="without a GPU; default: the cores, shared by processes")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -187,6 +247,49 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("fixed_small", "fixed_large", "learned"),
         help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
     )
+
+    draw.add_parser(commands, parse_seeds=parse_seeds, parse_device=parse_device, default_device=default_device())
+
+    command = commands.add_parser(
+        "evaluate",
+        help=evaluate.__doc__,
+        description=f"{evaluate.__doc__} On several processes: accelerate launch -m ddpm_hf.cli evaluate ... A run "
+        "that was stopped goes on where it was. FID, IS, KID and FD-DINOv2 need the extra `eval`.",
+    )
+    command.set_defaults(function=evaluate)
+    command.add_argument("checkpoint", help="a training run, a pipeline's folder, or a repository on the Hub")
+    command.add_argument("--metrics", nargs="+", choices=METRICS, default=["bpd"], help="default: bpd")
+    command.add_argument("--dataset", help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder")
+    command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
+    command.add_argument("--num_samples", type=int, default=50_000, help="drawn for all metrics but bpd")
+    command.add_argument("--num_images", type=int, help="for bpd, from the first; default: all of the split")
+    command.add_argument(
+        "--num_timesteps_subset", type=int, help="for bpd: terms per image, an unbiased estimate; default: all"
+    )
+    command.add_argument("--steps", dest="num_inference_steps", type=int, help="reverse steps; default: the model's")
+    command.add_argument("--seed", type=int, default=0, help="of the bound's noise; samples have the seeds from here")
+    command.add_argument("--batch_size", type=int, default=64, help="samples at once; part of the protocol")
+    command.add_argument("--weights", choices=("ema", "raw"), help="of a training checkpoint; default: ema")
+    command.add_argument(
+        "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
+    )
+    command.add_argument("-o", "--output", help=f"default: {RESULTS} in the checkpoint's folder, or here")
+    add_work_arguments(command)
+
+    command = commands.add_parser("shorten", help=shorten.__doc__, description=shorten.__doc__)
+    command.set_defaults(function=shorten)
+    command.add_argument("checkpoint", help="a training run, a pipeline's folder, or a repository on the Hub")
+    command.add_argument("output", help="a new folder")
+    command.add_argument("--steps", type=int, help="reverse steps; default: all, with fitted variances")
+    command.add_argument("--dataset", required=True, help="what the network was trained on, as for evaluate")
+    command.add_argument("--num_images", type=int, default=128, help="to measure the network's error on; default: 128")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_work_arguments(command)
+
+    command = commands.add_parser("reproduce", help=reproduce.__doc__, description=reproduce.__doc__)
+    command.set_defaults(function=reproduce)
+    command.add_argument("table", choices=paper_results.TABLES)
+    command.add_argument("--checkpoint", help=f"a folder in which `evaluate` left its {RESULTS}")
 
     command = commands.add_parser(
         "publish",

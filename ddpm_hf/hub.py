@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from . import __version__
 from .checkpoints import MANIFEST, newest_good
 from .pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
+from .results import RESULTS, read_results, weights_sha256
 from .run_log import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ PAPER_PROCESS = {
     "beta_end": 0.02,
     "trained_betas": None,
     "prediction_type": "epsilon",
+    "objective": "simple",
     "warmup_steps": 5000,
     "max_grad_norm": 1.0,
     "ema_decay": 0.9999,
@@ -210,7 +213,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -243,17 +246,18 @@ def model_card(
     Everything that comes from the run is escaped on its way into the template, so that no name can become Markdown,
     HTML, YAML or Jinja. Raises whatever unreadable files raise.
     """
-    manifest, metrics = _read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
+    manifest, metrics = read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
     options_file = run / "options.yaml"
     options = _read_yaml(options_file) if options_file.is_file() else {}
     options = public_options({**options, **manifest.get("options", {})})  # the manifest's are those that ran
-    unet, scheduler = (_read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
+    unet, scheduler = (read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
     dataset = str(options.get("dataset_name") or options.get("train_data_dir") or "")
     is_points = "sample_size" not in unet
     paper, deviations = compare_with_paper({**options, **unet, **scheduler}, is_points=is_points)
     step = manifest.get("step") or max((line["step"] for line in metrics), default=None)
     metrics = [line for line in metrics if line["step"] <= step]  # a run that was killed got further than its model
     world_size = int(manifest.get("world_size", 1))
+    results = _results_of(run, model)
     facts = {
         "title": repo_id.split("/")[1],
         "what": _what(unet),
@@ -265,6 +269,7 @@ def model_card(
         "training": _training_rows(options, metrics, world_size) if options else [],
         "paper": paper if options else None,
         "deviations": deviations,
+        "evaluation": [_evaluation_row(result) for result in results],
         "environment": list(manifest.get("environment", {}).items()),
     }
     code = {  # inside code, where an escape would show: made of checked names and constants
@@ -273,7 +278,10 @@ def model_card(
         "output_argument": ', output_type="np"' if is_points else "",
         "command": _command(options, world_size),
     }
+    own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
     data = ModelCardData(
+        model_name=repo_id.split("/")[1] if results else None,
+        eval_results=[_eval_result(result, own_steps) for result in results] or None,
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=list(TAGS),
@@ -353,6 +361,49 @@ def _training_rows(
         rows += [("steps", metrics[-1]["step"]), ("last loss", metrics[-1]["loss"])]
         rows.append(("images/s (median)", statistics.median(line["images_per_s"] for line in metrics)))
     return rows
+
+
+def _results_of(run: Path, model: Path) -> list[dict[str, Any]]:
+    """The results that were measured with the weights in `model`; those of raw or earlier weights are left out."""
+    results = read_results(run / RESULTS)
+    if not results:
+        return []
+    state: dict[str, Any] = {}
+    for path in (model / "unet").glob("diffusion_pytorch_model*.safetensors"):
+        state |= load_file(path)
+    own = weights_sha256(state)
+    kept = [result for result in results if result["model"]["weights_sha256"] == own]
+    if len(kept) < len(results):
+        logger.warning("%s: %d results of other weights are left out", run / RESULTS, len(results) - len(kept))
+    return kept
+
+
+def _eval_result(result: Mapping[str, Any], num_steps: int | None) -> EvalResult:
+    """A result for the card's model-index; `num_steps` are those of the model's own chain."""
+    steps = result["model"]["num_inference_steps"]
+    data = result["data"] or {"name": "none", "split": None}
+    return EvalResult(
+        task_type="unconditional-image-generation",
+        dataset_type=data["name"],
+        dataset_name=data["name"],
+        dataset_split=data["split"],
+        metric_type=result["metric"],
+        metric_name=result["name"] + ("" if steps == num_steps else f", {steps} steps"),
+        metric_value=round(result["value"], 4),
+    )
+
+
+def _evaluation_row(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What was measured, its value, and how."""
+    spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
+    how, data, model = result["protocol"], result["data"], result["model"]
+    parts = [f"{data['name']} ({data['split']})"] if data else []
+    parts += [f"{how[f'num_{what}']:,} {what}" for what in ("samples", "images") if f"num_{what}" in how]
+    parts += [f"{model['num_inference_steps']} steps", f"{model['weights']} weights"]
+    parts += [how["extractor"]] if "extractor" in how else []
+    if how.get("num_timesteps_subset"):
+        parts.append(f"estimated from {how['num_timesteps_subset']} terms per image")
+    return result["name"], f"{result['value']:.4f}{spread}", ", ".join(parts)
 
 
 def _command(options: Mapping[str, Any], world_size: int) -> str:

@@ -49,6 +49,12 @@ def _imported(module: str) -> Any:
         raise ValueError(f'{module} cannot be imported ({error}): pip install "ddpm_hf[eval]"') from error
 
 
+def require_packages() -> None:
+    """Raises ValueError where what the statistics need is not installed."""
+    for module in ("fid", "inception", "kid"):
+        _imported(f"torchmetrics.image.{module}")
+
+
 # ---- extractors ----------------------------------------------------------------------------------------------------
 
 

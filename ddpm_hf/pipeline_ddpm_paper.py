@@ -33,7 +33,7 @@ UPLOADED = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
     *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
     *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
-    *("samples/*.png", "curves.png", "metrics.jsonl", "options.yaml"),
+    *("samples/*.png", "curves.png", "metrics.jsonl", "options.yaml", "evaluation.json"),
 )
 STOCK_CARD = "This model card has been automatically generated"  # and says nothing
 PLAIN_CARD = """---

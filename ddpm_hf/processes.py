@@ -16,6 +16,8 @@ def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: A
     Accelerator's. Raises ValueError where Accelerate would quietly form fewer processes than were launched, or compute
     in another precision than it was asked for.
     """
+    if cpu_threads is not None and cpu_threads < 1:
+        raise ValueError(f"cpu_threads={cpu_threads} must be at least 1")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
         # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant

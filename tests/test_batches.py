@@ -109,9 +109,10 @@ def test_batches_do_not_depend_on_the_calls_before(batches):
         assert_same(batches(random_flip=True).rows(step, range(8)), expected[step])  # started at this very step
 
 
-@pytest.mark.parametrize("purpose", ["t", "noise"])
+@pytest.mark.parametrize("purpose", ["t", "noise", "quantiles"])
 def test_draws_differ_between_steps_seeds_and_rows(batches, purpose):
-    draws = [getattr(batches(seed=seed).rows(step, range(8)), purpose) for seed in (0, 1) for step in (0, 1)]
+    whole = [batches(seed=seed).rows(step, range(8)) for seed in (0, 1) for step in (0, 1)]
+    draws = [torch.as_tensor(getattr(batch, purpose)) for batch in whole]
     rows = {tuple(draw.flatten().tolist()) for draw in draws}
     assert len(rows) == 4
     assert len(torch.unique(draws[0].flatten(1) if purpose == "noise" else draws[0], dim=0)) == 8
@@ -135,6 +136,24 @@ def test_timesteps_are_uniform(batches):
     expected = len(t) / 10
     # χ² with 9 degrees of freedom exceeds 33.7 once in 10,000 seeds
     assert ((counts - expected) ** 2 / expected).sum() < 33.7
+
+
+def test_quantiles_are_uniform_and_independent_of_t(batches):
+    """100 cells of (quantile, t) are equally likely; χ² with 99 degrees exceeds 148.2 for one in 1,000 seeds."""
+    made = batches(1000, 1000, num_timesteps=10)
+    whole = [made.rows(step, range(1000)) for step in range(20)]
+    quantiles, t = np.concatenate([b.quantiles for b in whole]), np.concatenate([b.t.numpy() for b in whole])
+    assert quantiles.dtype == np.float64 and quantiles.min() >= 0 and quantiles.max() < 1
+    counts = np.bincount((10 * quantiles).astype(int) * 10 + t, minlength=100)
+    assert ((counts - 200) ** 2 / 200).sum() < 148.2
+
+
+def test_a_batch_on_another_device_is_the_same_batch(batches):
+    batch = batches().rows(2, range(2, 6))
+    assert_same(batch.to(torch.device("cpu")), batch)
+    there = batch.to(torch.device("meta"))
+    assert {x.device.type for x in there[:3]} == {"meta"}
+    assert there.indices is batch.indices and there.quantiles is batch.quantiles
 
 
 def test_noise_is_standard_normal(batches):

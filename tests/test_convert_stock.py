@@ -269,6 +269,17 @@ def test_out_and_in_again_is_the_same_pipeline(tiny_unet, tiny_scheduler, tmp_pa
     [
         ({"out_channels": 6}, {"variance_type": "learned"}, "no variance_type that means what 'learned' does here"),
         ({}, {"prediction_type": "previous_sample"}, "no prediction_type that means what 'previous_sample' does"),
+        (
+            {},
+            {"variance_type": "fitted", "x_start_mse": [0.1] * 10},
+            "no variance_type that means what 'fitted' does here",
+        ),
+        (
+            {},
+            {"variance_type": "fitted", "x_start_mse": [0.1] * 3, "inference_timesteps": [0, 4, 9]},
+            "no variance_type that means what 'fitted' does here",
+        ),
+        ({}, {"inference_timesteps": [0, 4, 9]}, "cannot keep inference_timesteps; pass them to its set_timesteps"),
     ],
 )
 def test_what_stocks_scheduler_cannot_express_is_refused(tiny_unet, tiny_scheduler, unet, process, message):

@@ -1,5 +1,7 @@
 """Publishing: what is uploaded and what never is, and the model card; with the real client over HTTP."""
 
+import copy
+import html
 import importlib.util
 import json
 import re
@@ -10,6 +12,7 @@ import tomllib
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +22,7 @@ from local_hub import LocalHub
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, hub
 from ddpm_hf.options import parse_options
 from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
+from ddpm_hf.results import weights_sha256, write_results
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train.py"
@@ -36,6 +40,62 @@ TRAINING = (
     "--num_train_timesteps 5 --beta_end 0.5 --num_steps 6 --warmup_steps 2 --ema_decay 0.5 --checkpoint_every 3 "
     "--log_every 1 --sample_every 3 --num_samples 4 --cpu_threads 1"
 ).split()
+
+
+RESULTS: list[dict[str, Any]] = [
+    {
+        "metric": "bpd",
+        "name": "bits/dim",
+        "value": 2.931234,
+        "spread": 0.01234567,
+        "parts": {"prior_bpd": 1e-5, "kl_bpd": 2.9, "decoder_bpd": 0.031224},
+        "rate_distortion": {"num_reverse_steps": [1, 2], "rate_bpd": [0.1, 2.9], "rmse": [60.0, 5.0]},
+        "protocol": {"num_images": 1797, "seed": 0, "num_levels": 17, "num_timesteps_subset": 20},
+        "model": {"weights": "ema", "weights_sha256": "ab12", "num_inference_steps": 10},
+        "data": {"name": "digits", "split": "test", "fingerprint": "cd34"},
+        "environment": {"device": "cpu, x86_64", "num_processes": 1},
+        "time_utc": "2026-11-20T15:00:00+00:00",
+    },
+    {
+        "metric": "fid",
+        "name": "FID-5k",
+        "value": 54.32109876,
+        "spread": None,
+        "protocol": {"extractor": "tiny", "seeds": "0-4999", "num_reference": 1437, "num_samples": 5000},
+        "model": {"weights": "ema", "weights_sha256": "ab12", "num_inference_steps": 50},
+        "data": {"name": "digits", "split": "train", "fingerprint": "cd34"},
+        "environment": {"device": "cpu, x86_64", "num_processes": 1},
+        "time_utc": "2026-11-20T15:00:00+00:00",
+    },
+    {
+        "metric": "is",
+        "name": "IS-5k",
+        "value": 7.7,
+        "spread": 0.125,
+        "protocol": {"extractor": "tiny", "seeds": "0-4999", "num_samples": 5000},
+        "model": {"weights": "ema", "weights_sha256": "ab12", "num_inference_steps": 50},
+        "data": None,
+        "environment": {"device": "cpu, x86_64", "num_processes": 1},
+        "time_utc": "2026-11-20T15:00:00+00:00",
+    },
+]
+
+
+def measured_on(unet: Any) -> list[dict[str, Any]]:
+    """RESULTS as if of this network's weights."""
+    results = copy.deepcopy(RESULTS)
+    for result in results:
+        result["model"]["weights_sha256"] = weights_sha256(unet.state_dict())
+    return results
+
+
+def test_results_of_other_weights_are_not_in_the_card(tiny_unet, tiny_scheduler, tmp_path, caplog):
+    """Of a run that went on after it was evaluated, or of its raw weights."""
+    folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
+    write_results(folder / "evaluation.json", [*measured_on(tiny_unet())[:1], *RESULTS[1:]])
+    card: Any = ModelCard(hub.model_card(folder, folder, "tester/x"))
+    assert [found.metric_name for found in card.data.eval_results] == ["bits/dim"] and "FID" not in card.text
+    assert "2 results of other weights are left out" in caplog.text
 
 
 def train(folder: Path, *options: str, env: dict[str, str]) -> subprocess.CompletedProcess:
@@ -205,6 +265,9 @@ command("own card", str(scratch / "own card"), "tester/own-card")
 shutil.copytree(run, scratch / "broken", symlinks=True, dirs_exist_ok=True)
 (scratch / "broken" / "metrics.jsonl").write_text('{"no": "step"}\n')
 command("broken card", str(scratch / "broken"), "tester/broken")
+shutil.copytree(run, scratch / "evaluated", symlinks=True)
+(scratch / "evaluated" / "evaluation.json").write_text(os.environ["EVALUATION"])
+command("evaluated", str(scratch / "evaluated"), "tester/evaluated")
 
 pipe = DDPMPaperPipeline.from_pretrained(run)
 pipe.push_to_hub("tester/pushed")
@@ -242,7 +305,8 @@ print(json.dumps(results))
 def published(trained, tmp_path_factory):
     """(Hub, what the client above reported, its process), after it published the run in many ways."""
     server, folder, _ = trained
-    env = server.client(tmp_path_factory.mktemp("home"), TOKEN)
+    measured = json.dumps({"results": measured_on(DDPMPaperPipeline.from_pretrained(folder).unet)})
+    env = server.client(tmp_path_factory.mktemp("home"), TOKEN) | {"EVALUATION": measured}
     command = [sys.executable, "-c", CLIENT, str(folder), str(tmp_path_factory.mktemp("scratch"))]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -315,6 +379,17 @@ def test_a_card_in_the_folder_is_kept(published):
     mine = "---\nlicense: mit\n---\nMine.\n"
     assert server.files("tester/own-card")["README.md"].decode() == mine
     assert server.files("tester/saved-with-card")["README.md"].decode() == mine == results["card after saving"]
+
+
+def test_an_evaluated_run_is_published_with_its_results(published):
+    server, results, _ = published
+    assert results["evaluated"][0] == 0
+    uploaded = server.files("tester/evaluated")
+    assert set(uploaded) == MODEL | RECORDS | GRIDS | {"evaluation.json"}
+    names = [result["name"] for result in json.loads(uploaded["evaluation.json"])["results"]]
+    assert names == [result["name"] for result in RESULTS]
+    card: Any = ModelCard(uploaded["README.md"].decode())
+    assert [found.metric_value for found in card.data.eval_results] == [2.9312, 54.3211, 7.7]
 
 
 def test_a_card_that_cannot_be_written_does_not_stop_the_upload(published):
@@ -522,6 +597,65 @@ def test_what_is_not_known_drops_its_section(tiny_mlp, tiny_scheduler, tmp_path)
     assert "for points in 2 dimensions" in card.text and 'seeds=range(16), output_type="np")' in card.text
     assert "None" not in card.text and "![" not in card.text
     assert card.data.license == "mit" and "datasets" not in card.data.to_dict()
+
+
+def test_results_stand_in_the_card_and_in_its_metadata(tiny_unet, tiny_scheduler, tmp_path):
+    folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
+    card: Any
+    without: Any = ModelCard(hub.model_card(folder, folder, "tester/x"))
+    assert without.data.eval_results is None and "## Evaluation" not in without.text
+    write_results(folder / "evaluation.json", measured_on(tiny_unet()))
+    card = ModelCard(hub.model_card(folder, folder, "tester/x"))
+    for row in (
+        "| bits/dim | 2.9312 ± 0.0123 | digits (test), 1,797 images, 10 steps, ema weights, "
+        "estimated from 20 terms per image |",
+        "| FID-5k | 54.3211 | digits (train), 5,000 samples, 50 steps, ema weights, tiny |",
+        "| IS-5k | 7.7000 ± 0.1250 | 5,000 samples, 50 steps, ema weights, tiny |",
+    ):
+        assert row in html.unescape(card.text)
+    metadata = yaml.safe_load(str(card).split("---\n")[1])
+    (entry,) = metadata["model-index"]
+    assert entry["name"] == "x" == card.data.model_name
+    assert len(entry["results"]) == 3  # by task and data set, as the Hub has it
+    found = card.data.eval_results
+    assert [
+        (r.metric_type, r.metric_name, r.metric_value, r.dataset_name, r.dataset_type, r.dataset_split) for r in found
+    ] == [
+        ("bpd", "bits/dim", 2.9312, "digits", "digits", "test"),
+        ("fid", "FID-5k, 50 steps", 54.3211, "digits", "digits", "train"),
+        ("is", "IS-5k, 50 steps", 7.7, "none", "none", None),
+    ]
+    assert {r.task_type for r in found} == {"unconditional-image-generation"}
+    kept = {key: value for key, value in card.data.to_dict().items() if key != "model-index"}
+    assert kept == without.data.to_dict()  # and nothing else of it changes
+
+
+def test_hostile_names_in_results_stay_names(tiny_unet, tiny_scheduler, tmp_path):
+    """In the body as text; in the metadata as they are, read back character by character."""
+    folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
+    harmless: Any = None
+    for value in ["harmless", *HOSTILE]:
+        result: Any = measured_on(tiny_unet())[1] | {"name": value}
+        result["data"] |= {"name": value, "split": value}
+        result["protocol"]["extractor"] = result["model"]["weights"] = value
+        (folder / "evaluation.json").write_text(json.dumps({"results": [result]}), encoding="utf-8")
+        card: Any = ModelCard(hub.model_card(folder, folder, "tester/x"))
+        harmless = harmless or card
+        pairs = zip(card.text.splitlines(), harmless.text.splitlines(), strict=True)
+        assert all(markup(ours) == markup(theirs) for ours, theirs in pairs), value
+        (found,) = card.data.eval_results
+        assert (found.dataset_name, found.dataset_split, found.metric_name) == (value, value, f"{value}, 50 steps")
+        kept = {key: entry for key, entry in card.data.to_dict().items() if key != "model-index"}
+        assert kept == {key: entry for key, entry in harmless.data.to_dict().items() if key != "model-index"}
+
+
+def test_a_garbage_evaluation_gives_a_plain_card(tiny_unet, tiny_scheduler, tmp_path, caplog):
+    folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
+    (folder / "evaluation.json").write_text("garbage")
+    with pytest.raises(ValueError, match="is not a list of evaluation results"):
+        hub.model_card(folder, folder, "tester/x")
+    assert hub.card_or_plain(folder, folder, "tester/x") == PLAIN_CARD.format(repo_id="tester/x")
+    assert "evaluation.json is not a list of evaluation results" in caplog.text
 
 
 def test_a_data_set_is_named_in_the_metadata_where_everyone_finds_it(tiny_unet, tiny_scheduler, tmp_path):

@@ -29,11 +29,12 @@ from diffusers import UNet2DModel
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, checkpoints
+from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, checkpoints, processes
 from ddpm_hf.batches import Batch, share_of
-from ddpm_hf.objectives import simple_loss
+from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.options import parse_options
 from ddpm_hf.run_log import read_metrics
+from ddpm_hf.short_chains import shortened
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train.py"
@@ -128,7 +129,7 @@ def final_hashes(folder: Path, step: int) -> dict[str, str]:
     """sha256 of every file of a checkpoint that holds weights, optimizer or counters."""
     checkpoint = folder / "checkpoints" / f"step-{step}"
     names = [p for p in checkpoint.rglob("*") if p.suffix == ".safetensors" or p.name == "state.json"]
-    assert len(names) == 5
+    assert len(names) == 5 + checkpoints.has(checkpoint, "loss_history")
     return {str(p.relative_to(checkpoint)): hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
 
 
@@ -249,7 +250,10 @@ def test_tensorboard_receives_numbers_and_pictures(tmp_path):
         ({"num_stepz": 3}, "did you mean num_steps?"),
         ({"mixed_precision": "bf61"}, "did you mean bf16?"),
         ({"beta_schedule": "linaer"}, "did you mean linear?"),
-        ({"variance_type": "learned"}, "'learned' is not one of fixed_small, fixed_large"),
+        ({"variance_type": "fitted"}, "'fitted' is not one of fixed_small, fixed_large, learned"),
+        ({"objective": "vbl"}, "did you mean vlb?"),
+        ({"variance_type": "learned"}, "--variance_type learned needs --objective vlb: L_simple does not train a var"),
+        ({"timestep_sampling": "loss_history"}, "--timestep_sampling loss_history is for --objective vlb; L_simple"),
         ({"num_steps": 0}, "--num_steps=0 must be at least 1"),
         ({"keep_checkpoints": 1}, "--keep_checkpoints=1 must be at least 2"),
         ({"sample_every": -1}, "--sample_every=-1 must be at least 0"),
@@ -348,7 +352,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused(tmp_path):
 
 
 def test_more_processes_launched_than_formed_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_py, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
+    monkeypatch.setattr(processes, "Accelerator", lambda **kwargs: type("Alone", (), {"num_processes": 1}))
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert "2 processes were launched, but Accelerate formed 1" in refusal(tmp_path)
 
@@ -502,6 +506,171 @@ def test_ema_first_copies_and_then_decays_as_told(tmp_path):
             torch.testing.assert_close(shadow, e, rtol=0, atol=1e-6)
 
 
+# ---- objectives ----------------------------------------------------------------------------------------------------
+
+PREDICTIONS = ["epsilon", "sample", "previous_sample", "v_prediction"]
+ALLOWED = [
+    *(("simple", prediction, variance) for prediction in PREDICTIONS for variance in ("fixed_small", "fixed_large")),
+    *(("vlb", prediction, v) for prediction in PREDICTIONS for v in ("fixed_small", "fixed_large", "learned")),
+]
+# of the bound, by its importance, over few timesteps: after three steps the network has seen each often enough
+IMPORTANCE = {"objective": "vlb", "timestep_sampling": "loss_history", "num_train_timesteps": 3, "warmup_steps": 0}
+
+
+@pytest.mark.parametrize(("objective", "prediction", "variance"), ALLOWED)
+def test_every_combination_that_makes_sense_trains(tmp_path, objective, prediction, variance):
+    run = build(tmp_path, objective=objective, prediction_type=prediction, variance_type=variance, warmup_steps=0)
+    stream = stream_of(run)
+    for _ in range(2):
+        loss, norm = train_py.training_step(run, stream)
+        assert 0 < float(loss) < math.inf and 0 < float(norm) < math.inf
+    assert all(torch.isfinite(p).all() for p in run.state.unet.parameters())
+    config = run.scheduler.config
+    assert (config["prediction_type"], config["variance_type"]) == (prediction, variance)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned"])
+@pytest.mark.parametrize(
+    ("data", "num_levels"),
+    [({}, 17), ({"config": SCRIPT.parent / "configs" / "points.yaml", "hidden_size": 16}, None)],
+    ids=["digits", "points"],
+)
+def test_the_loss_of_the_bound_is_its_term_with_the_levels_of_the_data(tmp_path, data, num_levels, variance):
+    """Of a batch with t = 0 in it, where the levels count; unclipped, unweighted, a mean in bits/dim."""
+    run = build(tmp_path, objective="vlb", prediction_type="sample", variance_type=variance, **data)
+    unet, diffusion = run.state.unet, run.scheduler.diffusion
+    step = next(step for step in itertools.count() if (run.batches.rows(step, range(16)).t == 0).any())
+    batch = run.batches.rows(step, range(16))
+    x_start = batch.x_start / 8.0 - 1 if num_levels else batch.x_start
+    x_t = diffusion.q_sample(x_start, batch.t, batch.noise)
+    with torch.no_grad():
+        output = unet(x_t, batch.t).sample
+    options = {"prediction_type": "sample", "variance_type": variance}
+    expected, otherwise = (
+        vlb_loss(diffusion, output, x_start, x_t, batch.t, **options, num_levels=levels).mean().item()
+        for levels in (num_levels, 256)
+    )
+    loss, _ = train_py.training_step(run, iter([batch]))
+    assert float(loss) == pytest.approx(expected, rel=1e-5) and abs(expected - otherwise) > 0.1
+
+
+def test_training_on_the_bound_lowers_the_bound(tmp_path):
+    options = {"objective": "vlb", "variance_type": "learned", "prediction_type": "sample"}
+    losses = column(train(tmp_path, num_steps=60, checkpoint_every=60, **options), "loss")
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:10])
+
+
+def test_a_learned_variance_doubles_the_networks_channels(tmp_path):
+    """Of images and of points; and such a model is saved, read and sampled from like any other."""
+    options = {"objective": "vlb", "variance_type": "learned", "num_steps": 2, "sample_every": 2}
+    points = {"config": SCRIPT.parent / "configs" / "points.yaml", "hidden_size": 16}
+    for name, data, shape in (("digits", {}, (1, 8, 8)), ("points", points, (2,))):
+        pipe: Any = DDPMPaperPipeline.from_pretrained(train(tmp_path / name, **options, **data))
+        channels = shape[0]
+        assert (pipe.unet.config["in_channels"], pipe.unet.config["out_channels"]) == (channels, 2 * channels)
+        assert pipe.sample_shape == shape and pipe.scheduler.config["variance_type"] == "learned"
+        samples = pipe(seeds=[0, 1], output_type="pt").images
+        assert samples.shape == (2, *shape) and torch.isfinite(samples).all()
+
+
+# ---- importance sampling -------------------------------------------------------------------------------------------
+
+
+def test_a_step_by_importance_is_the_gradient_of_the_weighted_losses(tmp_path):
+    """Written out: t at the batch's quantiles of p_t ∝ √E[L_t²], each loss weighted by 1 / (T p_t), then the mean."""
+    options = {**IMPORTANCE, "num_train_timesteps": 20, "max_grad_norm": 1000}
+    twin, run = build(tmp_path, **options).state.unet, build(tmp_path, **options)
+    size = np.linspace(0.1, 3, 20)  # of the losses so far: alternating, so that their mean is 0 and only L² counts
+    run.state.loss_history.losses[:] = size[:, None] * np.resize([1, -1], 10)
+    run.state.loss_history.counts[:] = 10
+    batch = run.batches.rows(0, range(16))
+    probabilities = 0.999 * size / size.sum() + 0.001 / 20
+    t = torch.from_numpy((np.cumsum(probabilities)[None] <= batch.quantiles[:, None]).sum(axis=1))
+    assert not torch.equal(t, batch.t) and len(set(t.tolist())) > 5
+    x_start = batch.x_start / 8.0 - 1
+    diffusion = run.scheduler.diffusion
+    x_t = diffusion.q_sample(x_start, t, batch.noise)
+    choice = {"prediction_type": "epsilon", "variance_type": "fixed_large", "num_levels": 17}
+    losses = vlb_loss(diffusion, twin(x_t, t).sample, x_start, x_t, t, **choice)
+    weighted = (losses / torch.from_numpy(20 * probabilities).float()[t]).mean()
+    weighted.backward()
+    norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
+    torch.optim.Adam(twin.parameters(), lr=2e-3).step()
+
+    found, found_norm = train_py.training_step(run, iter([batch]))
+    assert float(found) == pytest.approx(weighted.item(), rel=1e-5) and abs(weighted - losses.mean()) > 0.01
+    assert float(found_norm) == pytest.approx(float(norm), rel=1e-4)
+    for one, other in zip(run.state.unet.parameters(), twin.parameters(), strict=True):
+        # Adam's first update is lr · g / (|g| + ε): the rounding of tiny gradients shows, in units of lr
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+    history = run.state.loss_history  # took in the unweighted losses
+    assert history.counts.tolist() == (10 + np.bincount(t, minlength=20)).tolist()
+    for place in set(t.tolist()):
+        ours = losses[t == place].detach().numpy()[-10:]
+        np.testing.assert_allclose(history.losses[place, : len(ours)], ours, rtol=1e-5)
+
+
+def test_until_every_t_was_seen_often_importance_is_uniform(tmp_path):
+    run = build(tmp_path, **IMPORTANCE)
+    stream, uniform = stream_of(run), []
+    for _ in range(6):
+        uniform.append(len(set(run.state.loss_history.probabilities())) == 1)
+        train_py.training_step(run, stream)
+    assert uniform == [True] * uniform.index(False) + [False] * (6 - uniform.index(False)) and uniform[1]
+    assert run.state.loss_history.counts.sum() == 6 * 16
+
+
+def test_the_history_does_not_depend_on_the_parts_of_a_batch(tmp_path):
+    """The same t and the same losses, to rounding, in the same order."""
+    runs = []
+    for parts in (1, 2, 8):
+        run = build(tmp_path, gradient_accumulation_steps=parts, **IMPORTANCE)
+        stream = stream_of(run)
+        losses = [float(train_py.training_step(run, stream)[0]) for _ in range(8)]
+        runs.append((run.state.loss_history, losses))
+    (history, losses), *others = runs
+    assert len(set(history.probabilities())) == 3
+    for other, other_losses in others:
+        assert other.counts.tolist() == history.counts.tolist()
+        np.testing.assert_allclose(other.losses, history.losses, rtol=1e-3)  # eight updates of rounding
+        assert other_losses == pytest.approx(losses, rel=1e-3)
+
+
+def test_an_interrupted_run_by_importance_ends_as_if_it_had_not_been(tmp_path, interrupted, caplog):
+    """With its weights, and with its history to the last bit."""
+    options = {
+        **IMPORTANCE,
+        "num_steps": 8,
+        "dropout": 0.3,
+        "gradient_accumulation_steps": 2,
+        "variance_type": "learned",
+    }
+    whole, parted = train(tmp_path / "whole", **options), tmp_path / "parted"
+    for after in (4, 7):
+        interrupted(parted, after=after, **options)
+    caplog.set_level(logging.INFO)
+    train(parted, **options)
+    assert "resuming at step 6" in caplog.text
+    assert final_hashes(parted, 8) == final_hashes(whole, 8)
+    assert column(parted, "loss") == column(whole, "loss")
+    saved = checkpoints.read(whole / "checkpoints" / "step-6", "loss_history")
+    assert saved["counts"].min() >= 10 and len(set(saved["losses"].square().mean(dim=1).tolist())) == 3
+
+
+def test_importance_sampling_may_begin_in_the_middle_of_a_run(tmp_path):
+    options = {"objective": "vlb", "num_train_timesteps": 3}
+    train(tmp_path, **options)
+    assert "timestep_sampling was 'uniform'" in refusal(tmp_path, **{**IMPORTANCE, "warmup_steps": 2, "num_steps": 7})
+    train(tmp_path, **{**IMPORTANCE, "warmup_steps": 2, "num_steps": 7}, allow_changes=True)
+    assert checkpoints.read(tmp_path / "checkpoints" / "step-7", "loss_history")["counts"].sum() == 16
+
+
+@pytest.mark.parametrize("options", [{"objective": "vlb"}, {"prediction_type": "sample"}])
+def test_another_objective_is_another_run(tmp_path, options):
+    train(tmp_path)
+    assert f"{next(iter(options))} was " in refusal(tmp_path, num_steps=9, **options)
+
+
 # ---- machine options -----------------------------------------------------------------------------------------------
 
 
@@ -582,6 +751,27 @@ def test_a_tuned_run_saves_what_it_ran_and_resumes_by_the_same_command(tmp_path,
     caplog.set_level(logging.INFO)
     train(tmp_path / "tuned", init_from=source, num_steps=4)
     assert "resuming at step 1" in caplog.text and column(tuned, "step") == [1, 2, 3, 4]
+
+
+def test_tuning_a_learned_variance_goes_on_with_it(tmp_path):
+    source = train(tmp_path / "source", objective="vlb", variance_type="learned")
+    run = build(tmp_path / "tuned", init_from=source, objective="vlb")
+    assert run.options.variance_type == "learned" and run.state.unet.config["out_channels"] == 2
+    weights = DDPMPaperPipeline.from_pretrained(source).unet.parameters()
+    assert all(torch.equal(x, y) for x, y in zip(run.state.unet.parameters(), weights, strict=True))
+    assert "--variance_type learned needs --objective vlb" in refusal(tmp_path / "simple", init_from=source)
+
+
+@pytest.mark.parametrize("num_steps", [None, 4])
+def test_tuning_a_shortened_chain_is_refused(tmp_path, num_steps):
+    """Its variances are of the weights as they are."""
+    pipe = DDPMPaperPipeline.from_pretrained(train(tmp_path / "source", **OTHER))
+    pipe.scheduler = shortened(pipe.scheduler, np.linspace(0.01, 0.5, 15), num_steps=num_steps, num_levels=17)
+    pipe.save_pretrained(tmp_path / "short")
+    message = refusal(tmp_path / "tuned", init_from=tmp_path / "short")
+    assert (
+        f"--init_from {tmp_path / 'short'} has variances fitted to its weights; start from the checkpoint" in message
+    )
 
 
 def test_tuning_on_other_channels_is_refused(tmp_path, tiny_unet, tiny_scheduler):
@@ -874,6 +1064,19 @@ def test_losses_agree_within_1e_4_over_200_steps_however_the_batch_is_cut(tmp_pa
 
 
 @pytest.mark.slow
+def test_two_processes_have_the_history_of_one(tmp_path):
+    options = {**IMPORTANCE, "num_steps": 20, "checkpoint_every": 20}
+    alone = train(tmp_path / "one", **options)
+    finish(start(tmp_path / "two", launcher=TORCHRUN, **options))
+    assert column(tmp_path / "two", "loss") == pytest.approx(column(alone, "loss"), rel=1e-3)
+    one, two = (
+        checkpoints.read(tmp_path / name / "checkpoints" / "step-20", "loss_history") for name in ("one", "two")
+    )
+    assert torch.equal(one["counts"], two["counts"]) and int(one["counts"].sum()) == 20 * 16
+    torch.testing.assert_close(two["losses"], one["losses"], rtol=1e-3, atol=0)  # twenty updates of rounding
+
+
+@pytest.mark.slow
 def test_two_processes_killed_three_times_end_with_the_weights_of_those_that_were_not(tmp_path):
     options = {"num_steps": 120, "checkpoint_every": 10, "dropout": 0.2, "random_flip": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -890,3 +1093,102 @@ def test_the_accelerate_cpu_flag_that_starts_one_process_is_not_taken_for_two(tm
     """`accelerate launch --cpu --num_processes 2` quietly runs one process: the run must say what it is."""
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     assert "1 process(es) on cpu" in finish(start(tmp_path, launcher=launcher))
+
+
+# ---- signals and full disks ----------------------------------------------------------------------------------------
+
+
+def send_when(process: subprocess.Popen, number: int, is_due: Callable[[], bool]) -> str:
+    """Send the signal to the process as soon as `is_due`, and return what it printed."""
+    deadline = time.monotonic() + 300
+    while not is_due() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(number)
+    return process.communicate(timeout=120)[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGTERM, 143, "SIGTERM"),
+        pytest.param(signal.SIGINT, 130, "SIGINT", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_loses_none(tmp_path, number, code, name):
+    options = {"num_steps": 200, "checkpoint_every": 200, "dropout": 0.2, "random_flip": True}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    undisturbed = start(whole, **options)
+    process = start(stopped, **options)
+    output = send_when(process, number, lambda: len(read_metrics(stopped / "metrics.jsonl")) >= 10)
+    assert process.returncode == code
+    (step,) = (int(path.name.removeprefix("step-")) for path in (stopped / "checkpoints").iterdir())
+    assert 10 <= step < 200 and f"stopped by {name} after step {step}, which is saved" in output
+    assert f"resuming at step {step}" in finish(start(stopped, **options))
+    finish(undisturbed)
+    assert final_hashes(stopped, 200) == final_hashes(whole, 200)
+    assert column(stopped, "step") == list(range(1, 201))
+
+
+def test_a_run_that_is_stopped_while_it_draws_samples_saves_and_draws_them_later(tmp_path):
+    """Drawing would take minutes here: the signal does not wait for it, and the grid is not lost."""
+    slow = {"num_steps": 8, "sample_every": 4, "num_samples": 16, "num_train_timesteps": 20_000, "beta_end": 0.001}
+    options = {**slow, "beta_start": 0.0005, "checkpoint_every": 8, "block_out_channels": [32]}
+    folder = tmp_path / "run"
+    process = start(folder, **options)
+    output = send_when(process, signal.SIGTERM, lambda: len(read_metrics(folder / "metrics.jsonl")) >= 4)
+    assert process.returncode == 143 and "stopped by SIGTERM after step 4" in output
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step-4"]
+    again = start(folder, **{**options, "sample_steps": 2})
+    assert "resuming at step 4" in finish(again)
+    names = {f"step-{step}-{kind}.png" for step in (4, 8) for kind in ("raw", "ema")}
+    assert {path.name for path in (folder / "samples").iterdir()} == names
+
+
+@pytest.mark.slow
+def test_two_processes_stop_after_the_same_step(tmp_path):
+    """torchrun passes SIGTERM on, and exits with a code of its own."""
+    options = {"num_steps": 2000, "checkpoint_every": 2000}
+    process = start(tmp_path, launcher=TORCHRUN, **options)
+    output = send_when(process, signal.SIGTERM, lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10)
+    assert process.returncode != 0
+    (step,) = (int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir())
+    assert f"stopped by SIGTERM after step {step}" in output
+    assert checkpoints.verify(tmp_path / "checkpoints" / f"step-{step}")["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_one_of_two_processes_that_is_asked_stops_both(tmp_path):
+    options = {"num_steps": 2000, "checkpoint_every": 2000}
+    process = start(tmp_path, launcher=TORCHRUN, **options)
+    is_training = lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10  # noqa: E731
+    deadline = time.monotonic() + 300
+    while not is_training() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if str(SCRIPT) in p.cmdline()]
+    second = next(p for p in workers if p.environ().get("RANK") == "1")
+    second.terminate()
+    output = process.communicate(timeout=120)[0]
+    (step,) = (int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir())
+    assert process.returncode != 0 and f"stopped by SIGTERM after step {step}" in output
+
+
+def test_a_full_disk_ends_in_one_line_and_leaves_the_checkpoint_before(tmp_path):
+    """RLIMIT_FSIZE stands for it: from the second checkpoint on, no file may be as long as its weights."""
+    finish(start(tmp_path, num_steps=3))
+    before = final_hashes(tmp_path, 3)
+    script = f"""
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.argv = [{str(SCRIPT)!r}, *{arguments(tmp_path, num_steps=6)!r}]
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    line = ended.stderr.strip().splitlines()[-1]
+    assert ended.returncode == 1 and "train.py: " in line and "Traceback" not in ended.stderr
+    assert str(tmp_path / "checkpoints" / "step-6") in line and "bytes" in line and "untouched" in line
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
+    assert final_hashes(tmp_path, 3) == before
+    finish(start(tmp_path, num_steps=6))

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, checkpoints
+from ddpm_hf.objectives import LossHistory
 from ddpm_hf.randomness import keyed_seed, normal
 from ddpm_hf.training_state import TrainingState
 
@@ -160,3 +162,41 @@ def test_the_loss_scale_of_float16_is_kept(build, tiny_scheduler, tmp_path):
     restored.grad_scaler = Scaler(65536.0)
     restored.restore(path)
     assert restored.grad_scaler.scale == 1024.0
+
+
+def importance(num_losses: int) -> LossHistory:
+    """A history of four timesteps after so many losses at each."""
+    history = LossHistory(4)
+    for i in range(num_losses):
+        history.update(torch.arange(4).numpy(), (1.1**i * torch.arange(1.0, 5.0, dtype=torch.float64)).numpy())
+    return history
+
+
+def test_the_loss_history_is_kept_and_goes_on(build, tiny_scheduler, tmp_path):
+    """With its place in the row of the last ten, past which it has gone once; and it is a copy."""
+    state = trained(build())
+    state.loss_history = importance(13)
+    path = state.save(tmp_path, tiny_scheduler(), MANIFEST)
+    assert checkpoints.has(path, "loss_history") and checkpoints.verify(path)
+    restored = build()
+    restored.loss_history = LossHistory(4)
+    restored.restore(path)
+    for history in (state.loss_history, restored.loss_history):
+        history.update(torch.tensor([2, 0]).numpy(), torch.tensor([7.5, 8.5]).numpy())
+    assert np.array_equal(restored.loss_history.losses, state.loss_history.losses)
+    assert restored.loss_history.counts.tolist() == state.loss_history.counts.tolist() == [14, 13, 14, 13]
+    checkpoints.verify(path)  # what went on is not the file
+
+
+@pytest.mark.parametrize("saved_with", [True, False])
+def test_a_history_that_only_one_of_two_runs_has_is_no_obstacle(build, tiny_scheduler, tmp_path, saved_with):
+    state = trained(build())
+    state.loss_history = importance(10) if saved_with else None
+    path = state.save(tmp_path, tiny_scheduler(), MANIFEST)
+    assert checkpoints.has(path, "loss_history") == saved_with and not checkpoints.has(path, "history")
+    restored = build()
+    restored.loss_history = None if saved_with else LossHistory(4)
+    restored.restore(path)
+    assert_equal(tensors_of(restored), tensors_of(state))
+    if restored.loss_history is not None:
+        assert restored.loss_history.counts.sum() == 0

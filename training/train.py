@@ -40,6 +40,7 @@ import copy
 import logging
 import math
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -70,6 +71,7 @@ from ddpm_hf.processes import join_processes
 from ddpm_hf.randomness import keyed_seed
 from ddpm_hf.run_log import RunLog, cut_metrics
 from ddpm_hf.sampling import sample_together
+from ddpm_hf.signals import Stopped, StopSignals
 from ddpm_hf.training_state import TrainingState
 
 logger = logging.getLogger("train")
@@ -317,10 +319,21 @@ def check_finite(what: str, values: Tensor, batch: Batch, step: int, learning_ra
         )
 
 
-def train(run: Run, manifest: dict[str, Any]) -> Path | None:
+def all_agree_to_stop(run: Run, signals: StopSignals) -> bool:
+    """Whether any process was asked to stop, which all of them then know, after the same step."""
+    if run.accelerator.num_processes > 1:
+        asked = torch.tensor(float(signals.received or 0), device=run.accelerator.device)
+        asked: Any = run.accelerator.reduce(asked, reduction="sum")
+        if signals.received is None and float(asked):
+            signals.received = signal.SIGTERM
+    return signals.received is not None
+
+
+def train(run: Run, manifest: dict[str, Any], signals: StopSignals) -> Path | None:
     """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way.
 
-    Returns the last checkpoint on the main process; None where there was nothing left to train.
+    Returns the last checkpoint on the main process; None where there was nothing left to train. A signal leads to a
+    checkpoint of the step that was just made, and `Stopped`.
     """
     options, accelerator, state = run.options, run.accelerator, run.state
     folder, num_parts = Path(options.output_dir), options.gradient_accumulation_steps
@@ -336,20 +349,21 @@ def train(run: Run, manifest: dict[str, Any]) -> Path | None:
         global_batch_size=options.global_batch_size,
     )
     written = None
+    if state.step:  # a run that was stopped while it drew them
+        write_samples(run, log, signals, manifest, only_missing=True)
     run.model.train()
     while state.step < options.num_steps:
         loss, grad_norm = training_step(run, stream)
         log.update(loss)
         ending, step = state.step == options.num_steps, state.step
+        stopping = all_agree_to_stop(run, signals)
         if ending or step % options.log_every == 0:
             learning_rate = state.optimizer.param_groups[0]["lr"]
             log.write(step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=learning_rate)
         with log.paused():
-            if options.sample_every and (ending or step % options.sample_every == 0):
-                log.write_samples(step, "raw", draw_samples(run))
-                with state.ema_weights():
-                    log.write_samples(step, "ema", draw_samples(run))
-            if ending or step % options.checkpoint_every == 0:
+            if not stopping:
+                write_samples(run, log, signals, manifest)
+            if stopping or ending or step % options.checkpoint_every == 0:
                 if accelerator.is_main_process:
                     written = state.save(folder / "checkpoints", run.scheduler, manifest)
                     checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
@@ -357,8 +371,39 @@ def train(run: Run, manifest: dict[str, Any]) -> Path | None:
                 if written and options.push_to_hub and options.hub_strategy == "every_save" and not ending:
                     publish(options, checkpoint=written)
                 accelerator.wait_for_everyone()
+        if stopping and not ending:
+            log.close()
+            stopped = Stopped(signals.received or signal.SIGTERM)
+            logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
+            raise stopped
     log.close()
     return written
+
+
+def write_samples(
+    run: Run, log: RunLog, signals: StopSignals, manifest: dict[str, Any], *, only_missing: bool = False
+) -> None:
+    """Grids with the raw and the averaged weights, where they are due after this step.
+
+    A signal stops it at once: drawing may take longer than a machine waits. The main process then saves this step on
+    its own, since the others may be anywhere in theirs.
+    """
+    options, accelerator, state = run.options, run.accelerator, run.state
+    step = state.step
+    due = options.sample_every and (step == options.num_steps or step % options.sample_every == 0)
+    there = broadcast_object_list([only_missing and log.has_samples(step)])[0]
+    if not due or there:
+        return
+    try:
+        with signals.interruptible():
+            log.write_samples(step, "raw", draw_samples(run))
+            with state.ema_weights():
+                log.write_samples(step, "ema", draw_samples(run))
+    except Stopped as stopped:
+        if accelerator.is_main_process:
+            state.save(Path(options.output_dir) / "checkpoints", run.scheduler, manifest)
+            logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
+        raise
 
 
 def publish(options: TrainingOptions, checkpoint: Path | None = None) -> bool:
@@ -550,11 +595,11 @@ def main(argv: list[str]) -> None:
     for client in ("httpx", "httpx2"):  # a line for every request to the Hub
         logging.getLogger(client).setLevel(logging.WARNING)
     options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
-    with contextlib.ExitStack() as held:
-        run_training(options, held)
+    with contextlib.ExitStack() as held, StopSignals() as signals:
+        run_training(options, held, signals)
 
 
-def run_training(options: TrainingOptions, held: contextlib.ExitStack) -> None:
+def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: StopSignals) -> None:
     """From options to a finished run; `held` keeps its folder until the end."""
     try:
         accelerator = make_accelerator(options)
@@ -563,7 +608,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack) -> None:
         if not accelerator.is_main_process:
             logging.disable(logging.WARNING)
         share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
-        with accelerator.main_process_first():  # the first decodes, the others read what it cached
+        with signals.interruptible(), accelerator.main_process_first():  # the others read what the first cached
             samples = load_data(options)
         run = build_run(options, accelerator, samples)
         logger.info(describe(run))
@@ -593,11 +638,16 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack) -> None:
             hub.create(str(options.hub_model_id), private=options.hub_private_repo)
         except hub.PublishError as error:
             logger.warning("%s; training goes on, and tries again at the end", error)
-    finished = train(run, manifest) or resumed
+    try:
+        finished = train(run, manifest, signals) or resumed
+    except OSError as error:  # a full disk, most often
+        sys.exit(f"train.py: {error}")
     if accelerator.is_main_process and finished is not None:
         checkpoints.publish(finished, Path(options.output_dir))
         logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
-        if options.push_to_hub and not publish(options):
+        with signals.interruptible():
+            published = not options.push_to_hub or publish(options)
+        if not published:
             sys.exit(4)
 
 

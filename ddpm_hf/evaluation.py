@@ -1,0 +1,352 @@
+"""Evaluating a checkpoint: bits/dim, and distances between many samples and real images, with the whole protocol.
+
+Work is cut into pieces that do not depend on how many processes share it: 16 images of the bound, or one micro-batch
+of seeds (the last one filled up, and cut afterwards). A run that was killed goes on where it was; see `pieces`.
+Statistics are computed by the main process from the pieces in their order.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from . import checkpoints, hub, metrics
+from .data import BUILT_IN, Samples, load_samples, to_model_range
+from .likelihood import BoundTerms, bits_per_dim, paper_scheduler, rate_distortion
+from .pieces import Pieces
+from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .results import weights_sha256
+
+METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
+OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
+LEAST_SAMPLES = {
+    "bpd": 1,
+    "fid": 2,
+    "is": 100,
+    "kid": 1000,
+    "fd_dinov2": 2,
+}  # KID draws subsets of 1000, IS makes ten splits
+IMAGES_PER_PIECE = 16
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured, and how. The fields are the options of `ddpm-hf evaluate`.
+
+    dataset: a name that `data.load_samples` takes, or a folder of images.
+    split: of the data set; None: "test" for bits/dim and "train" for the other metrics, as the paper's FID.
+    num_samples: how many are drawn for FID, IS, KID and FD-DINOv2, of the seeds `seed`, `seed` + 1, ….
+    num_images: how many images, from the first, for bits/dim; None: all.
+    num_timesteps_subset: terms of the bound per image; None: all, else an unbiased estimate.
+    num_inference_steps: reverse steps; None: the checkpoint's own chain.
+    weights: "ema" or "raw" of a training run's checkpoint; None: what the pipeline has.
+    extractor: of FID, IS and KID: "inception", or module:factory (see `metrics.load_extractor`).
+    """
+
+    dataset: str | None
+    metrics: tuple[str, ...] = ("bpd",)
+    split: str | None = None
+    num_samples: int = 50_000
+    num_images: int | None = None
+    num_timesteps_subset: int | None = None
+    num_inference_steps: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    weights: str | None = None
+    extractor: str = "inception"
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.metrics) - set(METRICS):
+            raise ValueError(f"metrics {sorted(unknown)} are unknown; choose among {', '.join(METRICS)}")
+        for name in ("num_samples", "num_images", "num_timesteps_subset", "num_inference_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for metric in set(self.metrics) - {"bpd"}:
+            if self.num_samples < LEAST_SAMPLES[metric]:
+                raise ValueError(f"num_samples={self.num_samples}: {metric} needs at least {LEAST_SAMPLES[metric]}")
+        if not 0 <= self.seed <= 2**32 - self.num_samples - self.batch_size:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2**32) with room for {self.num_samples} samples")
+        if self.dataset is None and set(self.metrics) != {"is"}:
+            raise ValueError("dataset is missing: every metric but `is` compares with real images")
+
+    def split_for(self, metric: str) -> str:
+        assert self.dataset is not None
+        if Path(self.dataset).is_dir() and self.dataset not in BUILT_IN:
+            if self.split not in (None, "train"):
+                raise ValueError(f"split={self.split!r}: the folder {self.dataset} has none; give another folder")
+            return "train"
+        return self.split or ("test" if metric == "bpd" else "train")
+
+
+# ---- the model and the data ----------------------------------------------------------------------------------------
+
+
+def load_model(checkpoint: str, weights: str | None) -> tuple[DDPMPaperPipeline, str]:
+    """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
+
+    Raises ValueError where raw weights are asked for and there are none.
+    """
+    folder = hub.model_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else None
+    pipe = DDPMPaperPipeline.from_pretrained(folder or checkpoint)
+    if folder is None or not checkpoints.has(folder, "model"):
+        is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
+        if weights == "raw" or (weights == "ema" and not is_run):
+            raise ValueError(
+                f"weights={weights!r}: {checkpoint} is no training checkpoint and has one kind of weights"
+            )
+        return pipe, "ema" if is_run else "as saved"
+    if weights == "raw":
+        pipe.unet.load_state_dict(checkpoints.read(folder, "model"))
+    return pipe, weights or "ema"
+
+
+def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...]) -> Samples:
+    """The data, images cropped and scaled to the model's size. Raises ValueError where they do not fit the model."""
+    resolution = None if dataset in BUILT_IN else sample_shape[-1]
+    if Path(dataset).is_dir() and dataset not in BUILT_IN:
+        samples = load_samples(train_data_dir=dataset, split=split, resolution=resolution)
+    else:
+        samples = load_samples(dataset, split=split, resolution=resolution)
+    if samples.sample_shape != sample_shape:
+        raise ValueError(f"the model draws samples {sample_shape}, {samples.name} has {samples.sample_shape}")
+    return samples
+
+
+def default_work_dir() -> Path:
+    return Path(os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser() / "evaluation"
+
+
+# ---- one evaluation ------------------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """A model under a protocol, on this process's device; all processes of a run make the same one."""
+
+    def __init__(self, accelerator: Accelerator, checkpoint: str, protocol: Protocol, *, work_dir: Path | None = None):
+        self.accelerator, self.protocol, self.work_dir = accelerator, protocol, work_dir or default_work_dir()
+        self.pipe, self.weights = load_model(checkpoint, protocol.weights)
+        self.pipe.to(accelerator.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.environment: dict[str, str] = broadcast_object_list([hub.environment(accelerator.device)])[0]
+        self.model_identity = {
+            "weights": weights_sha256(self.pipe.unet.state_dict()),
+            "scheduler": {k: v for k, v in self.pipe.scheduler.config.items() if not k.startswith("_")},
+            "scheduler_class": type(self.pipe.scheduler).__name__,
+            "num_inference_steps": protocol.num_inference_steps,
+        }
+        self._data: dict[str, Samples] = {}
+        self._extractors: dict[str, Any] = {}
+        self._check()
+
+    def _check(self) -> None:
+        """What may turn out not to fit, before hours of work: data, sizes, packages. Raises ValueError."""
+        for metric in self.protocol.metrics:
+            if metric != "bpd":
+                if len(self.pipe.sample_shape) != 3:
+                    raise ValueError(f"{metric} is for images, and the model draws points {self.pipe.sample_shape}")
+                metrics.require_packages()
+            if self.protocol.dataset is not None:
+                self.protocol.split_for(metric)
+            if metric != "is" and len(self.data(metric)) < LEAST_SAMPLES[metric]:
+                name, size = self.data(metric).name, len(self.data(metric))
+                raise ValueError(f"{metric} needs {LEAST_SAMPLES[metric]} real images; {name} has {size}")
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """The result of each metric as it is there, on the main process; gone through by all processes."""
+        for metric in self.protocol.metrics:
+            if metric == "bpd":
+                measured = _bound_result(self.bound_terms(), self.bound_settings())
+            else:
+                measured = self.of_samples(metric)
+            if self.accelerator.is_main_process:
+                yield {"metric": metric, **measured, **self._about(metric)}
+            self.accelerator.wait_for_everyone()
+
+    def data(self, metric: str) -> Samples:
+        split = self.protocol.split_for(metric)
+        if split not in self._data:
+            assert self.protocol.dataset is not None
+            with self.accelerator.main_process_first():  # the first decodes, the others read what it cached
+                self._data[split] = real_samples(self.protocol.dataset, split, self.pipe.sample_shape)
+        return self._data[split]
+
+    def _pieces(self, kind: str, count: int, **identity: Any) -> Pieces:
+        return Pieces(self.work_dir, kind, {**identity, "environment": self.environment}, count)
+
+    # ---- bits/dim --------------------------------------------------------------------------------------------------
+
+    def bound_settings(self) -> dict[str, Any]:
+        """The arguments of `bits_per_dim`."""
+        return {
+            "seed": self.protocol.seed,
+            "clip_denoised": paper_scheduler(self.pipe.scheduler).clip_denoised(),
+            "num_levels": self.data("bpd").num_levels,
+            "num_inference_steps": self.protocol.num_inference_steps,
+            "num_timesteps_subset": self.protocol.num_timesteps_subset,
+            "batch_size": 4 * self.protocol.batch_size,  # no gradients: more than in training fits
+        }
+
+    def bound_terms(self) -> BoundTerms:
+        """The bound of the data set's first `num_images` images; called by all processes, who all get it."""
+        samples, settings = self.data("bpd"), self.bound_settings()
+        num_images = min(self.protocol.num_images or len(samples), len(samples))
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            first = piece * IMAGES_PER_PIECE
+            indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
+            x_start = to_model_range(samples.batch(list(indices)), samples.num_levels)
+            terms = bits_per_dim(self.pipe.unet, self.pipe.scheduler, x_start, first_index=first, **settings)
+            return terms._asdict()
+
+        pieces = self._pieces(
+            "bpd",
+            math.ceil(num_images / IMAGES_PER_PIECE),
+            model=self.model_identity,
+            data=samples.fingerprint,
+            num_images=num_images,
+            **{name: value for name, value in settings.items() if name != "clip_denoised"},  # in the scheduler's
+        )
+        pieces.complete(self.accelerator, compute)
+        parts = list(pieces)
+        return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
+
+    # ---- metrics of samples ----------------------------------------------------------------------------------------
+
+    def of_samples(self, metric: str) -> dict[str, Any]:
+        """FID, IS, KID or FD-DINOv2 of samples of the model."""
+        protocol = self.protocol
+        extractor = self._extractor("dinov2" if metric == "fd_dinov2" else protocol.extractor)
+        if metric == "is" and "logits" not in extractor(self._blank_image()):
+            raise ValueError(f"is needs the logits of a classifier; {extractor.name} gives none")
+        details: dict[str, Any] = {"extractor": extractor.name, "seeds": self._seeds()}
+        reference = None
+        if metric != "is":
+            samples = self.data(metric)
+            reference = self._features(extractor, None, len(samples), samples=samples)
+            details["num_reference"] = len(samples)
+        drawn = self._features(extractor, self._sample_pieces(), protocol.num_samples)
+        if not self.accelerator.is_main_process:
+            return {}
+        value, spread = self._statistic(metric, drawn, reference)
+        name = metrics.metric_name(OF_SAMPLES[metric], protocol.num_samples)
+        details["num_samples"] = protocol.num_samples
+        return {"name": name, "value": value, "spread": spread, "protocol": details}
+
+    def _extractor(self, name: str) -> Any:
+        if name not in self._extractors:
+            with self.accelerator.main_process_first():  # the first may download its weights
+                self._extractors[name] = metrics.load_extractor(name).eval().to(self.accelerator.device)
+        return self._extractors[name]
+
+    def _blank_image(self) -> Tensor:
+        return torch.zeros(1, *self.pipe.sample_shape, dtype=torch.uint8, device=self.accelerator.device)
+
+    def _statistic(self, metric: str, drawn: Pieces, reference: Pieces | None) -> tuple[float, float | None]:
+        def stream(pieces: Pieces, name: str) -> Iterator[Tensor]:
+            return (piece[name] for piece in pieces)
+
+        if metric == "is":
+            return metrics.inception_score(stream(drawn, "logits"), seed=self.protocol.seed)
+        assert reference is not None
+        both = stream(drawn, "features"), stream(reference, "features")
+        if metric == "kid":
+            return metrics.kernel_distance(*both, seed=self.protocol.seed)
+        return metrics.frechet_distance(*both), None
+
+    def _seeds(self) -> str:
+        return f"{self.protocol.seed}-{self.protocol.seed + self.protocol.num_samples - 1}"
+
+    def _sample_pieces(self) -> Pieces:
+        """uint8 images of one micro-batch of seeds each; the last is filled up with further seeds."""
+        size, first_seed = self.protocol.batch_size, self.protocol.seed
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            seeds = range(first_seed + piece * size, first_seed + (piece + 1) * size)
+            steps = self.protocol.num_inference_steps
+            images = self.pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
+            return {"images": (255 * images).round().to(torch.uint8)}
+
+        count = math.ceil(self.protocol.num_samples / size)
+        pieces = self._pieces("samples", count, model=self.model_identity, first_seed=first_seed, batch_size=size)
+        pieces.complete(self.accelerator, compute)
+        return pieces
+
+    def _features(
+        self, extractor: Any, images: Pieces | None, count: int, *, samples: Samples | None = None
+    ) -> Pieces:
+        """What `extractor` says about the first `count` images, of pieces of them or of a data set."""
+        size = self.protocol.batch_size
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            rows = range(piece * size, min((piece + 1) * size, count))
+            if images is not None:
+                batch = images.read(piece)["images"][: len(rows)]
+            else:
+                assert samples is not None and samples.num_levels is not None
+                batch = samples.batch(list(rows))
+                if samples.num_levels != 256:
+                    batch = (batch * (255 / (samples.num_levels - 1))).round().to(torch.uint8)
+            with torch.no_grad():
+                return extractor(batch.to(self.accelerator.device))
+
+        source = images.text if images is not None else samples.fingerprint if samples is not None else None
+        pieces = self._pieces(
+            "features", math.ceil(count / size), source=source, num_images=count, extractor=extractor.name, size=size
+        )
+        pieces.complete(self.accelerator, compute)
+        return pieces
+
+    def _about(self, metric: str) -> dict[str, Any]:
+        """What every result says about itself."""
+        data = None if metric == "is" else self.data(metric)
+        scheduler = self.pipe.scheduler
+        own_chain = paper_scheduler(scheduler).chain().num_timesteps
+        return {
+            "model": {
+                "weights": self.weights,
+                "weights_sha256": self.model_identity["weights"],
+                "scheduler": type(scheduler).__name__,
+                "variance_type": scheduler.config.get("variance_type"),
+                "num_inference_steps": self.protocol.num_inference_steps or own_chain,
+            },
+            "data": None
+            if data is None
+            else {"name": data.name, "split": self.protocol.split_for(metric), "fingerprint": data.fingerprint},
+            "environment": {**self.environment, "num_processes": self.accelerator.num_processes},
+            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _curve(terms: BoundTerms) -> dict[str, list[float]]:
+    steps, rate, rmse = rate_distortion(terms)
+    rounded = [[float(f"{x:.6g}") for x in values] for values in (rate, rmse)]
+    return {"num_reverse_steps": steps.tolist(), "rate_bpd": rounded[0], "rmse": rounded[1]}
+
+
+def _bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, Any]:
+    total = terms.total_b
+    return {
+        "name": "bits/dim",
+        "value": total.mean().item(),
+        "spread": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else None,
+        "parts": {
+            "prior_bpd": terms.prior_b.mean().item(),
+            "kl_bpd": terms.terms_bt[:, 1:].sum(dim=1).mean().item(),
+            "decoder_bpd": terms.terms_bt[:, 0].mean().item(),
+        },
+        **({} if settings["num_timesteps_subset"] else {"rate_distortion": _curve(terms)}),
+        "protocol": {
+            "num_images": len(total),
+            **{name: value for name, value in settings.items() if name != "batch_size"},
+            "clip_denoised": bool(settings["clip_denoised"]),
+        },
+    }

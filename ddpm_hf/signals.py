@@ -1,0 +1,57 @@
+"""SIGTERM and SIGINT as a request to stop at a good moment."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """Leaves the program with the exit code that a shell gives to a process ended by that signal: 143 or 130."""
+
+    def __init__(self, signum: int):
+        super().__init__(128 + signum)
+        self.name = signal.Signals(signum).name
+
+
+class StopSignals:
+    """Inside `with`, SIGTERM and SIGINT are kept in `received` until somebody asks; a second SIGINT does not wait.
+
+    What may be cut off at any point, such as reading data or drawing samples, runs inside `interruptible`: there they
+    raise `Stopped` at once. In another thread than the main one, which alone receives signals, nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._interruptible = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in CAUGHT}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        insisted = number == signal.SIGINT and self.received == signal.SIGINT
+        self.received = number
+        if self._interruptible or insisted:
+            raise Stopped(number)
+
+    @contextlib.contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Inside, a signal raises `Stopped`; one that came before does so on entering."""
+        if self.received is not None:
+            raise Stopped(self.received)
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
