@@ -17,7 +17,7 @@ from .evaluation import METRICS, Evaluator, Protocol
 from .likelihood import paper_scheduler
 from .pictures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
-from .processes import join_processes
+from .processes import join_processes, leave_processes
 from .results import RESULTS, read_results, write_results
 from .short_chains import shortened
 
@@ -142,6 +142,7 @@ def evaluate(args: argparse.Namespace) -> None:
             print(f"    {name} {value:.6f}")
     if accelerator.is_main_process:
         print(f"with the whole protocol in {output}")
+    leave_processes(accelerator)
 
 
 def shorten(args: argparse.Namespace) -> None:
@@ -162,6 +163,7 @@ def shorten(args: argparse.Namespace) -> None:
         pipe.scheduler = shortened(scheduler, mse, num_steps=args.steps, num_levels=num_levels)
         pipe.to("cpu").save_pretrained(args.output)
         print(f"{args.output}: {pipe.scheduler.chain().num_timesteps} reverse steps, variances of {args.checkpoint}")
+    leave_processes(accelerator)
 
 
 def reproduce(args: argparse.Namespace) -> None:

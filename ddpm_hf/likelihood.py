@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .randomness import keyed_generator
+from .randomness import keyed_generator, keyed_generators
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
 
 # Below this width in standard deviations, a bin's probability is its density times its width: the difference of two
@@ -271,8 +271,10 @@ def _drawn_timesteps(total: int, subset: int, seed: int, indices: range) -> tupl
 
 def _noise(seed: int, times: np.ndarray, indices: np.ndarray, shape: tuple[int, ...]) -> Tensor:
     """Standard Gaussian noise, one keyed draw per pair of time and sample: float64 [len(times), *shape]."""
-    pairs = zip(times.tolist(), indices.tolist(), strict=True)
-    return torch.from_numpy(np.stack([keyed_generator(seed, "bound", *pair).standard_normal(shape) for pair in pairs]))
+    noise = np.empty((len(times), *shape))
+    for row, generator in zip(noise, keyed_generators(seed, "bound", times.tolist(), indices.tolist()), strict=True):
+        generator.standard_normal(out=row)
+    return torch.from_numpy(noise)
 
 
 # ---- rate and distortion -------------------------------------------------------------------------------------------

@@ -7,10 +7,14 @@ step and index as its counter.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+
+
+def _key(seed: int, purpose: str) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16], dtype=np.uint64)
 
 
 def keyed_generator(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
@@ -18,9 +22,23 @@ def keyed_generator(seed: int, purpose: str, step: int = 0, index: int = 0) -> n
 
     Streams cannot overlap: index and step fill the upper half of Philox's 256-bit counter, so each has 2¹³⁰ numbers.
     """
-    key = hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:16]
     counter = np.array([0, 0, index, step], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64), counter=counter))
+    return np.random.Generator(np.random.Philox(key=_key(seed, purpose), counter=counter))
+
+
+def keyed_generators(
+    seed: int, purpose: str, steps: Iterable[int], indices: Iterable[int]
+) -> Iterator[np.random.Generator]:
+    """`keyed_generator` for each pair of step and index, one after the other: each serves until the next is asked for.
+
+    One generator that is moved, because making thousands costs more than drawing from them.
+    """
+    philox = np.random.Philox(key=_key(seed, purpose))
+    generator, state = np.random.Generator(philox), philox.state
+    for step, index in zip(steps, indices, strict=True):
+        state["state"]["counter"] = np.array([0, 0, index, step], dtype=np.uint64)
+        philox.state = state
+        yield generator
 
 
 def keyed_seed(seed: int, purpose: str, step: int = 0, index: int = 0) -> int:
@@ -32,6 +50,6 @@ def normal(seed: int, purpose: str, step: int, indices: Iterable[int], shape: tu
     """Standard Gaussian noise, one keyed draw per index: float32 [len(indices), *shape] on the CPU."""
     indices = list(indices)
     noise = np.empty((len(indices), *shape), dtype=np.float32)
-    for row, index in zip(noise, indices, strict=True):
-        keyed_generator(seed, purpose, step, index).standard_normal(dtype=np.float32, out=row)
+    for row, generator in zip(noise, keyed_generators(seed, purpose, [step] * len(indices), indices), strict=True):
+        generator.standard_normal(dtype=np.float32, out=row)
     return torch.from_numpy(noise)

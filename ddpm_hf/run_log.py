@@ -22,6 +22,7 @@ from .pictures import (
     training_curves,
 )
 from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .processes import leave_processes
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -132,7 +133,9 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
+        leave_processes(self.accelerator)
         self.accelerator.end_training()
+        leave_processes(self.accelerator)
 
 
 def _log_picture(tracker: Any, name: str, picture: Image.Image, step: int) -> None:

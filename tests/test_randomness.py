@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddpm_hf.randomness import keyed_generator, normal
+from ddpm_hf.randomness import keyed_generator, keyed_generators, normal
 
 KEY = (7, "noise", 3, 5)  # seed, purpose, step, index
 
@@ -84,3 +84,16 @@ def test_a_fresh_process_draws_the_same():
     root = Path(__file__).parents[1]
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True).stdout
     assert printed.strip() == str(normal(7, "noise", 3, [5, 6], (2, 3)).tolist())
+
+
+def test_a_moved_generator_draws_what_a_fresh_one_does():
+    """Also after draws that leave half of a 64-bit number, or of a block, behind."""
+    steps, indices = [3, 3, 0, 2**63, 3], [5, 6, 0, 2**64 - 1, 5]
+    for step, index, moved in zip(steps, indices, keyed_generators(7, "noise", steps, indices), strict=True):
+        fresh = keyed_generator(7, "noise", step, index)
+        for generator in (moved, fresh):
+            generator.integers(10, dtype=np.uint32)
+        assert np.array_equal(moved.standard_normal(7, dtype=np.float32), fresh.standard_normal(7, dtype=np.float32))
+        assert moved.random() == fresh.random()
+    with pytest.raises(ValueError, match="zip"):
+        list(keyed_generators(7, "noise", [1, 2], [1]))

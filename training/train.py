@@ -321,12 +321,15 @@ def check_finite(what: str, values: Tensor, batch: Batch, step: int, learning_ra
 
 def all_agree_to_stop(run: Run, signals: StopSignals) -> bool:
     """Whether any process was asked to stop, which all of them then know, after the same step."""
-    if run.accelerator.num_processes > 1:
-        asked = torch.tensor(float(signals.received or 0), device=run.accelerator.device)
-        asked: Any = run.accelerator.reduce(asked, reduction="sum")
-        if signals.received is None and float(asked):
-            signals.received = signal.SIGTERM
-    return signals.received is not None
+    if run.accelerator.num_processes == 1:
+        return signals.received is not None
+    asked = torch.tensor(float(signals.received is not None), device=run.accelerator.device)
+    # by this sum alone: a signal that comes meanwhile is for the next step, or this process would leave by itself
+    num_asked: Any = run.accelerator.reduce(asked, reduction="sum")
+    stop = float(num_asked) > 0
+    if stop and signals.received is None:
+        signals.received = signal.SIGTERM
+    return stop
 
 
 def train(run: Run, manifest: dict[str, Any], signals: StopSignals) -> Path | None:
