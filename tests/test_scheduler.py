@@ -659,3 +659,13 @@ def test_skipped_steps_are_refused_where_the_network_predicts_the_next():
     """μ̃ of one training step is not the mean of a longer one, which `previous_sample` would be taken for."""
     with pytest.raises(ValueError, match="previous_sample"):
         DDPMPaperScheduler(prediction_type="previous_sample").set_timesteps(10)
+
+
+def test_a_configuration_that_is_read_back_is_the_one_that_was_written(tmp_path):
+    """Nor does a way through another scheduler change it, by so much as what diffusers notes about defaults."""
+    written = DDPMPaperScheduler(beta_start=0.0002)
+    written.save_config(tmp_path)
+    read = DDPMPaperScheduler.from_pretrained(tmp_path)
+    assert read.config == {key: value for key, value in written.config.items() if key != "_use_default_values"}
+    through: Any = DDPMPaperScheduler.from_config(DDIMScheduler.from_config(written.config).config)
+    assert {key: value for key, value in through.config.items() if key in written.config} == dict(written.config)

@@ -78,7 +78,7 @@ def _droppable(config: Mapping[str, Any]) -> list[str]:
     diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
     was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
     """
-    return [key for key in config.get("_use_default_values", []) if key in ("timestep_spacing", "steps_offset")]
+    return [key for key in ("timestep_spacing", "steps_offset") if key in config.get("_use_default_values", [])]
 
 
 class MeanVariance(NamedTuple):
@@ -394,6 +394,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         # Other schedulers warn of keys they do not know: only configurations that need these two have them.
         given = {"inference_timesteps": inference_timesteps, "x_start_mse": x_start_mse}
         absent = {key for key, value in given.items() if value is None}
+        if not self.config.get("_use_default_values"):
+            absent.add("_use_default_values")  # as where every value was given
         self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
         self.diffusion = self._default_chain = GaussianDiffusion(betas)
         if inference_timesteps is not None:

@@ -205,12 +205,10 @@ class _PaperModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, *args, **kwargs):
         """As in diffusers, but only whole: ValueError where tensors are missing, unknown, misshapen or not finite.
 
-        Diffusers draws missing weights at random, with a warning. Pickled weights (.bin) are loaded only with
-        use_safetensors=False. Weights are copied to aligned memory: as mapped, they give sums that differ by 1e-6.
+        Diffusers draws missing weights at random, with a warning. Weights are copied to aligned memory: as mapped,
+        they give sums that differ by 1e-6.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except RuntimeError as error:  # misshapen
