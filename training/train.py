@@ -394,8 +394,7 @@ def write_samples(
     options, accelerator, state = run.options, run.accelerator, run.state
     step = state.step
     due = options.sample_every and (step == options.num_steps or step % options.sample_every == 0)
-    there = broadcast_object_list([only_missing and log.has_samples(step)])[0]
-    if not due or there:
+    if not due or (only_missing and broadcast_object_list([log.has_samples(step)])[0]):
         return
     try:
         with signals.interruptible():
