@@ -1192,3 +1192,16 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-3"]
     assert final_hashes(tmp_path, 3) == before
     finish(start(tmp_path, num_steps=6))
+
+
+def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_alone(tmp_path, monkeypatch):
+    """It is the only copy of its step; writing it again could only lose it."""
+    run = build(tmp_path, sample_every=1, num_steps=2)
+    run.state.step = 1
+    monkeypatch.setattr(run.state, "save", lambda *args: pytest.fail("saved again"))
+    log = train_py.RunLog(run.accelerator, tmp_path, first_step=1, num_steps=2, global_batch_size=16)
+    with train_py.StopSignals() as signals:
+        signals.received = signal.SIGTERM
+        with pytest.raises(train_py.Stopped):
+            train_py.write_samples(run, log, signals, {}, only_missing=True)
+    log.close()

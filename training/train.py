@@ -377,7 +377,7 @@ def train(run: Run, manifest: dict[str, Any], signals: StopSignals) -> Path | No
         if stopping and not ending:
             log.close()
             stopped = Stopped(signals.received or signal.SIGTERM)
-            logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
+            tell_stopped(stopped, step)
             raise stopped
     log.close()
     return written
@@ -389,7 +389,8 @@ def write_samples(
     """Grids with the raw and the averaged weights, where they are due after this step.
 
     A signal stops it at once: drawing may take longer than a machine waits. The main process then saves this step on
-    its own, since the others may be anywhere in theirs.
+    its own, since the others may be anywhere in theirs. With `only_missing`, after a resumption, the step is saved
+    already: writing it again would put its only copy at risk.
     """
     options, accelerator, state = run.options, run.accelerator, run.state
     step = state.step
@@ -402,10 +403,14 @@ def write_samples(
             with state.ema_weights():
                 log.write_samples(step, "ema", draw_samples(run))
     except Stopped as stopped:
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not only_missing:
             state.save(Path(options.output_dir) / "checkpoints", run.scheduler, manifest)
-            logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
+        tell_stopped(stopped, step)
         raise
+
+
+def tell_stopped(stopped: Stopped, step: int) -> None:
+    logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
 
 
 def publish(options: TrainingOptions, checkpoint: Path | None = None) -> bool:
