@@ -18,7 +18,7 @@ from .likelihood import paper_scheduler
 from .pictures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .processes import join_processes, leave_processes
-from .results import RESULTS, read_results, write_results
+from .results import RESULTS, read_results, shown_value, write_results
 from .short_chains import shortened
 
 SCHEDULERS = {
@@ -136,8 +136,7 @@ def evaluate(args: argparse.Namespace) -> None:
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
     for result in evaluator.run():
         write_results(output, [result])
-        spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
-        print(f"{result['name']} {result['value']:.4f}{spread}")
+        print(f"{result['name']} {shown_value(result)}")
         for name, value in result.get("parts", {}).items():
             print(f"    {name} {value:.6f}")
     if accelerator.is_main_process:

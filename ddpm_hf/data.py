@@ -169,7 +169,7 @@ def load_samples(
         source = _folder(Path(train_data_dir), split)
     else:
         source = _table(dataset_name, split, dataset_config, image_column)
-    folder = Path(cache_dir or os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser()
+    folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
     decoded = decode_all(
         source.files,
         options,
@@ -181,6 +181,16 @@ def load_samples(
     if decoded.skipped:
         logger.warning("%s: %d bad images left out: %s", source.name, len(decoded.skipped), "; ".join(decoded.skipped))
     return Samples(source.name, decoded.array, NUM_LEVELS, decoded.fingerprint, decoded.skipped)
+
+
+def default_cache_dir() -> Path:
+    """$DDPM_HF_CACHE, or ~/.cache/ddpm_hf."""
+    return Path(os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser()
+
+
+def is_image_folder(dataset: str) -> bool:
+    """Whether a data set given by one word is a folder of images; a built-in name is none, whatever lies around."""
+    return dataset not in BUILT_IN and Path(dataset).is_dir()
 
 
 def _refuse_given(dataset: object, **options: object) -> None:

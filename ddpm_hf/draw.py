@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import figures, likelihood, pictures
-from .data import Samples, to_model_range
+from .data import Samples, is_image_folder, to_model_range
 from .evaluation import load_model, real_samples
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 
@@ -117,7 +117,7 @@ def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.
         pipe.scheduler,
         to_model_range(images, samples.num_levels),
         seed=args.seed,
-        clip_denoised=bool(pipe.scheduler.config.get("clip_sample", True)),
+        clip_denoised=likelihood.paper_scheduler(pipe.scheduler).clip_denoised(),
         num_levels=samples.num_levels,
         num_inference_steps=args.steps,
         progress=True,
@@ -147,7 +147,7 @@ def _samples(args: argparse.Namespace, pipe: DDPMPaperPipeline, split: str) -> S
         raise ValueError(
             f"--dataset is missing: name data of samples {pipe.sample_shape}, as the network was trained on"
         )
-    split = args.split or ("train" if Path(dataset).is_dir() else split)
+    split = args.split or ("train" if is_image_folder(dataset) else split)
     return real_samples(dataset, split, pipe.sample_shape)
 
 

@@ -6,7 +6,6 @@ Statistics are computed by the main process from the pieces in their order.
 """
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from . import checkpoints, hub, metrics
-from .data import BUILT_IN, Samples, load_samples, to_model_range
+from .data import BUILT_IN, Samples, default_cache_dir, is_image_folder, load_samples, to_model_range
 from .likelihood import BoundTerms, bits_per_dim, paper_scheduler, rate_distortion
 from .pieces import Pieces
 from .pipeline_ddpm_paper import DDPMPaperPipeline
@@ -27,13 +26,8 @@ from .results import weights_sha256
 
 METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
 OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
-LEAST_SAMPLES = {
-    "bpd": 1,
-    "fid": 2,
-    "is": 100,
-    "kid": 1000,
-    "fd_dinov2": 2,
-}  # KID draws subsets of 1000, IS makes ten splits
+# KID draws subsets of 1000, IS makes ten splits.
+LEAST_SAMPLES = {"bpd": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
 IMAGES_PER_PIECE = 16
 
 
@@ -80,7 +74,7 @@ class Protocol:
 
     def split_for(self, metric: str) -> str:
         assert self.dataset is not None
-        if Path(self.dataset).is_dir() and self.dataset not in BUILT_IN:
+        if is_image_folder(self.dataset):
             if self.split not in (None, "train"):
                 raise ValueError(f"split={self.split!r}: the folder {self.dataset} has none; give another folder")
             return "train"
@@ -112,7 +106,7 @@ def load_model(checkpoint: str, weights: str | None) -> tuple[DDPMPaperPipeline,
 def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...]) -> Samples:
     """The data, images cropped and scaled to the model's size. Raises ValueError where they do not fit the model."""
     resolution = None if dataset in BUILT_IN else sample_shape[-1]
-    if Path(dataset).is_dir() and dataset not in BUILT_IN:
+    if is_image_folder(dataset):
         samples = load_samples(train_data_dir=dataset, split=split, resolution=resolution)
     else:
         samples = load_samples(dataset, split=split, resolution=resolution)
@@ -122,7 +116,7 @@ def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...]) -> Sam
 
 
 def default_work_dir() -> Path:
-    return Path(os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser() / "evaluation"
+    return default_cache_dir() / "evaluation"
 
 
 # ---- one evaluation ------------------------------------------------------------------------------------------------
@@ -132,7 +126,8 @@ class Evaluator:
     """A model under a protocol, on this process's device; all processes of a run make the same one."""
 
     def __init__(self, accelerator: Accelerator, checkpoint: str, protocol: Protocol, *, work_dir: Path | None = None):
-        self.accelerator, self.protocol, self.work_dir = accelerator, protocol, work_dir or default_work_dir()
+        self.accelerator, self.protocol = accelerator, protocol
+        self.work_dir = work_dir or default_work_dir()
         self.pipe, self.weights = load_model(checkpoint, protocol.weights)
         self.pipe.to(accelerator.device)
         self.pipe.set_progress_bar_config(disable=True)

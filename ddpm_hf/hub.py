@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from . import __version__
 from .checkpoints import MANIFEST, newest_good
 from .pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
-from .results import RESULTS, read_results, weights_sha256
+from .results import RESULTS, read_results, shown_value, weights_sha256
 from .run_log import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -395,7 +395,6 @@ def _eval_result(result: Mapping[str, Any], num_steps: int | None) -> EvalResult
 
 def _evaluation_row(result: Mapping[str, Any]) -> tuple[str, str, str]:
     """What was measured, its value, and how."""
-    spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
     how, data, model = result["protocol"], result["data"], result["model"]
     parts = [f"{data['name']} ({data['split']})"] if data else []
     parts += [f"{how[f'num_{what}']:,} {what}" for what in ("samples", "images") if f"num_{what}" in how]
@@ -403,7 +402,7 @@ def _evaluation_row(result: Mapping[str, Any]) -> tuple[str, str, str]:
     parts += [how["extractor"]] if "extractor" in how else []
     if how.get("num_timesteps_subset"):
         parts.append(f"estimated from {how['num_timesteps_subset']} terms per image")
-    return result["name"], f"{result['value']:.4f}{spread}", ", ".join(parts)
+    return result["name"], shown_value(result), ", ".join(parts)
 
 
 def _command(options: Mapping[str, Any], world_size: int) -> str:

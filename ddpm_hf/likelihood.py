@@ -234,7 +234,7 @@ def bits_per_dim(
             t = t_bs[b, s]
             times = chain.timesteps[t]
             noise = _noise(seed, times, first_index + b, tuple(x_start.shape[1:])).to(exact)
-            x, index = x_start[torch.from_numpy(b).to(exact)], torch.from_numpy(t)
+            x, index = x_start[torch.from_numpy(b).to(exact)], torch.from_numpy(t).to(exact)
             x_t = chain.q_sample(x, index, noise)
             at = torch.from_numpy(times).to(device)
             output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at).sample.to(exact, torch.float64)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from .hub import PAPER_256, PAPER_CIFAR10, compare_with_paper, model_folder, read_json
+from .results import shown_value
 
 CIFAR10 = "training/configs/cifar10.yaml"
 LSUN = "training/configs/lsun256.yaml"
@@ -207,10 +208,9 @@ def _words(value: Any) -> str:
 def _measured(checkpoint: str, results: Sequence[Mapping[str, Any]], origin: str) -> list[str]:
     lines = [f"Measured here, on {checkpoint}{origin}:"]
     for result in results:
-        spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
         data = result["data"]
         where = f", {data['name']} {data['split']}" if data else ""
-        lines.append(f"  {result['name']} {result['value']:.4f}{spread}{where}, {result['model']['weights']} weights")
+        lines.append(f"  {result['name']} {shown_value(result)}{where}, {result['model']['weights']} weights")
     return lines
 
 

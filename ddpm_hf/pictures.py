@@ -150,9 +150,7 @@ def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
         axes.set_ylabel(key)
         axes.grid(alpha=0.3)
     axes.set_xlabel("step")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Image.open(buffer)
+    return _drawn(figure)
 
 
 def rate_distortion_plot(curve: RateDistortion) -> Image.Image:

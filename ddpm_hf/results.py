@@ -35,6 +35,12 @@ def weights_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def shown_value(result: Mapping[str, Any]) -> str:
+    """A result's value, with its spread where it has one: 2.9645 ± 0.0162."""
+    spread = "" if result["spread"] is None else f" ± {result['spread']:.4f}"
+    return f"{result['value']:.4f}{spread}"
+
+
 def _what(result: Mapping[str, Any]) -> dict[str, Any]:
     """All that tells two measurements of a checkpoint apart; not its weights, which training may have changed."""
     same = {key: result[key] for key in ("metric", "name", "data", "protocol")}

@@ -8,12 +8,13 @@ steps is a shortest path (Watson et al. 2021).
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from .likelihood import paper_scheduler
+from .likelihood import discretized_log_likelihood_nats, paper_scheduler
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
 
 
@@ -31,23 +32,18 @@ def step_costs_bpd(diffusion: GaussianDiffusion, x_start_mse: np.ndarray) -> np.
 
 def decoder_costs_bpd(x_start_mse: np.ndarray, num_levels: int | None) -> np.ndarray:
     """Expected L_0 if t were the last step, in bits/dim, float64 [T]: for an error of x̂_0 that is N(0, mse_t)."""
-    if num_levels is None:
-        return 0.5 * np.log2(2 * math.pi * math.e * x_start_mse)
     z = torch.linspace(-8, 8, 2001, dtype=torch.float64)  # by the trapezoidal rule: exact to rounding for such a tail
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
-    half_width = torch.from_numpy(1 / ((num_levels - 1) * np.sqrt(x_start_mse)))[:, None]
-    lower, upper = -z.abs() - half_width, half_width - z.abs()
-    log_upper = torch.special.log_ndtr(upper)
-    log_ratio = (torch.special.log_ndtr(lower) - log_upper).clamp(max=-1e-300)
-    nats = -(log_upper + torch.log(-torch.expm1(log_ratio)))
+    mse = torch.tensor(x_start_mse)[:, None]
+    middle = torch.zeros(len(mse), len(z), dtype=torch.float64)  # of the levels, whose bins are open at neither end
+    nats = -discretized_log_likelihood_nats(middle, mse.sqrt() * z, mse.log(), num_levels=num_levels)
     return torch.trapezoid(density * nats, z, dim=1).numpy() / math.log(2)
 
 
-def _checked(x_start_mse: Any, total: int) -> np.ndarray:
-    mse = np.asarray(x_start_mse, dtype=np.float64)
-    if mse.shape != (total,) or not (np.all(np.isfinite(mse)) and np.all(mse > 0)):
-        raise ValueError(f"x_start_mse must hold {total} positive numbers, one per timestep; got {mse}")
-    return mse
+def _table(diffusion: GaussianDiffusion, x_start_mse: Any) -> np.ndarray:
+    """`x_start_mse`, array or tensor, as the process takes it: float64 [T]. Raises its ValueError for another one."""
+    table: Any = replace(diffusion, x_start_mse=np.asarray(x_start_mse)).x_start_mse
+    return table
 
 
 def choose_timesteps(
@@ -59,11 +55,11 @@ def choose_timesteps(
     ValueError for another table, and unless 1 ≤ num_steps ≤ T.
     """
     total = diffusion.num_timesteps
-    x_start_mse = _checked(x_start_mse, total)
+    mse = _table(diffusion, x_start_mse)
     if not 1 <= num_steps <= total:
         raise ValueError(f"num_steps={num_steps} must lie in [1, {total}]")
-    costs = step_costs_bpd(diffusion, x_start_mse)
-    best = decoder_costs_bpd(x_start_mse, num_levels)  # of the chains so far, by their highest timestep
+    costs = step_costs_bpd(diffusion, mse)
+    best = decoder_costs_bpd(mse, num_levels)  # of the chains so far, by their highest timestep
     came_from = []
     for _ in range(num_steps - 1):
         through = best[:, None] + costs
@@ -89,7 +85,7 @@ def shortened(
             raise ValueError(
                 f"{key}={value!r}: variances are fitted to networks that predict ε, x_0 or v, and no more"
             )
-    mse, timesteps = _checked(x_start_mse, len(scheduler)), None
+    mse, timesteps = _table(scheduler.diffusion, x_start_mse), None
     if num_steps is not None:
         timesteps = choose_timesteps(scheduler.diffusion, mse, num_steps, num_levels=num_levels)
     short: Any = DDPMPaperScheduler.from_config(
