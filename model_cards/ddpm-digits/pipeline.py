@@ -292,6 +292,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
             return super()._upload_folder(clean, repo_id, *args, **kwargs)
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "DDPMPaperPipeline":
+        """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
+        return super().from_pretrained(*args, **kwargs)
+
+    @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         """The index without its reference to carried pipeline code: this class is the pipeline."""
         index = super()._dict_from_json_file(json_file)

@@ -205,14 +205,21 @@ class _PaperModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, *args, **kwargs):
         """As in diffusers, but only whole: ValueError where tensors are missing, unknown, misshapen or not finite.
 
-        Diffusers draws missing weights at random, with a warning. Weights are copied to aligned memory: as mapped,
-        they give sums that differ by 1e-6.
+        Diffusers draws missing weights at random, with a warning. Only safetensors are read unless
+        `use_safetensors=False` asks for a pickled `.bin`; OSError where they are absent. Weights are copied to aligned
+        memory: as mapped, they give sums that differ by 1e-6.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        if kwargs.get("use_safetensors") is None:
+            kwargs["use_safetensors"] = True
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except RuntimeError as error:  # misshapen
             raise ValueError(str(error)) from error
+        except OSError as error:
+            if "safetensors" not in str(error):
+                raise
+            raise OSError(f"{error} Pickled weights are read only with use_safetensors=False.") from error
         model, info = loaded
         named = list(model.named_parameters())
         faults = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected") if info[f"{kind}_keys"]}
