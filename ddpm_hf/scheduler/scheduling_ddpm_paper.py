@@ -41,6 +41,10 @@ def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} is not supported; choose one of {', '.join(allowed)}")
 
 
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
     """β_1 … β_T in float64, [T]: the six schedules of the paper's code and stock diffusers' two others.
 
@@ -304,6 +308,20 @@ class GaussianDiffusion:
             mean = self.q_posterior_mean_variance(x_start, x_t, t).mean
         return ReverseMeanVariance(mean, variance, log_variance, x_start)
 
+    def reverse_weights(self, prediction_type: str, variance_type: str) -> list[tuple[float, ...]]:
+        """(a, b, c_1, c_2, σ) for each t: x̂_0 = a x_t + b f, and x_{t−1} = c_1 x̂_0 + c_2 x_t + σ z (Algorithm 2).
+
+        f is a network's output of type ε, x_0 or v, and σ from a table; the numbers are `p_mean_variance`'s.
+        """
+        of_output = {
+            "epsilon": (self.sqrt_recip_alphas_cumprod, -self.sqrt_recipm1_alphas_cumprod),
+            "sample": (np.zeros(self.num_timesteps), np.ones(self.num_timesteps)),
+            "v_prediction": (self.sqrt_alphas_cumprod, -self.sqrt_one_minus_alphas_cumprod),
+        }
+        deviation = np.exp(0.5 * getattr(self, VARIANCE_TABLES[variance_type][1]))
+        columns = *of_output[prediction_type], self.posterior_mean_coef1, self.posterior_mean_coef2, deviation
+        return list(zip(*(column.tolist() for column in columns), strict=True))
+
     def respaced(self, timesteps: Sequence[int] | np.ndarray) -> GaussianDiffusion:
         """The process that visits only these strictly ascending `timesteps`: β'_i = 1 − ᾱ_{t_i} / ᾱ_{t_{i−1}}.
 
@@ -513,6 +531,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         """Sample with `chain(num_inference_steps, timesteps)` from now on."""
         self._chain = self.chain(num_inference_steps, timesteps)
         self._index = {int(t): i for i, t in enumerate(self._chain.timesteps)}
+        types = self.config["prediction_type"], self.config["variance_type"]
+        plain = "previous_sample" not in types and "learned" not in types
+        self._weights = self._chain.reverse_weights(*types) if plain else None
         self.timesteps = torch.from_numpy(self._chain.timesteps[::-1].copy()).to(device)
         self.num_inference_steps = num_inference_steps
 
@@ -568,27 +589,56 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
             raise ValueError(f"ᾱ is 0 at timestep {int(timestep)}: ε gives no x_0 there; use v_prediction or sample")
         dtype = sample.dtype if sample.dtype == torch.float64 else torch.float32
+        x_t, output = _cast(sample, dtype), _cast(model_output, dtype)
+        if variance_noise is not None and variance_noise.shape != x_t.shape:
+            GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
+        if self._weights is None:  # μ̃ itself, or a learned variance
+            x_start, prev_sample, log_variance = self._mean(output, x_t, index)
+            if index > 0:
+                sigma = torch.exp(0.5 * torch.as_tensor(log_variance))
+                prev_sample = prev_sample + sigma * self._noise(x_t, 1.0, generator, variance_noise)
+        else:  # in place and with Python floats: for small samples a reverse step is all overhead
+            if output.shape != x_t.shape:
+                GaussianDiffusion._same_shape(model_output=output, sample=x_t)
+            of_sample, of_output, coef1, coef2, sigma = self._weights[index]
+            x_start = torch.mul(x_t, of_sample).add_(output, alpha=of_output)
+            clip = self.clip_denoised()
+            if clip is True:
+                x_start.clamp_(-1, 1)
+            elif clip:
+                x_start = clip(x_start)
+            if index > 0:
+                prev_sample = self._noise(x_t, sigma, generator, variance_noise).add_(x_t, alpha=coef2)
+            else:
+                prev_sample = torch.mul(x_t, coef2)
+            prev_sample.add_(x_start, alpha=coef1)
+        prev_sample, x_start = _cast(prev_sample, sample.dtype), _cast(x_start, sample.dtype)
+        if not return_dict:
+            return prev_sample, x_start
+        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
+
+    @staticmethod
+    def _noise(
+        x_t: Tensor, sigma: float, generator: torch.Generator | list[torch.Generator] | None, given: Tensor | None
+    ) -> Tensor:
+        """σ z, a new tensor of x_t's shape: z as given, or drawn."""
+        if given is not None:
+            return given.to(x_t.dtype) * sigma
+        if generator is None or (isinstance(generator, torch.Generator) and generator.device == x_t.device):
+            return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device).normal_(0, sigma, generator=generator)
+        return randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype).mul_(sigma)
+
+    def _mean(self, model_output: Tensor, x_t: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor | float]:
+        """x̂_0, the mean of x_{t−1} and its log-variance, for every kind of network."""
         p = self._chain.p_mean_variance(
-            model_output.to(dtype),
-            sample.to(dtype),
+            model_output,
+            x_t,
             index,
             prediction_type=self.config["prediction_type"],
             variance_type=self.config["variance_type"],
             clip_denoised=self.clip_denoised(),
         )
-        prev_sample = p.mean
-        if index > 0:
-            if variance_noise is None:
-                variance_noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=dtype)
-            GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
-            if isinstance(p.log_variance, Tensor):
-                prev_sample = p.mean + torch.exp(0.5 * p.log_variance) * variance_noise
-            else:
-                prev_sample = torch.add(p.mean, variance_noise.to(dtype), alpha=math.exp(0.5 * p.log_variance))
-        prev_sample, x_start = prev_sample.to(sample.dtype), p.x_start.to(sample.dtype)
-        if not return_dict:
-            return prev_sample, x_start
-        return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
+        return p.x_start, p.mean, p.log_variance
 
     def clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
         """What this configuration does to x̂_0, as `p_mean_variance` takes it."""
