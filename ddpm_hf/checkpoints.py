@@ -4,7 +4,8 @@ A checkpoint `checkpoints/step-N/` is a pipeline that `from_pretrained` loads (E
 
     model.safetensors, ema.safetensors, optimizer.safetensors    tensors by parameter name
     state.json                                                   what else training needs to go on
-    manifest.json                                                step, options, data, and the sha256 of every file
+    manifest.json                                                step, options, data, and the sha256 of every file,
+                                                                 its own, without that line, included
 
 It is written into a temporary folder beside its place, flushed to disk, and appears under its name by one rename;
 older ones are deleted only after that. So at every moment, also after a power cut, the newest `step-N` is whole.
@@ -58,8 +59,25 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(_json(content), encoding="utf-8")
+
+
+def _manifest_sha256(text: str, stated: str) -> str:
+    """Of a manifest that states this hash as its own: of its text without that."""
+    return hashlib.sha256(text.replace(f'"{MANIFEST}": "{stated}"', "").encode()).hexdigest()
+
+
+def _delete(path: Path) -> None:
+    """Whatever has this name, if anything has."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -106,8 +124,7 @@ def write(
     needed = sum(tensor.nbytes for group in tensors.values() for tensor in group.values())
     needed += sum(tensor.nbytes for tensor in tensors.get("ema", {}).values())  # which the pipeline has too
     try:
-        if temporary.exists():
-            shutil.rmtree(temporary)
+        _delete(temporary)
         (temporary / STATE).mkdir(parents=True)
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -142,27 +159,42 @@ def _write_files(
     _write_json(temporary / STATE / "state.json", state)
     files = {name: _sha256(temporary / name) for name in _files(temporary)}
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    _write_json(temporary / MANIFEST, {**manifest, "step": step, "created_utc": created, "files": files})
+    content = {**manifest, "step": step, "created_utc": created, "files": {**files, MANIFEST: ""}}
+    content["files"][MANIFEST] = _manifest_sha256(_json(content), "")
+    _write_json(temporary / MANIFEST, content)
     for path in sorted(temporary.rglob("*")):
         _fsync(path)
     _fsync(temporary)
 
 
+def _compare(path: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(f"{path} is corrupt: sha256 {found}, its manifest says {expected}")
+
+
 def verify(checkpoint: Path) -> dict[str, Any]:
     """The checkpoint's manifest, after comparing every file with it; CheckpointError names the first that differs."""
+    path = checkpoint / MANIFEST
     try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
+        text = path.read_bytes().decode()
+        manifest = json.loads(text)
+        files = manifest["files"] = dict(manifest["files"])
+        if not files:
+            raise ValueError("it lists no files")
         int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint / MANIFEST} cannot be read: {error}") from None
-    for name, expected in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            raise CheckpointError(f"{path} is missing")
-        found = _sha256(path)
-        if found != expected:
-            raise CheckpointError(f"{path} is corrupt: sha256 {found}, its manifest says {expected}")
+        present = set(_files(checkpoint))
+        own = files.pop(MANIFEST, None)  # older checkpoints have none
+        if own is not None:
+            _compare(path, _manifest_sha256(text, own), own)
+        for name, expected in files.items():
+            path = checkpoint / name
+            if name not in present:
+                raise CheckpointError(f"{path} is missing")
+            _compare(path, _sha256(path), expected)
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     return manifest
 
 
@@ -243,8 +275,12 @@ def move_aside(folder: Path, step: int) -> None:
 
 
 def read(checkpoint: Path, name: str) -> dict[str, Tensor]:
-    """The tensors written as `name`, on the CPU."""
-    return load_file(checkpoint / STATE / f"{name}.safetensors")
+    """The tensors written as `name`, on the CPU. Raises CheckpointError."""
+    path = checkpoint / STATE / f"{name}.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def has(checkpoint: Path, name: str) -> bool:
@@ -257,23 +293,40 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` (at least 2), and what interrupted saves left. Call it after `write`."""
-    for leftover in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(leftover)
-    for _, path in found_in(folder)[max(2, keep) :]:
-        # Renamed first: a checkpoint that is being deleted must not be taken for one that is whole.
-        doomed = path.rename(folder / f"{TEMPORARY}{path.name}")
-        shutil.rmtree(doomed)
+    """Delete all but the newest `keep` (at least 2), and what interrupted saves left. Call it after `write`.
+
+    What cannot be deleted is named in a warning, and left to the next call: no reason to stop training.
+    """
+    doomed = [(path, path) for path in folder.glob(f"{TEMPORARY}*")]
+    # Renamed first: a checkpoint that is being deleted must not be taken for one that is whole.
+    doomed += [(path, path.with_name(f"{TEMPORARY}{path.name}")) for _, path in found_in(folder)[max(2, keep) :]]
+    for path, hidden in doomed:
+        try:
+            if path != hidden:
+                path.rename(hidden)
+            _delete(hidden)
+        except OSError as error:
+            logger.warning("%s cannot be deleted (%s); it will be tried again after the next save", path, error)
 
 
 def publish(checkpoint: Path, run: Path) -> None:
-    """Copy the checkpoint's pipeline to the run's root; `model_index.json` comes last and says that it is whole."""
+    """Copy the checkpoint's pipeline to the run's root; `model_index.json` comes last and says that it is whole.
+
+    Raises OSError, with both paths, where that fails; the checkpoint is as it was.
+    """
     names = [name for name in _files(checkpoint) if not name.startswith(f"{STATE}/")]
-    for name in sorted(names, key=lambda name: name == "model_index.json"):
-        target = run / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{TEMPORARY}{target.name}")
-        shutil.copyfile(checkpoint / name, temporary)
-        _fsync(temporary)
-        temporary.replace(target)
-    _fsync(run)
+    try:
+        for name in sorted(names, key=lambda name: name == "model_index.json"):
+            target = run / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = target.with_name(f"{TEMPORARY}{target.name}")
+            shutil.copyfile(checkpoint / name, temporary)
+            _fsync(temporary)
+            temporary.replace(target)
+        _fsync(run)
+    except OSError as error:
+        free = shutil.disk_usage(run).free
+        raise OSError(
+            f"{checkpoint} cannot be copied to {run} ({error}), where {free:,} bytes are free. The checkpoint is "
+            "untouched; make room, then the same command copies it"
+        ) from error

@@ -1,13 +1,48 @@
 """How this process joins the others of its run."""
 
+import contextlib
 import os
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+
+MEETING_S = 50.0
+
+
+@contextlib.contextmanager
+def _meeting(world_size: int) -> Iterator[None]:
+    """Inside, the processes of a run find each other; this one ends with exit code 1 where that takes too long.
+
+    Launchers notice when a process dies before it came. Without one the others would wait for it as long as they do
+    for any exchange: for hours, in a call that no signal interrupts. Hence the thread, and no exception.
+    """
+
+    def give_up() -> None:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        print(
+            f"process {os.environ.get('RANK')}: not all of the {world_size} processes came to {place} within "
+            f"{MEETING_S:.0f} s; see why one did not, or start them by torchrun or accelerate launch, which wait for "
+            "slow ones",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(1)
+
+    timer = threading.Timer(MEETING_S, give_up)
+    timer.daemon = True
+    if world_size > 1 and "TORCHELASTIC_RUN_ID" not in os.environ:  # which those launchers set
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def leave_processes(accelerator: Accelerator) -> None:
@@ -31,13 +66,14 @@ def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: A
     if cpu_threads is not None and cpu_threads < 1:
         raise ValueError(f"cpu_threads={cpu_threads} must be at least 1")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(
-        # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
-        cpu=world_size > 1 and not torch.accelerator.is_available(),
-        # the first process may decode a large data set for hours while the others wait
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
-        **accelerator_arguments,
-    )
+    with _meeting(world_size):
+        accelerator = Accelerator(
+            # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
+            cpu=world_size > 1 and not torch.accelerator.is_available(),
+            # the first process may decode a large data set for hours while the others wait
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            **accelerator_arguments,
+        )
     if accelerator.num_processes != world_size:
         raise ValueError(
             f"{world_size} processes were launched, but Accelerate formed {accelerator.num_processes}; "
