@@ -90,7 +90,8 @@ def demo() -> int:
 
 
 def test(*pytest_arguments: str) -> int:
-    return run(BIN / "python", "-m", "pytest", *pytest_arguments)
+    """Everything on all cores; with arguments, what they say."""
+    return run(BIN / "python", "-m", "pytest", *(pytest_arguments or ("-n", "auto")))
 
 
 def check() -> int:

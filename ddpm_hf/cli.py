@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import difflib
 import importlib.metadata
 import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +55,7 @@ def parse_seeds(text: str) -> list[int]:
 def parse_device(text: str) -> str:
     """A device that torch knows and this machine has. Raises argparse's error for anything else."""
     try:
-        torch.empty(0, device=text)
+        torch.zeros(1, device=text).tolist()  # `meta` holds no numbers
     except (RuntimeError, AssertionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return text
@@ -65,10 +67,41 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser that helps with misspelt options. The parsers of its subcommands are of the same class."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return namespace, unknown
+
+
+def check_output(output: Path, *, is_file: bool) -> None:
+    """ValueError where a file or a folder cannot be made at `output`, which should be told before hours of work."""
+    blocking = next((path for path in (output, *output.parents) if path.exists()), None)
+    if is_file and blocking == output and output.is_dir():
+        raise ValueError(f"--output {output} is a folder; give the name of a file")
+    if blocking is not None and blocking.is_file() and not (is_file and blocking == output):
+        raise ValueError(f"{output} cannot be made: {blocking} is a file; give another name")
+
+
+def check_new_folder(output: Path) -> None:
+    """ValueError unless `output` is empty, or not there and can be made."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists; give a new or an empty folder")
+    check_output(output, is_file=False)
+
+
 def sample(args: argparse.Namespace) -> None:
     """Draw one sample per seed from a checkpoint and write a grid, a folder of pictures, or points."""
     output = Path(args.output)
     suffix = output.suffix.lower()
+    if not args.output:
+        raise ValueError(f"--output {args.output!r}: give a .png, a .npy, or for images a folder")
+    check_output(output, is_file=bool(suffix))
     pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint, dtype=DTYPES[args.dtype])
     if SCHEDULERS[args.scheduler]:
         import diffusers
@@ -85,7 +118,7 @@ def sample(args: argparse.Namespace) -> None:
     samples = np.concatenate(parts)
     (output.parent if suffix else output).mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
-        np.save(output, samples)
+        np.save(output, samples, allow_pickle=False)
     elif is_points:
         point_density(samples).save(output)
     elif suffix == ".png":
@@ -99,8 +132,7 @@ def sample(args: argparse.Namespace) -> None:
 def convert(args: argparse.Namespace) -> None:
     """Make a checkpoint of stock diffusers, or of the paper's TensorFlow code, one of ours; or one of ours stock's."""
     output = Path(args.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists; give a new or an empty folder")
+    check_new_folder(output)
     if tf_checkpoint_prefix(args.source):
         pipe = pipeline_from_tf_checkpoint(
             args.source, ema=not args.raw, sample_size=args.sample_size, variance_type=args.variance_type
@@ -146,8 +178,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def shorten(args: argparse.Namespace) -> None:
     """Fit a checkpoint's variances to its network, and choose timesteps, so that few reverse steps do."""
-    if Path(args.output).exists() and any(Path(args.output).iterdir()):
-        raise ValueError(f"{args.output} exists; give a new or an empty folder")
+    check_new_folder(Path(args.output))
     accelerator = join_processes(cpu_threads=args.cpu_threads)
     protocol = Protocol(dataset=args.dataset, split="train", num_images=args.num_images, seed=args.seed)
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
@@ -215,7 +246,7 @@ def add_work_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ddpm-hf", description="The DDPM paper as Hugging Face classes.")
+    parser = Parser(prog="ddpm-hf", description="The DDPM paper as Hugging Face classes.")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("sample", help=sample.__doc__, description=sample.__doc__)

@@ -68,17 +68,24 @@ def from_tf_variables(variables: Mapping[str, np.ndarray], *, sample_size: int |
     so that this level is at 16×16, as in all of the paper's models; without one it is 32. Pass it for a network of
     your own.
 
-    Dropout, which leaves no trace in the weights either, is 0. Raises ValueError naming what is missing, unexpected or
-    misshapen.
+    Dropout, which leaves no trace in the weights either, is 0. Raises ValueError naming what is missing, unexpected,
+    misshapen, there twice or not finite.
     """
+    if sample_size is not None and (not isinstance(sample_size, int) or sample_size < 1):
+        raise ValueError(f"sample_size={sample_size!r} must be an integer, 1 or more, or None")
     layers: dict[tuple[str, str], np.ndarray] = {}
     for name, value in variables.items():
         match = re.fullmatch(
-            r"(?:.*?/)??((?:temb|conv_in|conv_out|norm_out|mid|down_\d+|up_\d+)(?:/.+)?)/(W|b|gamma|beta)", name
+            r"(?:.*?/)??((?:temb|conv_in|conv_out|norm_out|mid|down_\d+|up_\d+)(?:/.+)?)/(W|b|gamma|beta)", str(name)
         )
         if match is None:
             raise ValueError(f"{name!r} is not a variable of the paper's UNet")
-        layers[match[1], match[2]] = np.asarray(value)
+        layer, value = (match[1], match[2]), np.asarray(value)
+        if layer in layers:
+            raise ValueError(f"{name!r}: there are several of {'/'.join(layer)}; give the variables of one network")
+        if value.dtype.kind not in "fiu" or not np.isfinite(value).all():
+            raise ValueError(f"{name!r} is not finite, or of no numbers at all ({value.dtype}): it is damaged")
+        layers[layer] = value
     config = _config_of(layers, sample_size)
     state = {}
     for (layer, part), value in layers.items():
@@ -110,6 +117,8 @@ def _config_of(layers: Mapping[tuple[str, str], np.ndarray], sample_size: int | 
         channels = [layers[f"down_{i}/block_0/conv1", "W"].shape[3] for i in range(num_levels)]
     except KeyError as error:
         raise ValueError(f"the variables lack {'/'.join(error.args[0])}, which every UNet of the paper has") from None
+    except IndexError:
+        raise ValueError("the variables are misshapen: a convolution's W must have four dimensions") from None
     num_blocks = sum(
         re.fullmatch(r"down_0/block_\d+/conv1", layer) is not None and part == "W" for layer, part in layers
     )
@@ -145,7 +154,9 @@ def tf_checkpoint_prefix(path: str | Path) -> str | None:
         return prefix
     if not (path / "checkpoint").is_file():
         return None
-    match = re.search(r'^model_checkpoint_path: "(.+)"$', (path / "checkpoint").read_text(), flags=re.MULTILINE)
+    match = re.search(
+        r'^model_checkpoint_path: "(.+)"$', (path / "checkpoint").read_text(errors="replace"), flags=re.MULTILINE
+    )
     # Training may have recorded an absolute path, or a bucket: only the name still holds.
     latest = path / match[1].replace("\\", "/").rsplit("/", 1)[-1] if match else None
     if latest is None or not Path(f"{latest}.index").is_file():
@@ -278,10 +289,13 @@ def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_weights_of(source: nn.Module, network: type[Model], config: Mapping[str, Any]) -> Model:
-    """A `network` with copies of the source's weights, on its device, in its dtype and mode."""
+    """A `network` with copies of the source's weights, on its device, in its dtype and mode. ValueError for NaNs."""
+    weights = source.state_dict()
+    if bad := [name for name, x in weights.items() if x.device.type != "meta" and not torch.isfinite(x).all()]:
+        raise ValueError(f"the weights of the {type(source).__name__} are not finite: {', '.join(bad)}")
     with torch.device("meta"):  # without memory, or random numbers for weights that are replaced at once
         model = network(**config)
-    model.load_state_dict({name: tensor.clone() for name, tensor in source.state_dict().items()}, assign=True)
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
     return model.train(source.training)
 
 
@@ -289,8 +303,10 @@ def from_stock(unet: UNet2DModel) -> DDPMPaperUNet:
     """The same network as our class, outputs equal to 1e-5, e.g. of `google/ddpm-cifar10-32`.
 
     Weights are copied and keep their dtype and device. Raises ValueError naming the configuration's key, its value
-    and what is needed, if UNet2DModel does with it what the paper's UNet does not.
+    and what is needed, if UNet2DModel does with it what the paper's UNet does not; also where they are not finite.
     """
+    if not isinstance(unet, UNet2DModel):
+        raise ValueError(f"unet is a {type(unet).__name__}; a UNet2DModel can be converted")
     return _with_weights_of(unet, DDPMPaperUNet, _paper_config(unet.config))
 
 
@@ -300,8 +316,10 @@ def to_stock(unet: DDPMPaperUNet) -> UNet2DModel:
     Weights are copied and keep their dtype and device. A network with learned variance (out_channels twice
     in_channels) converts too, but not its meaning: the second half of our channels is a log-variance, as in the
     paper's code, while stock's DDPMScheduler takes its `learned` for the variance and `learned_range` for a place
-    between the two fixed ones.
+    between the two fixed ones. Raises ValueError for other networks, and for weights that are not finite.
     """
+    if not isinstance(unet, DDPMPaperUNet):
+        raise ValueError(f"unet is a {type(unet).__name__}; a DDPMPaperUNet can be converted")
     config = unet.config
     size, levels = config["sample_size"], len(config["block_out_channels"])
     side = size if isinstance(size, int) else max(size)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -23,8 +24,8 @@ import numpy as np
 import torch
 from PIL import ImageColor
 
-from .image_cache import NUM_LEVELS, Cache, DecodeOptions, ImageFiles, decode_all, fingerprint
-from .images import EXTENSIONS
+from .image_cache import NUM_LEVELS, Cache, DecodeOptions, ImageFiles, decode_all, fingerprint, first_of
+from .images import EXTENSIONS, MAX_PIXELS
 
 if TYPE_CHECKING:
     import datasets
@@ -85,7 +86,10 @@ class Samples:
             return batch
         if self.is_points:
             raise ValueError(f"flip: {self.name} holds points, which have no left and right; pass flip=None")
-        mirror = torch.as_tensor(flip, device="cpu")
+        try:
+            mirror = torch.as_tensor(flip, device="cpu")
+        except (TypeError, RuntimeError):
+            raise ValueError(f"flip: got {flip!r}; pass bool of shape ({len(rows)},)") from None
         if mirror.dtype != torch.bool or mirror.shape != (len(rows),):
             raise ValueError(f"flip: got {mirror.dtype} {tuple(mirror.shape)}; pass bool of shape ({len(rows)},)")
         return torch.where(mirror[:, None, None, None], batch.flip(-1), batch)
@@ -103,8 +107,8 @@ def to_model_range(batch: torch.Tensor, num_levels: int | None) -> torch.Tensor:
     """
     if num_levels is None:
         return batch.to(torch.float32)
-    if num_levels < 2:
-        raise ValueError(f"num_levels={num_levels}: must be 2 or more, or None for points")
+    if not _is_int(num_levels) or num_levels < 2:
+        raise ValueError(f"num_levels={num_levels!r}: must be an integer, 2 or more, or None for points")
     if batch.is_floating_point() or batch.dtype == torch.bool:
         raise ValueError(f"batch: got {batch.dtype}; pass integer levels 0..{num_levels - 1}, not scaled values")
     return batch.to(torch.float32) / ((num_levels - 1) / 2) - 1
@@ -156,15 +160,18 @@ def load_samples(
         raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
     counts = {"skip_bad_images": skip_bad_images, "max_memory_bytes": max_memory_bytes, "num_workers": num_workers}
     for argument, value in counts.items():
-        if value < 0:
-            raise ValueError(f"{argument}={value}: must be 0 or more")
-    if resolution is not None and resolution < 1:
-        raise ValueError(f"resolution={resolution}: must be 1 pixel or more, or None to take images as they are")
+        if not _is_int(value) or value < 0:
+            raise ValueError(f"{argument}={value!r}: must be an integer, 0 or more")
+    largest = math.isqrt(MAX_PIXELS)
+    if resolution is not None and not (_is_int(resolution) and 1 <= resolution <= largest):
+        allowed = f"1 to {largest} pixels, or None to take images as they are"
+        raise ValueError(f"resolution={resolution!r}: must be an integer, {allowed}")
     options = DecodeOptions(_parse_colour(background), resolution)
     if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
         _refuse_given(dataset_name, resolution=resolution, image_column=image_column, dataset_config=dataset_config)
         return _built_in(dataset_name, split)
     if train_data_dir is not None:
+        _require_name("train_data_dir", train_data_dir)
         _refuse_given(train_data_dir, image_column=image_column, dataset_config=dataset_config)
         source = _folder(Path(train_data_dir), split)
     else:
@@ -179,7 +186,7 @@ def load_samples(
         num_workers=num_workers,
     )
     if decoded.skipped:
-        logger.warning("%s: %d bad images left out: %s", source.name, len(decoded.skipped), "; ".join(decoded.skipped))
+        logger.warning("%s: %d bad images left out: %s", source.name, len(decoded.skipped), first_of(decoded.skipped))
     return Samples(source.name, decoded.array, NUM_LEVELS, decoded.fingerprint, decoded.skipped)
 
 
@@ -193,6 +200,15 @@ def is_image_folder(dataset: str) -> bool:
     return dataset not in BUILT_IN and Path(dataset).is_dir()
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _require_name(argument: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise ValueError(f"{argument}={value!r}: pass a folder's path, or for dataset_name the name of a data set")
+
+
 def _refuse_given(dataset: object, **options: object) -> None:
     for argument, value in options.items():
         if value is not None:
@@ -202,7 +218,7 @@ def _refuse_given(dataset: object, **options: object) -> None:
 def _parse_colour(background: str) -> tuple[int, int, int]:
     try:
         colour = ImageColor.getrgb(background)
-    except ValueError:
+    except (ValueError, TypeError):
         colour = ()
     if len(colour) != 3:
         raise ValueError(f"background={background!r}: pass a colour name such as 'white', or '#rrggbb'")
@@ -285,7 +301,12 @@ def _folder(root: Path, split: str) -> _Source:
         logger.warning("%s: files that are not images are ignored: %s", root, others)
     stats = [(name, (root / name).stat()) for name in images]
     identity = _sha256([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-    return _Source(root.resolve().name, [(str(root / name), root / name) for name in images], identity)
+    return _Source(root.resolve().name, [(_printable(root / name), root / name) for name in images], identity)
+
+
+def _printable(path: object) -> str:
+    """A path for messages, on one line and in letters that every terminal takes, whatever its name holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _sha256(value: object) -> str:
@@ -308,7 +329,7 @@ class _TableFiles:
     def __getitem__(self, index: int) -> tuple[str, Path | io.BytesIO | None]:
         image = self.table[index][self.column] or {}
         path, encoded = image.get("path"), image.get("bytes")
-        label = f"row {index} ({path})" if path else f"row {index}"
+        label = f"row {index} ({_printable(path)})" if path else f"row {index}"
         if encoded is not None:
             return label, io.BytesIO(encoded)
         return label, Path(path) if path else None
@@ -322,6 +343,7 @@ def _table(dataset: Any, split: str, config: str | None, column: str | None) -> 
             raise ValueError(f"got {split=} and dataset_config={config!r} for a Dataset in memory; select before")
         name, table = "in-memory", dataset
     else:
+        _require_name("dataset_name", dataset)
         name = Path(dataset).name if Path(dataset).exists() else str(dataset)
         table = _load_table(dataset, split, config)
     columns = dict(table.features)
@@ -343,6 +365,7 @@ def _describe(columns: dict[str, Any]) -> str:
 def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None) -> datasets.Dataset:
     import datasets
     from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DatasetsError
 
     path = Path(dataset)
     try:
@@ -354,6 +377,12 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
         raise ValueError(f"dataset_name={str(dataset)!r}: found, but it holds no data files") from error
     except (FileNotFoundError, ConnectionError) as error:
         if path.exists():
-            raise
+            raise ValueError(
+                f"dataset_name={str(dataset)!r}: neither a folder nor a .parquet file: {error}"
+            ) from error
         places = f"not built in ({', '.join(BUILT_IN)}), no folder or .parquet file here; from the Hub"
         raise FileNotFoundError(f"dataset_name={str(dataset)!r}: {places}: {error}") from error
+    except (ValueError, RuntimeError, DatasetsError) as error:  # unknown splits and configurations, damaged files
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        given = f"split={split!r}, dataset_config={config!r}"
+        raise ValueError(f"dataset_name={str(dataset)!r} with {given} cannot be loaded: {reason}") from error

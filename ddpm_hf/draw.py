@@ -71,6 +71,9 @@ def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     """Interpolation between two real images that are diffused to t and denoised (Fig. 8); one row per seed."""
     sources = _sources(args, pipe)
+    total = likelihood.paper_scheduler(pipe.scheduler).diffusion.num_timesteps
+    if args.timestep is not None and not 0 <= args.timestep < total:
+        raise ValueError(f"--timestep {args.timestep} must lie in [0, {total})")
     (half,) = figures.chain_timesteps(pipe, (0.5,), num_inference_steps=args.steps)
     images = figures.interpolation(
         pipe,

@@ -25,6 +25,7 @@ from .images import BadImage, decode_image
 
 CACHE_FORMAT = 1  # raise it when the same files would decode to other pixels
 STALE_PARTIAL_S = 3600.0
+MOST_NAMED = 10  # bad images in one message
 NUM_LEVELS = 256
 
 
@@ -101,7 +102,7 @@ def _fill(
         for label, image in loader:
             if isinstance(image, str):
                 skipped.append(f"{label}: {image}")
-                _check_skipped(skipped, skip)
+            if isinstance(image, str) or len(skipped) > skip:  # then the rest is only looked at, to name all bad ones
                 continue
             if store is None:
                 store, first = _Store(len(files), image.shape, max_memory_bytes, cache), label
@@ -111,8 +112,9 @@ def _fill(
             if image.shape[0] > store.shape[0]:
                 store = store.in_colour()
             store.append(image)
+        _check_skipped(skipped, skip)
         if store is None:
-            raise ValueError(f"none of the {len(skipped)} images can be used: {'; '.join(skipped)}")
+            raise ValueError(f"none of the {len(skipped)} images can be used: {first_of(skipped)}")
         return store.finish(tuple(skipped))
     except BaseException:
         if store is not None:
@@ -124,7 +126,13 @@ def _check_skipped(skipped: Sequence[str], skip_bad_images: int) -> None:
     if len(skipped) > skip_bad_images:
         count = f"{len(skipped)} bad image{'s' if len(skipped) > 1 else ''}"
         advice = f"skip_bad_images={skip_bad_images} allows no more: mend or remove them, or raise it"
-        raise ValueError(f"{count}: {'; '.join(skipped)} ({advice})")
+        raise ValueError(f"{count}: {first_of(skipped)} ({advice})")
+
+
+def first_of(skipped: Sequence[str]) -> str:
+    """The first bad images with their reasons, and how many more there are."""
+    more = [f"and {len(skipped) - MOST_NAMED:,} more"] if len(skipped) > MOST_NAMED else []
+    return "; ".join([*skipped[:MOST_NAMED], *more])
 
 
 @dataclass(frozen=True)
@@ -201,7 +209,7 @@ class _Store:
             return self.memory[: self.count]
         self._write_header(self.file)
         self.file.flush()
-        return np.load(self.file.name, mmap_mode="r")
+        return np.load(self.file.name, mmap_mode="r", allow_pickle=False)
 
     def _write_header(self, file: io.BufferedRandom) -> None:
         """The .npy header with the present count; numpy pads it so that it stays as long whatever N."""
@@ -229,12 +237,13 @@ class Cache:
         """The images, memory-mapped; None when they are not there, not complete or made from something else."""
         try:
             record = json.loads(self.path.with_suffix(".json").read_text())
-            array = np.load(self.path.with_suffix(".npy"), mmap_mode="r")  # ValueError if it is cut short
-        except (OSError, ValueError):
+            # ValueError if it is cut short, EOFError if nothing is left
+            array = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            if record["made_from"] != self.made_from or array.dtype != np.uint8 or array.ndim != 4:
+                return None
+            return Decoded(array, str(record["fingerprint"]), tuple(map(str, record["skipped"])))
+        except (OSError, ValueError, EOFError, KeyError, TypeError):
             return None
-        if record["made_from"] != self.made_from:
-            return None
-        return Decoded(array, record["fingerprint"], tuple(record["skipped"]))
 
     def create_partial(self, num_bytes: int) -> io.BufferedRandom:
         """A new file to fill, of this process alone; removes what killed processes left of the same entry.

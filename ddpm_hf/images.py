@@ -63,6 +63,8 @@ def decode_image(
     Raises:
         BadImage: the file cannot be decoded, or its pixels have no certain meaning (see the table above).
     """
+    if isinstance(file, str | Path) and Path(file).exists() and not Path(file).is_file():
+        raise BadImage("is a folder, a pipe or a device, no file")  # to open a pipe would wait for ever
     try:
         with Image.open(file, formats=tuple(FORMATS)) as image:
             _refuse_what_pillow_misreads(image)

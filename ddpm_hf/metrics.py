@@ -172,7 +172,10 @@ def load_extractor(name: str) -> nn.Module:
     factory = getattr(module, factory_name, None)
     if not callable(factory):
         raise ValueError(f"extractor {name!r}: {module_name} has no callable {factory_name!r}")
-    extractor = factory()
+    try:
+        extractor = factory()
+    except TypeError as error:
+        raise ValueError(f"extractor {name!r} cannot be made: {error}") from error
     if not isinstance(extractor, nn.Module) or not isinstance(getattr(extractor, "name", None), str):
         raise ValueError(
             f"extractor {name!r} gave a {type(extractor).__name__}; it must be a torch module with a name"

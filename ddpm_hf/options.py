@@ -56,12 +56,20 @@ class OptionParser(HfArgumentParser):
 def _yaml_arguments(path: str, known: set[str], parser: OptionParser) -> list[str]:
     """The file's `key: value` lines as command-line arguments."""
     try:
+        text = Path(path).read_text(encoding="utf-8")
         # every scalar as it is written: the parser knows the types, and `no` or 012 must not become False or 10
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=yaml.BaseLoader) or {}
+        content = yaml.load(text, Loader=yaml.BaseLoader) or {}
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         parser.error(f"--config {path}: {error}")
+    except RecursionError:
+        parser.error(f"--config {path}: lists within lists within lists; expected lines of the form `key: value`")
     if not isinstance(content, dict):
         parser.error(f"--config {path}: expected lines of the form `key: value`")
+    given = [key.value for key, _ in node.value] if node else []
+    if len(given) > len(content):  # YAML would quietly take the last
+        twice = next(key for key in given if given.count(key) > 1)
+        parser.error(f"--config {path}: {twice} is given more than once; keep one of its values")
     arguments = []
     for key, value in content.items():
         if key not in known:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 
-from .hub import PAPER_256, PAPER_CIFAR10, compare_with_paper, model_folder, read_json
+from .hub import PAPER_256, PAPER_CIFAR10, compare_with_paper, model_folder, read_json, read_options
 from .results import shown_value
 
 CIFAR10 = "training/configs/cifar10.yaml"
@@ -185,7 +184,7 @@ def describe(checkpoint: str) -> dict[str, Any]:
     """Options and configurations in a checkpoint's folder, as far as they are there. ValueError where no model is."""
     folder, model = Path(checkpoint), model_folder(Path(checkpoint))
     file = folder / "options.yaml"
-    options = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    options = read_options(file) if file.is_file() else {}
     configs = [read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json")]
     return {**options, **configs[0], **configs[1]}
 

@@ -21,8 +21,11 @@ def read_results(path: Path) -> list[dict[str, Any]]:
         results = json.loads(path.read_text(encoding="utf-8"))["results"]
         if missing := [key for result in results for key in KEYS if key not in result]:
             raise ValueError(f"a result has no {missing[0]}")
+        for result in results:
+            if not isinstance(result["value"], int | float) or not isinstance(result["spread"], int | float | None):
+                raise ValueError(f"value {result['value']!r} and spread {result['spread']!r} must be numbers")
         return list(results)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a list of evaluation results: {error!r}") from None
 
 

@@ -73,6 +73,8 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
     """The number at `position`, 7 bits a byte with the lowest first, and the position behind it."""
     value = shift = 0
     while True:
+        if shift > 63:
+            raise IndexError("a number of more than 64 bits")
         byte = data[position]
         value, shift, position = value | (byte & 0x7F) << shift, shift + 7, position + 1
         if byte < 0x80:
@@ -172,6 +174,8 @@ def _entry(message: bytes) -> Entry:
     dtype, shape, shard, offset, size, checksum = (fields.get(number, [0])[0] for number in range(1, 7))
     dims = _fields(shape).get(2, []) if shape else []
     sizes = tuple(_fields(dim).get(1, [0])[0] for dim in dims)
+    if not all(isinstance(number, int) for number in (dtype, shard, offset, size, checksum, *sizes)):
+        raise TypeError("an entry holds text where it should hold numbers")
     return Entry(dtype, sizes, shard, offset, size, checksum, is_sliced=7 in fields)
 
 
@@ -183,14 +187,17 @@ class TensorBundle:
 
     def __init__(self, prefix: str | os.PathLike[str]):
         self.prefix = str(prefix)
-        table = _read_table(Path(f"{self.prefix}.index"))
-        if b"" not in table:
+        try:
+            table = _read_table(Path(f"{self.prefix}.index"))
+            header = _fields(table.pop(b"")) if b"" in table else None
+            self.entries = {name.decode(): _entry(message) for name, message in table.items()}
+        except (IndexError, TypeError, UnicodeDecodeError) as error:  # whole by its checksums, and yet no such table
+            raise ValueError(f"{self.prefix}.index is not the index of a TensorFlow checkpoint: {error}") from None
+        if header is None:
             raise ValueError(f"{self.prefix}.index is not the index of a TensorFlow checkpoint: it has no header")
-        header = _fields(table.pop(b""))
         if header.get(2, [0])[0] != 0:
             raise ValueError(f"{self.prefix}.index is of a big-endian machine; only little-endian data can be read")
-        self._num_shards = header.get(1, [1])[0]
-        self.entries = {name.decode(): _entry(message) for name, message in table.items()}
+        self._num_shards = int(header.get(1, [1])[0])
 
     def read(self, name: str) -> np.ndarray:
         """The variable `name` in its own shape and dtype.
@@ -204,13 +211,14 @@ class TensorBundle:
             raise ValueError(f"{name!r} is {kind}; only whole variables of floats or integers can be read")
         dtype = np.dtype(_DTYPES[entry.dtype])
         path = Path(f"{self.prefix}.data-{entry.shard:05d}-of-{self._num_shards:05d}")
+        available = path.stat().st_size  # looked at first: memory for as much as an index says may not be there
+        if entry.offset + entry.size > available or entry.size != math.prod(entry.shape) * dtype.itemsize:
+            raise ValueError(
+                f"{path} is truncated: {name!r} {entry.shape} needs bytes {entry.offset} to "
+                f"{entry.offset + entry.size}, the file has {available}"
+            )
         with path.open("rb") as file:
             file.seek(entry.offset)
             data = file.read(entry.size)
-        if len(data) != entry.size or entry.size != math.prod(entry.shape) * dtype.itemsize:
-            raise ValueError(
-                f"{path} is truncated: {name!r} {entry.shape} needs bytes {entry.offset} to "
-                f"{entry.offset + entry.size}, the file has {path.stat().st_size}"
-            )
         _require_checksum(entry.checksum, data, f"{name!r} in {path}")
         return np.frombuffer(data, dtype).reshape(entry.shape)

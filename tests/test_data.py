@@ -195,7 +195,7 @@ def test_a_mixture_of_modes_and_sizes_becomes_one_array(tmp_path):
 def test_bad_images_are_named_counted_and_logged(folder, caplog):
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:60])
     Image.new("F", (8, 6)).save(folder / "5.tif")
-    with pytest.raises(ValueError, match=r"1 bad image: .*/2\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"2 bad images: .*/2\.png: cannot be decoded"):
         load_samples(train_data_dir=folder)
     with pytest.raises(ValueError, match=r"2 bad images: .*/2\.png.*/5\.tif: pixels of Pillow mode 'F'"):
         load_samples(train_data_dir=folder, skip_bad_images=1)
@@ -310,7 +310,7 @@ def test_our_rules_hold_for_datasets_too(tmp_path):
     image.save(tmp_path / "good.png")
     good = {"bytes": (tmp_path / "good.png").read_bytes(), "path": None}
     rows = [good, {"bytes": b"damaged", "path": "bad.jpg"}, None]
-    with pytest.raises(ValueError, match=r"1 bad image: row 1 \(bad\.jpg\): no readable"):
+    with pytest.raises(ValueError, match=r"2 bad images: row 1 \(bad\.jpg\): no readable"):
         load_samples(table(rows))
     samples = load_samples(table(rows), skip_bad_images=2)
     assert samples.array.tolist() == [[[[128] * 4] * 4]]

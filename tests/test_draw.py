@@ -186,7 +186,7 @@ def test_points(points, tmp_path):
         (["shared", "--seeds", "3"], "seeds=[] must be one or more"),
         (["interpolate", "--images", "0", "360"], "--images [0, 360]: digits has 0 to 359"),
         (["interpolate", "--images", "-1", "0"], "--images [-1, 0]: digits has 0 to 359"),
-        (["interpolate", "--timestep", "10"], "t=10 is outside [0, 10)"),
+        (["interpolate", "--timestep", "10"], "--timestep 10 must lie in [0, 10)"),
         (["interpolate", "--timestep", "3", "--steps", "5"], "from_timestep=3 is not one of this chain's 5"),
         (["coarse_to_fine", "--seed", "-1"], "seeds must be integers in [0, 2**32), got -1"),
         (["nearest", "--split", "tets"], "split='tets'"),

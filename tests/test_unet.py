@@ -236,9 +236,9 @@ def test_another_number_of_timesteps_is_refused(model_and_sample):
         ({"block_out_channels": (5, 10), "norm_num_groups": 5}, "block_out_channels[0]=5 must be even"),
         ({"out_channels": 4}, "out_channels=4 must be in_channels=3, or twice that"),
         ({"in_channels": 0, "out_channels": 0}, "in_channels=0"),
-        ({"layers_per_block": 0}, "layers_per_block=0 must be at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 in [0, 1)"),
-        ({"dropout": -0.1}, "dropout=-0.1 in [0, 1)"),
+        ({"layers_per_block": 0}, "layers_per_block=0 must be an integer and at least 1"),
+        ({"dropout": 1.0}, "dropout=1.0 must lie in [0, 1)"),
+        ({"dropout": -0.1}, "dropout=-0.1 must lie in [0, 1)"),
     ],
     ids=str,
 )
@@ -252,7 +252,7 @@ def test_an_impossible_unet_is_refused(config, message):
     [
         ({"out_channels": 3}, "out_channels=3 must be in_channels=2, or twice that"),
         ({"hidden_size": 15}, "hidden_size=15 must be even"),
-        ({"num_layers": 0}, "num_layers=0 >= 1"),
+        ({"num_layers": 0}, "num_layers=0 must be an integer and at least 1"),
     ],
     ids=str,
 )

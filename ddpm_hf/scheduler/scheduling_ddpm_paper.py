@@ -33,6 +33,8 @@ VARIANCE_TABLES = {
 }
 STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
+MIN_ALPHA_CUMPROD = 1e-300  # below, 1/ᾱ overflows
+MAX_TIMESTEPS = 1_000_000  # a slip of the finger must not take all memory
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 
 
@@ -43,6 +45,18 @@ def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """`values` as float64. Raises ValueError where they are no numbers."""
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a list of numbers, got {str(values)[:100]}") from None
 
 
 def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
@@ -149,6 +163,7 @@ class GaussianDiffusion:
             alphas_cumprod[0] == 1
             or not np.all(alphas_cumprod[:-1] > 0)
             or (alphas_cumprod[-1] == 0) != (betas[-1] == 1)
+            or np.any((alphas_cumprod > 0) & (alphas_cumprod < MIN_ALPHA_CUMPROD))
         ):
             raise ValueError(
                 "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
@@ -176,7 +191,7 @@ class GaussianDiffusion:
                 "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
             }
         if self.x_start_mse is not None:
-            mse = np.array(self.x_start_mse, dtype=np.float64)
+            mse = _numbers("x_start_mse", self.x_start_mse)
             if mse.shape != betas.shape or not (np.all(mse > 0) and np.all(np.isfinite(mse))):
                 raise ValueError(f"x_start_mse must hold {len(betas)} positive numbers, one per timestep; got {mse}")
             fitted = variance + tables["posterior_mean_coef1"] ** 2 * mse
@@ -197,7 +212,9 @@ class GaussianDiffusion:
             if not 0 <= t < self.num_timesteps:
                 raise ValueError(f"t={t} is outside [0, {self.num_timesteps})")
             return float(getattr(self, name)[t])
-        if t.shape != x.shape[:1] or t.is_floating_point():
+        if not isinstance(t, Tensor):
+            raise ValueError(f"t is {t!r}; expected one integer per sample, ({len(x)},), as a tensor")
+        if t.shape != x.shape[:1] or t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"t has shape {tuple(t.shape)}, {t.dtype}; expected one integer per sample, ({len(x)},)")
         if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < self.num_timesteps):
             raise ValueError(f"t={t.tolist()} leaves [0, {self.num_timesteps})")
@@ -392,7 +409,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         self.config.get("_use_default_values", [])[:] = _droppable(self.config)
         self._check_config()
         if trained_betas is not None:
-            betas = np.asarray(trained_betas, dtype=np.float64)
+            betas = _numbers("trained_betas", trained_betas)
             if betas.ndim != 1 or not len(betas):
                 raise ValueError(f"trained_betas has shape {betas.shape}; it must be a non-empty list of numbers")
             num_train_timesteps = len(betas)
@@ -430,7 +447,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def _check_config(self) -> None:
         c = SimpleNamespace(**self.config)
         for name in ("beta_start", "beta_end", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"):
-            if not isinstance(self.config[name], int | float):
+            if not isinstance(self.config[name], int | float) or isinstance(self.config[name], bool):
                 raise ValueError(f"{name}={self.config[name]!r} must be a number")
         for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
             if not isinstance(self.config[name], bool):
@@ -441,14 +458,14 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         _require("timestep_spacing", c.timestep_spacing, TIMESTEP_SPACINGS)
         bounds = {
             "num_train_timesteps": (
-                isinstance(c.num_train_timesteps, int) and c.num_train_timesteps >= 1,
-                "an int >= 1",
+                _is_whole(c.num_train_timesteps) and 1 <= c.num_train_timesteps <= MAX_TIMESTEPS,
+                f"an int >= 1, and at most {MAX_TIMESTEPS}",
             ),
             "inference_timesteps": (
                 c.inference_timesteps is None or (np.ndim(c.inference_timesteps) == 1 and len(c.inference_timesteps)),
                 "a list of integers",
             ),
-            "steps_offset": (isinstance(c.steps_offset, int) and c.steps_offset >= 0, "an int >= 0"),
+            "steps_offset": (_is_whole(c.steps_offset) and c.steps_offset >= 0, "an int >= 0"),
             "dynamic_thresholding_ratio": (0 < c.dynamic_thresholding_ratio <= 1, "in (0, 1]"),
             "clip_sample_range": (c.clip_sample_range > 0, "> 0"),
             "sample_max_value": (c.sample_max_value > 0, "> 0"),
@@ -499,7 +516,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if timesteps is None and (num_inference_steps is None or (own and num_inference_steps == len(own))):
             return self._default_chain
         descending = np.asarray(self._spaced_timesteps(num_inference_steps) if timesteps is None else timesteps)
-        if descending.ndim != 1 or not len(descending) or np.any(np.diff(descending) >= 0):
+        numeric = np.issubdtype(descending.dtype, np.number) or descending.dtype == object  # object: above 2⁶³
+        if descending.ndim != 1 or not len(descending) or not numeric or np.any(np.diff(descending) >= 0):
             raise ValueError(f"`timesteps` must be non-empty and in strictly descending order, got {timesteps}")
         if descending[0] >= len(self) or descending[-1] < 0:
             raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
@@ -540,7 +558,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def _spaced_timesteps(self, n: int | None) -> np.ndarray:
         """n descending timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), int64 [n]."""
         total = len(self)
-        if not isinstance(n, int | np.integer) or isinstance(n, bool) or not 1 <= n <= total:
+        if n is None or not _is_whole(n) or not 1 <= n <= total:
             raise ValueError(f"num_inference_steps={n!r} must be an integer in [1, {total}]")
         if self.config["timestep_spacing"] == "linspace":
             return np.linspace(0, total - 1, n).round().astype(np.int64)[::-1]
@@ -551,6 +569,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def _chain_index(self, timestep: int | Tensor) -> int:
         """Position of `timestep` in the current chain, 0 being the last step of sampling."""
         try:
+            if isinstance(timestep, str):
+                raise TypeError
             return self._index[timestep if isinstance(timestep, int) else float(timestep)]  # type: ignore[index]
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError(
@@ -585,6 +605,10 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
         multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
+        for x in (model_output, sample):
+            if not isinstance(x, Tensor) or not x.is_floating_point():
+                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+                raise ValueError(f"model_output and sample must be floating-point tensors, got {kind}")
         index = self._chain_index(timestep)
         if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
             raise ValueError(f"ᾱ is 0 at timestep {int(timestep)}: ε gives no x_0 there; use v_prediction or sample")
@@ -626,6 +650,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             return given.to(x_t.dtype) * sigma
         if generator is None or (isinstance(generator, torch.Generator) and generator.device == x_t.device):
             return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device).normal_(0, sigma, generator=generator)
+        for one in generator if isinstance(generator, list | tuple) else [generator]:
+            if not isinstance(one, torch.Generator):
+                raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         return randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype).mul_(sigma)
 
     def _mean(self, model_output: Tensor, x_t: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor | float]:
@@ -678,5 +705,5 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     @staticmethod
     def _in_float32(function: Callable, x_start: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         dtype = x_start.dtype if x_start.dtype == torch.float64 else torch.float32
-        t = timesteps.expand(len(x_start)) if timesteps.numel() == 1 else timesteps
+        t = timesteps.expand(len(x_start)) if isinstance(timesteps, Tensor) and timesteps.numel() == 1 else timesteps
         return function(x_start.to(dtype), t, noise.to(dtype)).to(x_start.dtype)

@@ -7,7 +7,7 @@ import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     Seeds are integers in [0, 2³²): PyTorch's CPU generator looks at the low 32 bits only, so larger ones would
     silently repeat. Raises ValueError.
     """
-    if isinstance(seeds, Integral):
+    if not hasattr(seeds, "__getitem__") or isinstance(seeds, bytes | Mapping):
         raise ValueError(f"seeds must be a list of integers, one per sample, got {seeds!r}")
     for seed in seeds:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
@@ -156,6 +156,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise ValueError(f"callback_on_step_end={callback_on_step_end!r} must be a function")
         total = self.scheduler.config.num_train_timesteps
         if num_inference_steps is not None and (
             not isinstance(num_inference_steps, Integral)
@@ -225,8 +227,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
         several = generator if isinstance(generator, list) else [generator]
         if any(not isinstance(g, torch.Generator | None) for g in several):
             raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-        if latents is not None and tuple(latents.shape[1:]) != self.sample_shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
+        if latents is not None:
+            if not isinstance(latents, torch.Tensor):
+                raise ValueError(f"latents must be a tensor, got {type(latents).__name__}")
+            if tuple(latents.shape[1:]) != self.sample_shape:
+                raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
+            if not torch.isfinite(latents).all():
+                raise ValueError("latents must be finite, and hold NaN or infinity")
         sizes = {
             "batch_size": batch_size,
             "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
@@ -301,7 +308,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         """The index without its reference to carried pipeline code: this class is the pipeline."""
-        index = super()._dict_from_json_file(json_file)
+        try:
+            index = super()._dict_from_json_file(json_file)
+        except RecursionError:
+            index = None
+        if not isinstance(index, dict):
+            raise ValueError(f"{json_file} is not the index of a pipeline")
         if index.get("_class_name") == ["pipeline", "DDPMPaperPipeline"]:
             index["_class_name"] = "DDPMPaperPipeline"
         return index
@@ -312,6 +324,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         loaded = super().load_config(*args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
         for name in {"unet", "scheduler"} & index.keys():
+            if not isinstance(index[name], list) or [type(part) for part in index[name]] != [str, str]:
+                raise ValueError(f"model_index.json: {name} is {index[name]}; expected a library and a class")
             library, class_name = index[name]
             stem, installed = CARRIED.get(class_name, (None, None))
             if installed is not None and library == stem:

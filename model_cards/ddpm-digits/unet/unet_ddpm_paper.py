@@ -5,6 +5,7 @@ This file is copied into checkpoints, so it depends on torch and diffusers alone
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+MAX_SIZE, MAX_LAYERS = 2**16, 1000  # more is a slip of the finger, and would take all memory
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
 
 
@@ -39,6 +41,21 @@ def init_like_paper(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
         nn.init.zeros_(layer.bias)
 
 
+def _require_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
+    """Raises ValueError unless each is an integer of at least 1, and no slip that would take all memory."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be an integer and at least 1")
+        if value > at_most:
+            raise ValueError(f"{name}={value!r} must be at most {at_most}")
+
+
+def _require_tensor(sample: Any) -> None:
+    if not isinstance(sample, Tensor) or not sample.is_floating_point():
+        kind = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
+        raise ValueError(f"sample must be a tensor of floating-point numbers, got {kind}")
+
+
 class TimeEmbedding(nn.Module):
     """Dense(4 ch) – SiLU – Dense(4 ch) over the sinusoidal embedding of t: [B] → [B, 4 ch]."""
 
@@ -49,6 +66,8 @@ class TimeEmbedding(nn.Module):
 
     def forward(self, timestep: int | float | Tensor, sample: Tensor) -> Tensor:
         if not isinstance(timestep, Tensor):
+            if not isinstance(timestep, int | float):
+                raise ValueError(f"timestep={timestep!r} must be a number or a tensor")
             timestep = torch.full((len(sample),), timestep, device=sample.device)
         if timestep.numel() not in (1, len(sample)):
             raise ValueError(
@@ -209,13 +228,19 @@ class _PaperModel(ModelMixin, ConfigMixin):
         `use_safetensors=False` asks for a pickled `.bin`; OSError where they are absent. Weights are copied to aligned
         memory: as mapped, they give sums that differ by 1e-6.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
+        where, wants_info = args[0] if args else cls.__name__, kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        except RuntimeError as error:  # misshapen
-            raise ValueError(str(error)) from error
+        except (RuntimeError, ValueError) as error:
+            misshapen = re.search(
+                r"\S+ expected shape .*?\), but got .*?\)", str(error)
+            )  # else tells how to ignore it
+            if misshapen is None and isinstance(error, ValueError):
+                raise
+            told = misshapen[0] if misshapen else str(error)
+            raise ValueError(f"{where}: the weights are damaged or of another network; {told}") from error
         except OSError as error:
             if "safetensors" not in str(error):
                 raise
@@ -227,9 +252,7 @@ class _PaperModel(ModelMixin, ConfigMixin):
             faults["not finite"] = bad
         if faults:
             listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items())
-            raise ValueError(
-                f"{args[0] if args else cls.__name__}: the weights are damaged or of another network; {listed}"
-            )
+            raise ValueError(f"{where}: the weights are damaged or of another network; {listed}")
         for _, parameter in named:
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
@@ -298,26 +321,35 @@ class DDPMPaperUNet(_PaperModel):
 
     def _check_config(self) -> None:
         c = SimpleNamespace(**self.config)
-        sides = (c.sample_size,) * 2 if isinstance(c.sample_size, int) else tuple(c.sample_size)
-        factor = 2 ** (len(c.block_out_channels) - 1)
-        if len(sides) != 2 or any(side < factor or side % factor for side in sides):
+        channels = c.block_out_channels
+        if not isinstance(channels, list | tuple) or not channels:
+            raise ValueError(f"block_out_channels={channels!r} must be a list of channels, one per level")
+        if isinstance(channels[0], int) and (channels[0] % 2 or channels[0] < 4):
+            raise ValueError(f"block_out_channels[0]={channels[0]} must be even and at least 4")
+        for index, value in enumerate(channels):
+            _require_whole(**{f"block_out_channels[{index}]": value})
+        for value in c.attention_resolutions if isinstance(c.attention_resolutions, list | tuple) else [None]:
+            _require_whole(attention_resolutions=value)
+        _require_whole(in_channels=c.in_channels, norm_num_groups=c.norm_num_groups)
+        _require_whole(layers_per_block=c.layers_per_block, at_most=MAX_LAYERS)
+        if not isinstance(c.dropout, int | float):
+            raise ValueError(f"dropout={c.dropout!r} must be a number in [0, 1)")
+        size = c.sample_size
+        sides = tuple(size) if isinstance(size, list | tuple) else (size,) * 2
+        factor = 2 ** (len(channels) - 1)
+        if len(sides) != 2 or any(not isinstance(side, int) or side < factor or side % factor for side in sides):
             raise ValueError(
                 f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, since "
                 f"block_out_channels={tuple(c.block_out_channels)} halves it {len(c.block_out_channels) - 1} times"
             )
         if any(channels % c.norm_num_groups for channels in c.block_out_channels):
             raise ValueError(f"norm_num_groups={c.norm_num_groups} must divide {tuple(c.block_out_channels)}")
-        if c.block_out_channels[0] % 2 or c.block_out_channels[0] < 4:
-            raise ValueError(f"block_out_channels[0]={c.block_out_channels[0]} must be even and at least 4")
         if c.out_channels not in (c.in_channels, 2 * c.in_channels):
             raise ValueError(
                 f"out_channels={c.out_channels} must be in_channels={c.in_channels}, or twice that (learned variance)"
             )
-        if min(c.in_channels, c.layers_per_block) < 1 or not 0 <= c.dropout < 1:
-            raise ValueError(
-                f"in_channels={c.in_channels} and layers_per_block={c.layers_per_block} must be at least 1, "
-                f"dropout={c.dropout} in [0, 1)"
-            )
+        if not 0 <= c.dropout < 1:
+            raise ValueError(f"dropout={c.dropout} must lie in [0, 1)")
 
     def _init_weights(self) -> None:
         """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
@@ -340,6 +372,7 @@ class DDPMPaperUNet(_PaperModel):
         `sample_size` are only what it was trained on); `timestep` 0-based, one for all or [B]. Returns
         [B, out_channels, H, W] as `.sample`, or in a 1-tuple. Raises ValueError for other shapes.
         """
+        _require_tensor(sample)
         factor = 2 ** (len(self.down_blocks) - 1)
         if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
             raise ValueError(
@@ -394,10 +427,12 @@ class DDPMPaperMLP(_PaperModel):
     @register_to_config
     def __init__(self, in_channels: int = 2, out_channels: int = 2, hidden_size: int = 128, num_layers: int = 3):
         super().__init__()
+        _require_whole(in_channels=in_channels)
+        _require_whole(num_layers=num_layers, at_most=MAX_LAYERS)
         if out_channels not in (in_channels, 2 * in_channels):
             raise ValueError(f"out_channels={out_channels} must be in_channels={in_channels}, or twice that")
-        if hidden_size % 2 or hidden_size < 4 or num_layers < 1:
-            raise ValueError(f"hidden_size={hidden_size} must be even and >= 4, num_layers={num_layers} >= 1")
+        if not isinstance(hidden_size, int) or hidden_size % 2 or hidden_size < 4:
+            raise ValueError(f"hidden_size={hidden_size!r} must be even and >= 4")
         self.time_embedding = TimeEmbedding(hidden_size)
         self.linear_in = nn.Linear(in_channels, hidden_size)
         self.blocks = nn.ModuleList([PointBlock(hidden_size) for _ in range(num_layers)])
@@ -412,6 +447,7 @@ class DDPMPaperMLP(_PaperModel):
         self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:
         """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
+        _require_tensor(sample)
         if sample.ndim != 2 or sample.shape[1] != self.linear_in.in_features:
             raise ValueError(
                 f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.linear_in.in_features}]"
