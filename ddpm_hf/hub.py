@@ -2,25 +2,42 @@
 
 What may leave the machine is decided in one place, `UPLOADED` in pipeline_ddpm_paper.py. The token is that of
 huggingface_hub, from `hf auth login` or HF_TOKEN; nothing here takes, prints or stores it.
+
+Left to itself, huggingface_hub waits for an answer for ever and hides five retries, with waits of any length, in each
+of some requests. Here every request is made once and waited for a minute, and `publish` alone tries again.
 """
 
 import contextlib
+import email.utils
 import importlib.metadata
 import json
 import logging
 import platform
 import re
 import statistics
+import time
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from huggingface_hub import CommitOperationAdd, EvalResult, HfApi, ModelCard, ModelCardData, get_token
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import (
+    CommitOperationAdd,
+    EvalResult,
+    HfApi,
+    ModelCard,
+    ModelCardData,
+    get_session,
+    get_token,
+    set_client_factory,
+)
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import hf_raise_for_status, parse_ratelimit_headers
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -43,6 +60,9 @@ CAUSES = {
     412: "the repository was changed in the meantime; try again",
     429: "the Hub asks for fewer requests; try again later",
 }
+MAY_PASS = {408, 429, 500, 502, 503, 504}  # statuses after which the same request may do better later
+TIMEOUT_S = 60.0  # for a connection, and for every single wait for the Hub to take or send anything
+FIRST_WAIT_S, MAX_WAITED_S = 4.0, 600.0  # between tries: four times longer each, and so long in all
 
 # The paper's values, by the names of our options and configurations: its Appendix B, or its code where that is silent.
 PAPER_PROCESS = {
@@ -87,15 +107,21 @@ PAPER_256 = {  # the number of steps and the flips depend on the data set
 class PublishError(OSError):
     """An upload that did not happen; the message is one line with the cause, and without the token."""
 
+    retry_after_s: float | None = None  # what the Hub asks to wait, or 0; None: waiting alone does not help
+
 
 # ---- the upload ----------------------------------------------------------------------------------------------------
 
 
 def check_names(repo_id: str, revision: str | None = None) -> None:
-    """Raises ValueError unless `repo_id` is user/name and `revision` a plain branch name."""
+    """Raises ValueError unless `repo_id` is user/name, as the Hub has it, and `revision` a plain branch name."""
     name = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
-    if not re.fullmatch(f"{name}/{name}", repo_id, re.ASCII) or "--" in repo_id or ".." in repo_id:
-        raise ValueError(f"the repository is {repo_id!r}; give it as user/name, of letters, digits, '-', '_' and '.'")
+    is_name = re.fullmatch(f"{name}/{name}", repo_id, re.ASCII) and max(map(len, repo_id.split("/"))) <= 96
+    if not is_name or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
+        raise ValueError(
+            f"the repository is {repo_id[:100]!r}; give it as user/name, each of at most 96 letters, digits, '-', '_' "
+            "and '.'"
+        )
     if revision is not None and not re.fullmatch(f"{name}(?:/{name})*", revision, re.ASCII):
         raise ValueError(f"the revision is {revision!r}; give the name of a branch, such as main or v2")
 
@@ -117,6 +143,7 @@ def publish(
     revision: str | None = None,
     license: str | None = None,
     checkpoint: Path | None = None,
+    sleep: Callable[[float], object] = time.sleep,
 ) -> str:
     """Upload a run, or any saved pipeline, with a model card, in one commit. Returns the page's address.
 
@@ -128,14 +155,32 @@ def publish(
         revision: a branch, made where it does not exist; None: main.
         license: an identifier the Hub knows, such as "apache-2.0", for the card.
         checkpoint: the one whose model is uploaded, in place of the run's own.
+        sleep: waits so many seconds between tries; what it raises ends them.
 
-    Only what `UPLOADED` names is uploaded. Raises ValueError for names that cannot be and folders without a model,
-    PublishError where the Hub cannot be reached or refuses.
+    Only what `UPLOADED` names is uploaded. What may pass, such as a Hub that is down or asks to wait, is tried again
+    for up to ten minutes. Raises ValueError for names that cannot be and folders without a model, PublishError where
+    the Hub cannot be reached or refuses.
     """
     check_names(repo_id, revision)
     run = Path(run)
     model = checkpoint or model_folder(run)
-    create(repo_id, private=private)
+    next_wait_s, waited_s = FIRST_WAIT_S, 0.0
+    while True:
+        try:
+            create(repo_id, private=private)
+            return _upload(run, model, repo_id, revision=revision, license=license)
+        except PublishError as error:
+            wait_s = max(next_wait_s, error.retry_after_s or 0)
+            if error.retry_after_s is None or waited_s + wait_s > MAX_WAITED_S:
+                raise
+            if not waited_s:
+                logger.warning("%s; trying again for up to %d minutes", error, MAX_WAITED_S // 60)
+        sleep(wait_s)
+        next_wait_s, waited_s = 4 * next_wait_s, waited_s + wait_s
+
+
+def _upload(run: Path, model: Path, repo_id: str, *, revision: str | None, license: str | None) -> str:
+    """One try of `publish`, into a repository that is there. What an earlier one brought up is not sent again."""
     with _one_line_errors(repo_id):
         contents: dict[str, Any] = {
             name: path for name, path in files_to_upload(run).items() if not name.startswith(MODEL_PARTS)
@@ -144,7 +189,7 @@ def publish(
         if not any(name.endswith(".safetensors") for name in contents):
             raise PublishError(f"{model} has no weights in safetensors")
         if "options.yaml" in contents:
-            options = public_options(_read_yaml(contents["options.yaml"]))
+            options = public_options(read_options(contents["options.yaml"]))
             contents["options.yaml"] = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()
         if "README.md" not in contents:
             contents["README.md"] = card_or_plain(run, model, repo_id, revision=revision, license=license).encode()
@@ -152,6 +197,9 @@ def publish(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         operations = [CommitOperationAdd(name, content) for name, content in sorted(contents.items())]
+        for operation in operations:  # large files one by one: for several at once huggingface_hub takes threads, for
+            if operation.path_in_repo.endswith((".safetensors", ".png")):  # which a process waits before it can exit
+                api.preupload_lfs_files(repo_id, [operation], revision=revision, free_memory=False)
         api.create_commit(repo_id, operations, commit_message="Upload with ddpm_hf", revision=revision)
     return f"{api.endpoint}/{repo_id}"
 
@@ -166,25 +214,119 @@ def model_folder(run: Path) -> Path:
     return run
 
 
+# ---- requests, and what becomes of them ----------------------------------------------------------------------------
+
+_uploading: ContextVar[bool] = ContextVar("_uploading", default=False)
+
+
+class _Unanswered(ConnectionError):
+    """A request that was lost on its way; the same one may do better later."""
+
+
+class _OneTry:
+    """Goes before the client class of huggingface_hub (httpx's, or httpx2's) and changes its requests in an upload:
+    they end in time, and what http_backoff would repeat fails at once. All others are sent as before."""
+
+    def send(self, request: Any, **kwargs: Any) -> Any:
+        if not _uploading.get():
+            return super().send(request, **kwargs)  # type: ignore[misc]
+        request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), TIMEOUT_S)
+        try:
+            response = super().send(request, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            if any(base.__name__ == "TransportError" for base in type(error).__mro__):
+                raise _Unanswered(type(error).__name__) from error
+            raise
+        response.headers.pop("X-HF-Warning", None)  # would be logged as it is, whatever it says
+        if response.status_code in MAY_PASS:
+            response.read()
+            hf_raise_for_status(response)
+        if response.status_code == 409 and b"another conflicting operation is in progress" in response.read():
+            raise _Unanswered("another operation is in progress")  # create_repo would ask again for ever, at once
+        return response
+
+
+def _prepare_client() -> None:
+    """Have huggingface_hub make its requests through `_OneTry`, from now on."""
+    client: Any = get_session()
+    if not isinstance(client, _OneTry):
+        patient: Any = type("Client", (_OneTry, type(client)), {})
+        hooks = client.event_hooks
+        # as huggingface_hub makes its own
+        set_client_factory(lambda: patient(event_hooks=hooks, follow_redirects=True, timeout=None))
+
+
 @contextlib.contextmanager
 def _one_line_errors(repo_id: str) -> Iterator[None]:
+    """Inside, requests are made once, and every failure is a PublishError."""
+    token = _uploading.set(True)
     try:
+        _prepare_client()
         yield
     except Exception as error:  # the client's, its HTTP library's and the operating system's have no base in common
-        raise PublishError(f"{repo_id} was not uploaded: {_cause(error)}") from error
+        raised = PublishError(f"{repo_id} was not uploaded: {_cause(error)}")
+        raised.retry_after_s = _retry_after_s(error)
+        raise raised from error
+    finally:
+        _uploading.reset(token)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those that caused it; huggingface_hub hides the Hub's answer to a large file behind another."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _response(error: Exception) -> Any:
+    responses = (getattr(one, "response", None) for one in _chain(error))
+    return next((response for response in responses if response is not None), None)
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """Seconds that the Hub asks to wait, 0 where it says nothing; None where waiting alone does not help."""
+    response = _response(error)
+    if response is None:
+        lost = [one for one in _chain(error) if isinstance(one, ConnectionError | TimeoutError)]
+        return None if not lost or isinstance(lost[0], OfflineModeIsEnabled) else 0.0
+    if response.status_code not in MAY_PASS:
+        return None
+    limit = parse_ratelimit_headers(response.headers)
+    if response.status_code == 429 and limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    text = response.headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        return float(text)
+    with contextlib.suppress(ValueError, TypeError):  # else it is a date
+        return max(0.0, (email.utils.parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds())
+    return 0.0
 
 
 def _cause(error: Exception) -> str:
-    """One line about the error, without the token."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    """One line about the error, without the token, and what to do where that is known."""
+    status = getattr(_response(error), "status_code", None)
     if status in CAUSES:
-        return f"{CAUSES[status]} (HTTP {status})"
+        asked_s = _retry_after_s(error)
+        return f"{CAUSES[status]} (HTTP {status}{f', in {asked_s:.0f} s' if asked_s else ''})"
+    if status in MAY_PASS:
+        return f"the Hub is in trouble; try again later (HTTP {status})"
     if isinstance(error, LocalTokenNotFoundError):
         return NOT_LOGGED_IN
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0] if isinstance(error, PublishError) else f"{type(error).__name__}: {lines[0]}"
-    token = get_token()
-    return text.replace(token, "[token]") if token else text
+    lost = next((one for one in _chain(error) if isinstance(one, _Unanswered)), None)
+    if lost is not None:
+        return f"the Hub cannot be reached, or does not answer; try again later ({lost})"
+    return _safe_to_show(str(error) if isinstance(error, PublishError) else f"{type(error).__name__}: {error}")
+
+
+def _safe_to_show(text: str) -> str:
+    """The start of a text of whatever origin, without the token, and without what signed addresses carry in them."""
+    token = None
+    with contextlib.suppress(Exception):  # it may have to be fetched
+        token = get_token()
+    text = text.replace(token, "[token]") if token else text
+    text = re.sub(r"(?i)(bearer)\s+[\w.~+/=-]+", r"\1 [token]", text)
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    return _on_one_line(text)[:400]
 
 
 # ---- what a run says about itself ----------------------------------------------------------------------------------
@@ -206,15 +348,22 @@ def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_options(path: Path) -> dict[str, Any]:
+    """Options, each a plain value or a flat list: references to references would become longer than memory."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a list of options")
+    values = content.values() if isinstance(content, dict) else [{}]
+    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    if any(isinstance(part, list | dict) for part in parts):
+        raise ValueError(f"{path} is not a list of options, each a plain value or a flat list")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """What the file says; {} where there is none. Raises ValueError."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _num_parameters(model: Path) -> int:
@@ -248,7 +397,7 @@ def model_card(
     """
     manifest, metrics = read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
     options_file = run / "options.yaml"
-    options = _read_yaml(options_file) if options_file.is_file() else {}
+    options = read_options(options_file) if options_file.is_file() else {}
     options = public_options({**options, **manifest.get("options", {})})  # the manifest's are those that ran
     unet, scheduler = (read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
     dataset = str(options.get("dataset_name") or options.get("train_data_dir") or "")
@@ -317,7 +466,7 @@ def is_public_dataset(name: str) -> bool:
     part = r"[A-Za-z0-9][\w.-]*"
     if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or Path(name).exists():
         return False
-    with contextlib.suppress(HfHubHTTPError, ValueError):
+    with contextlib.suppress(HfHubHTTPError, ValueError, OSError):  # a card without the link is better than none
         return HfApi().repo_exists(name, repo_type="dataset", token=False)
     return False
 
@@ -382,13 +531,14 @@ def _eval_result(result: Mapping[str, Any], num_steps: int | None) -> EvalResult
     """A result for the card's model-index; `num_steps` are those of the model's own chain."""
     steps = result["model"]["num_inference_steps"]
     data = result["data"] or {"name": "none", "split": None}
+    name = _on_one_line(data["name"])  # YAML would change the line breaks of Unicode
     return EvalResult(
         task_type="unconditional-image-generation",
-        dataset_type=data["name"],
-        dataset_name=data["name"],
-        dataset_split=data["split"],
+        dataset_type=name,
+        dataset_name=name,
+        dataset_split=data["split"] and _on_one_line(data["split"]),
         metric_type=result["metric"],
-        metric_name=result["name"] + ("" if steps == num_steps else f", {steps} steps"),
+        metric_name=_on_one_line(result["name"]) + ("" if steps == num_steps else f", {steps} steps"),
         metric_value=round(result["value"], 4),
     )
 
@@ -432,10 +582,15 @@ def _shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
+def _on_one_line(text: str) -> str:
+    """Without control characters, what reverses the direction of text, and breaks of whatever kind."""
+    visible = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
+    return " ".join(visible.split())
+
+
 def _escaped(text: str) -> str:
     """On one line, of at most 200 characters; whatever could be markup as a numeric character reference."""
-    visible = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
-    short = " ".join(visible.split())[:200]
+    short = _on_one_line(text)[:200]
     # a dot stays only between digits and an underscore inside a word: elsewhere they make links and emphasis
     return re.sub(
         r"[^\w\-/, ×+()'.]|\b_|_\b|_(?=_)|(?<=_)_|(?<!\d)\.|\.(?!\d)", lambda match: f"&#{ord(match[0])};", short

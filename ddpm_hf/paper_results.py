@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-
 from .hub import PAPER_256, PAPER_CIFAR10, compare_with_paper, model_folder, read_json, read_options
 from .results import shown_value
 

@@ -6,17 +6,23 @@ It answers what `create_repo`, `create_branch`, `create_commit`, `upload_folder`
 `hf_hub_download`, `model_info` and `repo_exists` of huggingface_hub ask for. Large files go over Git LFS, so a client
 needs HF_HUB_DISABLE_XET=1. A private repository is not found without a token. Every commit is kept. Not there: pull
 requests, users and permissions, spaces.
+
+`hub.faults[endpoint] = Fault(...)` makes an endpoint fail, by the name of its method below: always, or a few times.
 """
 
 import base64
 import hashlib
 import json
+import math
 import os
 import re
+import socket
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".png", ".jpg", ".zip", ".gz", ".parquet")
@@ -31,6 +37,19 @@ def git_oid(data: bytes) -> str:
 class ApiError(Exception):
     def __init__(self, status, code, message):
         self.status, self.code, self.message = status, code, message
+
+
+class Fault(NamedTuple):
+    """How an endpoint fails: with a status, a connection that is reset, or one that is never answered.
+
+    The token that came with the request is repeated after its message, as a careless server might.
+    """
+
+    kind: int | Literal["reset", "stall"]
+    times: float = math.inf
+    message: str = "as the test wants it"
+    retry_after: str | None = None
+    ratelimit: str | None = None
 
 
 class Repo:
@@ -57,6 +76,7 @@ class Repo:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or every answer waits 40 ms for the client to acknowledge its head
     hub: "LocalHub"
 
     # ---- plumbing -------------------------------------------------------------------------------------------
@@ -92,16 +112,34 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         self.query = {k: v[-1] for k, v in parse_qs(parts.query).items()}
         try:
-            with self.hub.lock:
-                if status := next((s for part, s in self.hub.failing.items() if part in self.path), None):
-                    raise ApiError(status, "Failing", "as the test wants it")
-                for method, pattern, fn in ROUTES:
-                    m = re.fullmatch(pattern, parts.path)
-                    if m and self.command in method:
+            if status := next((s for part, s in self.hub.failing.items() if part in self.path), None):
+                raise ApiError(status, "Failing", "as the test wants it")
+            for method, pattern, fn in ROUTES:
+                m = re.fullmatch(pattern, parts.path)
+                if m and self.command in method:
+                    if fault := self.hub.next_fault(fn.__name__):
+                        return self.fail(fault)
+                    with self.hub.lock:
                         return fn(self, raw, **{k: unquote(v) if v else v for k, v in m.groupdict().items()})
             raise ApiError(404, "NotImplemented", f"LocalHub has no route for {self.command} {self.path}")
         except ApiError as e:
             self.reply(e.status, {"error": e.message}, X_Error_Code=e.code, X_Error_Message=e.message)
+
+    def fail(self, fault):
+        if fault.kind == "stall":
+            self.hub.stopped.wait()
+        if isinstance(fault.kind, str):
+            # with nothing left to wait for, closing sends a reset
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+            self.close_connection = True
+            return
+        message = f"{fault.message}: {self.headers.get('Authorization')}"
+        in_head = "".join(c for c in message if c.isprintable())
+        headers = {"X_Error_Message": in_head, "X_HF_Warning": f"test; {in_head}"}
+        headers |= {"Retry_After": fault.retry_after, "RateLimit": fault.ratelimit}
+        headers = {name: value for name, value in headers.items() if value is not None}
+        self.reply(fault.kind, {"error": message, "url": f"{self.hub.url}/tester/x"}, **headers)
 
     do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = handle_any
 
@@ -308,11 +346,16 @@ ROUTES = [
 
 
 class LocalHub:
-    """`repos` by id; `datasets`: whether private, by id; `failing`: {part of a path: its status}."""
+    """`repos` by id; `datasets`: whether private, by id; `failing`: {part of a path: its status}; `faults` by
+    endpoint; `failed`: the endpoints that did, in order.
+    """
 
     def __init__(self, user="tester"):
         self.user, self.datasets, self.failing = user, {}, {}
         self.repos, self.blobs, self.log, self.lock = {}, {}, [], threading.RLock()
+        self.faults: dict[str, Fault] = {}
+        self.failed: list[str] = []
+        self.stopped = threading.Event()
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"hub": self}))
         self.httpd.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
@@ -324,14 +367,25 @@ class LocalHub:
         ours |= {"HF_HUB_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
         return {**kept, **ours, **({} if token is None else {"HF_TOKEN": token})}
 
+    def next_fault(self, endpoint: str) -> Fault | None:
+        """The fault that this request meets."""
+        with self.lock:
+            fault = self.faults.get(endpoint)
+            if fault is None or fault.times < 1:
+                return None
+            self.faults[endpoint] = fault._replace(times=fault.times - 1)
+            self.failed.append(endpoint)
+            return fault
+
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         """The contents of a repository, by path."""
         return {path: file[2] for path, file in self.repos[repo_id].resolve(revision)[1].items()}
 
     def __enter__(self):
-        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
     def __exit__(self, *exc):
+        self.stopped.set()
         self.httpd.shutdown()
         self.httpd.server_close()

@@ -37,6 +37,7 @@ that fails, the exit code is 4, and the last line is the command that finishes i
 
 import contextlib
 import copy
+import importlib.util
 import logging
 import math
 import shlex
@@ -73,6 +74,7 @@ from ddpm_hf.run_log import RunLog, cut_metrics
 from ddpm_hf.sampling import sample_together
 from ddpm_hf.signals import Stopped, StopSignals
 from ddpm_hf.training_state import TrainingState
+from ddpm_hf.uploads import BackgroundUploads
 
 logger = logging.getLogger("train")
 CONFIGS = Path(__file__).parent / "configs"
@@ -170,19 +172,51 @@ class TrainingOptions:
     dry_run: bool = option(False, "print the resolved options, size and device, and stop")
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
         at_least = dict.fromkeys(("num_train_timesteps", "num_steps", "global_batch_size", "log_every"), 1)
         at_least |= dict.fromkeys(("gradient_accumulation_steps", "layers_per_block", "num_layers", "num_samples"), 1)
         at_least |= dict.fromkeys(("seed", "warmup_steps", "sample_every", "skip_bad_images", "num_workers"), 0)
-        at_least |= {"checkpoint_every": 1, "keep_checkpoints": 2}
+        at_least |= {"checkpoint_every": 1, "keep_checkpoints": 2, "norm_num_groups": 1}
         at_least |= dict.fromkeys(("resolution", "in_channels", "sample_steps", "cpu_threads"), 1)
-        for name, least in at_least.items():
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"--{name}={getattr(self, name)} must be at least {least}")
+        # slips of the finger that would take all memory, or for ever, before anything could be said about them
+        at_most = {"num_train_timesteps": 1_000_000, "num_samples": 10_000, "num_workers": 1024, "cpu_threads": 1024}
+        at_most |= {"layers_per_block": 100, "num_layers": 1000, "hidden_size": 16_384}
+        for name in {**at_least, **at_most}:
+            value, least, most = getattr(self, name), at_least.get(name, 1), at_most.get(name)
+            if value is not None and value < least:
+                raise ValueError(f"--{name}={value} must be at least {least}")
+            if value is not None and most is not None and value > most:
+                raise ValueError(f"--{name}={value} must be at most {most}")
+        for name in ("block_out_channels", "attention_resolutions"):
+            if any(not 1 <= value <= 16_384 for value in getattr(self, name)):
+                raise ValueError(f"--{name}={getattr(self, name)} must each lie in [1, 16384]")
+        if not self.block_out_channels:
+            raise ValueError("--block_out_channels=[] must hold a number of channels for every level")
         for name in ("learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name}={getattr(self, name)} must be positive and finite")
         if not 0 <= self.ema_decay < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"--ema_decay={self.ema_decay} and --dropout={self.dropout} must lie in [0, 1)")
+        for name in ("beta_start", "beta_end"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"--{name}={getattr(self, name)} must lie inside (0, 1)")
+        if not self.output_dir or Path(self.output_dir).is_file():
+            raise ValueError(f"--output_dir={self.output_dir!r} must be a folder, or the name of a new one")
+        for name in ("dataset_name", "train_data_dir"):
+            if getattr(self, name) == "":
+                raise ValueError(f"--{name}='' is empty; name a data set, or give none")
+
+    def _check_combinations(self) -> None:
+        if self.init_from is None:  # else the process is that of the checkpoint
+            alphas_cumprod = build_scheduler(self, clip_sample=True).diffusion.alphas_cumprod
+            if alphas_cumprod[-1] == 0 and self.prediction_type == "epsilon":
+                raise ValueError(
+                    f"--beta_schedule {self.beta_schedule} ends at ᾱ = 0, where --prediction_type epsilon tells "
+                    "nothing of x_0: no sample could be drawn; use v_prediction or sample"
+                )
         if self.sample_steps is not None and self.sample_steps > self.num_train_timesteps:
             raise ValueError(
                 f"--sample_steps={self.sample_steps} exceeds --num_train_timesteps={self.num_train_timesteps}"
@@ -199,6 +233,8 @@ class TrainingOptions:
                 f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
                 "a folder of images start from --config training/configs/folder64.yaml"
             )
+        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(f"--report_to {self.report_to} is not installed: pip install {self.report_to}")
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("--push_to_hub needs --hub_model_id user/name")
         if self.hub_model_id is not None:
@@ -332,7 +368,9 @@ def all_agree_to_stop(run: Run, signals: StopSignals) -> bool:
     return stop
 
 
-def train(run: Run, manifest: dict[str, Any], signals: StopSignals) -> Path | None:
+def train(
+    run: Run, manifest: dict[str, Any], signals: StopSignals, uploads: BackgroundUploads | None = None
+) -> Path | None:
     """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way.
 
     Returns the last checkpoint on the main process; None where there was nothing left to train. A signal leads to a
@@ -371,8 +409,8 @@ def train(run: Run, manifest: dict[str, Any], signals: StopSignals) -> Path | No
                     written = state.save(folder / "checkpoints", run.scheduler, manifest)
                     checkpoints.prune(folder / "checkpoints", options.keep_checkpoints)
                 log.write_overview()
-                if written and options.push_to_hub and options.hub_strategy == "every_save" and not ending:
-                    publish(options, checkpoint=written)
+                if written and uploads and options.hub_strategy == "every_save" and not (ending or stopping):
+                    uploads.submit(written)
                 accelerator.wait_for_everyone()
         if stopping and not ending:
             log.close()
@@ -413,15 +451,12 @@ def tell_stopped(stopped: Stopped, step: int) -> None:
     logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
 
 
-def publish(options: TrainingOptions, checkpoint: Path | None = None) -> bool:
-    """Upload the run, and say in one line what became of it: training goes on without the Hub. For one process."""
-    assert options.hub_model_id is not None  # checked with the options
+def publish(options: TrainingOptions, uploads: BackgroundUploads) -> bool:
+    """Upload the finished run, and say in one line what became of it. For one process."""
     private = " --private" if options.hub_private_repo else ""
     command = f"ddpm-hf publish {shlex.quote(options.output_dir)} {options.hub_model_id}{private}"
     try:
-        url = hub.publish(
-            options.output_dir, options.hub_model_id, private=options.hub_private_repo, checkpoint=checkpoint
-        )
+        url = uploads.finish()
     except (ValueError, OSError) as error:
         logger.error("%s; to upload it later: %s", error, command)
         return False
@@ -477,6 +512,8 @@ def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DD
     channels = sample_shape[0]
     if options.in_channels not in (None, channels):
         raise ValueError(f"the model expects {options.in_channels} channels (--in_channels), the data has {channels}")
+    if options.random_flip and len(sample_shape) == 1:
+        raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
     out_channels = 2 * channels if options.variance_type == "learned" else channels
     if len(sample_shape) == 1:
@@ -640,20 +677,20 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         accelerator.init_trackers("ddpm_hf", config=plain)
     if run.state.step >= options.num_steps:
         logger.info("already trained to step %d; more with --num_steps", run.state.step)
-    if options.push_to_hub and accelerator.is_main_process:  # a missing login should show now, not after days
-        try:
-            hub.create(str(options.hub_model_id), private=options.hub_private_repo)
-        except hub.PublishError as error:
-            logger.warning("%s; training goes on, and tries again at the end", error)
+    uploads = None
+    if options.push_to_hub and accelerator.is_main_process:
+        folder, repo_id = Path(options.output_dir), str(options.hub_model_id)
+        uploads = BackgroundUploads(folder, repo_id, private=options.hub_private_repo)
     try:
-        finished = train(run, manifest, signals) or resumed
+        finished = train(run, manifest, signals, uploads) or resumed
+        if accelerator.is_main_process and finished is not None:
+            checkpoints.publish(finished, Path(options.output_dir))
     except OSError as error:  # a full disk, most often
         sys.exit(f"train.py: {error}")
     if accelerator.is_main_process and finished is not None:
-        checkpoints.publish(finished, Path(options.output_dir))
         logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
         with signals.interruptible():
-            published = not options.push_to_hub or publish(options)
+            published = uploads is None or publish(options, uploads)
         if not published:
             sys.exit(4)
 
