@@ -1,6 +1,7 @@
 """Fixtures that several test files share: the recorded truth, a measure of error, and tiny networks and schedulers."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,13 @@ from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
 torch.set_num_threads(
     1
 )  # for tensors as small as the tests', threads only wait for each other: 100 times on a busy CPU
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Scripts that run inside the tests' process silence logging for all of it."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 class Golden(dict[str, np.ndarray]):

@@ -33,6 +33,7 @@ VARIANCE_TABLES = {
 }
 STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
+ENDS_BLIND = "ᾱ is 0 at timestep {}: ε gives no x_0 there; use v_prediction or sample"
 MIN_ALPHA_CUMPROD = 1e-300  # below, 1/ᾱ overflows
 MAX_TIMESTEPS = 1_000_000  # a slip of the finger must not take all memory
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
@@ -43,8 +44,14 @@ def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name}={value!r} is not supported; choose one of {', '.join(allowed)}")
 
 
-def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x if x.dtype == dtype else x.to(dtype)
+def _in_float(sample: Any, model_output: Any) -> tuple[Tensor, Tensor]:
+    """Both in float32, or in float64 where `sample` is. Raises ValueError for what is no floating-point tensor."""
+    for x in (model_output, sample):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"model_output and sample must be floating-point tensors, got {kind}")
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    return sample.to(dtype), model_output.to(dtype)
 
 
 def _is_whole(value: Any) -> bool:
@@ -551,7 +558,10 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         self._index = {int(t): i for i, t in enumerate(self._chain.timesteps)}
         types = self.config["prediction_type"], self.config["variance_type"]
         plain = "previous_sample" not in types and "learned" not in types
-        self._weights = self._chain.reverse_weights(*types) if plain else None
+        self._clip = self.clip_denoised()
+        weights = self._chain.reverse_weights(*types) if plain else []
+        # a product with a 0-d tensor takes half as long as one with a float, which becomes such a tensor first
+        self._weights = [(torch.tensor(a, dtype=torch.float32), a, *others) for a, *others in weights]
         self.timesteps = torch.from_numpy(self._chain.timesteps[::-1].copy()).to(device)
         self.num_inference_steps = num_inference_steps
 
@@ -605,18 +615,13 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
         multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
-        for x in (model_output, sample):
-            if not isinstance(x, Tensor) or not x.is_floating_point():
-                kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-                raise ValueError(f"model_output and sample must be floating-point tensors, got {kind}")
+        x_t, output = sample, model_output
+        if not (isinstance(x_t, Tensor) and isinstance(output, Tensor) and x_t.dtype == output.dtype == torch.float32):
+            x_t, output = _in_float(sample, model_output)
         index = self._chain_index(timestep)
-        if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
-            raise ValueError(f"ᾱ is 0 at timestep {int(timestep)}: ε gives no x_0 there; use v_prediction or sample")
-        dtype = sample.dtype if sample.dtype == torch.float64 else torch.float32
-        x_t, output = _cast(sample, dtype), _cast(model_output, dtype)
         if variance_noise is not None and variance_noise.shape != x_t.shape:
             GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
-        if self._weights is None:  # μ̃ itself, or a learned variance
+        if not self._weights:  # μ̃ itself, or a learned variance
             x_start, prev_sample, log_variance = self._mean(output, x_t, index)
             if index > 0:
                 sigma = torch.exp(0.5 * torch.as_tensor(log_variance))
@@ -624,19 +629,22 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         else:  # in place and with Python floats: for small samples a reverse step is all overhead
             if output.shape != x_t.shape:
                 GaussianDiffusion._same_shape(model_output=output, sample=x_t)
-            of_sample, of_output, coef1, coef2, sigma = self._weights[index]
-            x_start = torch.mul(x_t, of_sample).add_(output, alpha=of_output)
-            clip = self.clip_denoised()
-            if clip is True:
+            of_sample32, of_sample, of_output, coef1, coef2, sigma = self._weights[index]
+            if of_sample == math.inf:
+                raise ValueError(ENDS_BLIND.format(timestep))
+            weight = of_sample32 if x_t.dtype == torch.float32 else of_sample
+            x_start = torch.mul(x_t, weight).add_(output, alpha=of_output)
+            if self._clip is True:
                 x_start.clamp_(-1, 1)
-            elif clip:
-                x_start = clip(x_start)
+            elif self._clip:
+                x_start = self._clip(x_start)
             if index > 0:
                 prev_sample = self._noise(x_t, sigma, generator, variance_noise).add_(x_t, alpha=coef2)
             else:
                 prev_sample = torch.mul(x_t, coef2)
             prev_sample.add_(x_start, alpha=coef1)
-        prev_sample, x_start = _cast(prev_sample, sample.dtype), _cast(x_start, sample.dtype)
+        if sample.dtype != x_t.dtype:
+            prev_sample, x_start = prev_sample.to(sample.dtype), x_start.to(sample.dtype)
         if not return_dict:
             return prev_sample, x_start
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
@@ -649,7 +657,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         if given is not None:
             return given.to(x_t.dtype) * sigma
         if generator is None or (isinstance(generator, torch.Generator) and generator.device == x_t.device):
-            return torch.empty(x_t.shape, dtype=x_t.dtype, device=x_t.device).normal_(0, sigma, generator=generator)
+            noise = torch.empty_like(x_t, memory_format=torch.contiguous_format)
+            return noise.normal_(0, sigma, generator=generator)
         for one in generator if isinstance(generator, list | tuple) else [generator]:
             if not isinstance(one, torch.Generator):
                 raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
@@ -657,6 +666,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     def _mean(self, model_output: Tensor, x_t: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor | float]:
         """x̂_0, the mean of x_{t−1} and its log-variance, for every kind of network."""
+        if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
+            raise ValueError(ENDS_BLIND.format(self._chain.timesteps[index]))
         p = self._chain.p_mean_variance(
             model_output,
             x_t,
