@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from . import checkpoints, hub, metrics
+from .card import environment
 from .data import BUILT_IN, Samples, default_cache_dir, is_image_folder, load_samples, to_model_range
 from .likelihood import BoundTerms, bits_per_dim, paper_scheduler, rate_distortion
 from .pieces import Pieces
@@ -131,7 +132,7 @@ class Evaluator:
         self.pipe, self.weights = load_model(checkpoint, protocol.weights)
         self.pipe.to(accelerator.device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.environment: dict[str, str] = broadcast_object_list([hub.environment(accelerator.device)])[0]
+        self.environment: dict[str, str] = broadcast_object_list([environment(accelerator.device)])[0]
         self.model_identity = {
             "weights": weights_sha256(self.pipe.unet.state_dict()),
             "scheduler": {k: v for k, v in self.pipe.scheduler.config.items() if not k.startswith("_")},

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .hub import PAPER_256, PAPER_CIFAR10, compare_with_paper, model_folder, read_json, read_options
+from .card import PAPER_256, PAPER_CIFAR10, compare_with_paper, read_json, read_options
+from .hub import model_folder
 from .results import shown_value
 
 CIFAR10 = "training/configs/cifar10.yaml"

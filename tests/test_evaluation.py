@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 
-from ddpm_hf import DDPMPaperPipeline, checkpoints, evaluation, hub, metrics
+from ddpm_hf import DDPMPaperPipeline, card, checkpoints, evaluation, metrics
 from ddpm_hf.cli import main
 from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.evaluation import IMAGES_PER_PIECE, METRICS, Evaluator, Protocol, load_model
@@ -353,7 +353,7 @@ def test_a_result_states_its_protocol(evaluator, checkpoint):
         "num_inference_steps": 5,
         "num_timesteps_subset": None,
     }
-    assert result["environment"] == {**hub.environment(torch.device("cpu")), "num_processes": 1}
+    assert result["environment"] == {**card.environment(torch.device("cpu")), "num_processes": 1}
     assert result["time_utc"].endswith("+00:00")
     assert json.loads(json.dumps(result)) == result
     (result,) = evaluator(num_images=1).run()

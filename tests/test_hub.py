@@ -19,7 +19,7 @@ import yaml
 from huggingface_hub import ModelCard
 from local_hub import LocalHub
 
-from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, hub
+from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, card, hub
 from ddpm_hf.options import parse_options
 from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
 from ddpm_hf.results import weights_sha256, write_results
@@ -603,7 +603,7 @@ def test_absolute_paths_are_cut_to_their_last_part(tiny_unet, tiny_scheduler, tm
     card = hub.model_card(folder, folder, "tester/x")
     assert "trained on photos" in card and "Fine-tuned from base" in card and "/home" not in card
     assert "--train_data_dir YOUR_FOLDER" in card
-    assert hub.public_options({**private, "a": "runs/x", "b": 3}) == {
+    assert card.public_options({**private, "a": "runs/x", "b": 3}) == {
         **{"train_data_dir": "photos", "init_from": "base"},
         **{"a": "runs/x", "b": 3},
     }
@@ -695,10 +695,10 @@ def test_a_garbage_evaluation_gives_a_plain_card(tiny_unet, tiny_scheduler, tmp_
 
 def test_a_data_set_is_named_in_the_metadata_where_everyone_finds_it(tiny_unet, tiny_scheduler, tmp_path):
     program = (
-        "import sys, pathlib; from ddpm_hf import hub; run = pathlib.Path(sys.argv[1])\n"
+        "import sys, pathlib; from ddpm_hf import card; run = pathlib.Path(sys.argv[1])\n"
         "for name in ('ann/birds', 'ann/secret', 'ann/nothing', 'digits', 'unet/config.json'):\n"
-        "    print(name, hub.is_public_dataset(name))\n"
-        "print(hub.model_card(run, run, 'tester/x'))\n"
+        "    print(name, card.is_public_dataset(name))\n"
+        "print(card.model_card(run, run, 'tester/x'))\n"
     )
     folder = write_run(tmp_path / "run", tiny_unet(), tiny_scheduler(), dataset_name="ann/birds")
     with LocalHub() as server:
@@ -718,10 +718,10 @@ def test_the_papers_own_configurations_do_not_differ_from_the_paper(config):
     options = training_options("--config", str(ROOT / f"training/configs/{config}.yaml"), "--dataset_name", "x")
     scheduler = DDPMPaperScheduler(beta_schedule=options.beta_schedule, variance_type=options.variance_type).config
     size = 32 if config == "cifar10" else 256
-    paper, deviations = hub.compare_with_paper({**vars(options), **scheduler, "sample_size": size})
+    paper, deviations = card.compare_with_paper({**vars(options), **scheduler, "sample_size": size})
     assert deviations == [] and ("CIFAR-10" in paper) == (size == 32)
     changed = {**vars(options), **scheduler, "sample_size": size, "ema_decay": 0.99, "beta_schedule": "quad"}
-    assert hub.compare_with_paper(changed)[1] == [("beta_schedule", "linear", "quad"), ("ema_decay", 0.9999, 0.99)]
+    assert card.compare_with_paper(changed)[1] == [("beta_schedule", "linear", "quad"), ("ema_decay", 0.9999, 0.99)]
 
 
 def test_the_template_is_one_text_and_belongs_to_the_package():

@@ -65,6 +65,7 @@ from ddpm_hf import (
     hub,
 )
 from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
+from ddpm_hf.card import environment
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.options import parse_options, to_yaml
@@ -666,7 +667,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         manifest = {
             "world_size": accelerator.num_processes,
             "options": {**asdict(options), "mixed_precision": accelerator.mixed_precision},  # also where it chose
-            "environment": hub.environment(accelerator.device),
+            "environment": environment(accelerator.device),
             "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
         }
         resumed = enter_folder(run, manifest, held)
