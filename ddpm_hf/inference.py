@@ -12,7 +12,7 @@ The same weights and the same sum, in another order: images agree with the plain
 - a batch in parts that fit into the cache.
 
 Which kernel computes a layer is decided by the layer's shape, never by a stopwatch, so results repeat. Where PyTorch
-has no oneDNN, its plain kernels do the same. `benchmarks/speed.py` compares all of this with stock diffusers.
+has no oneDNN, its plain kernels do the same. `benchmarks/run.py` compares all of this with stock diffusers.
 """
 
 import copy
