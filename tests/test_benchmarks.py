@@ -334,7 +334,11 @@ def test_the_table_says_what_the_json_says(results):
     origin = "(the quick benchmark, 2020-06-19T00:00:00+00:00, commit abc1234+, Abacus, 2 cores (AVX2), GPU: none; "
     assert table.splitlines()[-1] == origin + "torch 2.13.0)"
     targets = report.table_of(results, "targets").splitlines()[2:]
-    assert [line[:4] for line in targets] == ["| A ", "| B ", "| D "] and set(targets) <= set(table.splitlines())
+    cases, lines = zip(*(line.removeprefix("| ").split(": ", 1) for line in targets), strict=True)
+    assert [line[:2] for line in lines] == ["A ", "B ", "D "] and {f"| {line}" for line in lines} <= set(
+        table.splitlines()
+    )
+    assert cases == tuple(row["case"] for row in results["rows"] if row["target"])
     assert "| A" in report.table_of(results, "sampling") and "| B" not in report.table_of(results, "sampling")
 
 

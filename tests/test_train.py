@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, checkpoints, processes
-from ddpm_hf.batches import Batch, share_of
+from ddpm_hf.batches import Batch, KeyedBatches, share_of
 from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.options import parse_options
 from ddpm_hf.run_log import read_metrics
@@ -1128,6 +1128,52 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_loses_none(tmp_path, num
     finish(undisturbed)
     assert final_hashes(stopped, 200) == final_hashes(whole, 200)
     assert column(stopped, "step") == list(range(1, 201))
+
+
+PHASED = {"num_steps": 6, "checkpoint_every": 2, "sample_every": 2, "num_samples": 4, "sample_steps": 2}
+PHASES = {  # where the signal arrives: at the first call of what; and the step that is then saved, the next to end
+    "data": (train_py, "load_samples", None),
+    "network": (train_py, "build_network", 1),
+    "folder": (checkpoints, "to_resume", 1),
+    "batch": (KeyedBatches, "rows", 1),
+    "step": (train_py, "losses_of", 1),
+    "metrics": (train_py.RunLog, "write", 2),
+    "save": (checkpoints, "_write_files", 3),
+    "prune": (checkpoints, "prune", 3),
+    "sampling": (train_py, "draw_samples", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed_run(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("undisturbed"), **PHASED)
+
+
+@pytest.mark.parametrize(
+    ("phase", "number"), [*((p, signal.SIGTERM) for p in PHASES), ("step", signal.SIGINT), ("save", signal.SIGINT)]
+)
+def test_a_signal_in_any_phase_loses_no_step(tmp_path, undisturbed_run, monkeypatch, phase, number):
+    """Sent by the process to itself, so that it comes exactly there."""
+    owner, name, saved = PHASES[phase]
+    whole, folder = undisturbed_run, tmp_path / "run"
+    original, received = getattr(owner, name), []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not received:
+            received.append(number)
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, interrupted)
+        with pytest.raises(SystemExit) as exit_info:
+            train(folder, **PHASED)
+    assert received and exit_info.value.code == 128 + number
+    assert [step for step, _ in checkpoints.found_in(folder / "checkpoints")][:1] == ([saved] if saved else [])
+    train(folder, **PHASED)
+    assert final_hashes(folder, 6) == final_hashes(whole, 6)
+    assert column(folder, "step") == column(whole, "step")
+    assert {path.name for path in (folder / "samples").iterdir()} == {p.name for p in (whole / "samples").iterdir()}
 
 
 def test_a_run_that_is_stopped_while_it_draws_samples_saves_and_draws_them_later(tmp_path):

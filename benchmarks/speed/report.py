@@ -169,7 +169,8 @@ def speed_table(results: dict[str, Any], only: str | None = None) -> str:
     """All cases one below the other; with `only` those it names, or, for `targets`, one table of what has a target."""
     rows = results["rows"]
     if only == "targets":
-        return markdown(HEADER, [cells(row) for row in rows if row["target"] is not None])
+        aimed = [(row["case"], cells(row)) for row in rows if row["target"] is not None]
+        return markdown(HEADER, [[f"{case}: {work}", *others] for case, (work, *others) in aimed])
     cases = [case for case in CASES if only is None or case in only.split()]
     parts = []
     for case in cases:
