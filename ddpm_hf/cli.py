@@ -16,6 +16,7 @@ import torch
 from . import draw, hub, paper_results
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .evaluation import METRICS, Evaluator, Protocol
+from .inference import speed_up
 from .likelihood import paper_scheduler
 from .pictures import image_grid, point_density
 from .pipeline_ddpm_paper import DDPMPaperPipeline
@@ -111,6 +112,8 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
+    if args.fast:
+        pipe = speed_up(pipe, DTYPES[args.dtype])
     parts = []
     for i in range(0, len(args.seeds), args.batch_size):
         seeds = args.seeds[i : i + args.batch_size]
@@ -258,6 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--batch_size", type=int, default=64, help="samples at once; does not change them")
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
     command.add_argument("--device", type=parse_device, default=default_device())
+    command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
     command.add_argument(
         "-o", "--output", default="samples.png", help="grid.png, a folder for one picture per seed, or samples.npy"
     )

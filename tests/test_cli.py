@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from ddpm_hf import DDPMPaperPipeline, cli, evaluation
+from ddpm_hf import DDPMPaperPipeline, cli, evaluation, inference
 from ddpm_hf.cli import SCHEDULERS, build_parser, main, parse_seeds
 from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.evaluation import Protocol
@@ -101,6 +101,21 @@ def test_folder_with_one_picture_per_seed(images, tmp_path, capsys):
     for seed, expected in zip([7, 3], sampled(images, [7, 3], "pil"), strict=True):
         with Image.open(tmp_path / "pictures" / f"seed-{seed}.png") as picture:
             assert picture.mode == "L" and picture.tobytes() == expected.tobytes()
+
+
+def test_fast_draws_the_same(images, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(cli, "speed_up", lambda *args: made.append(inference.speed_up(*args)) or made[-1])
+    for name, extra in (("plain", []), ("fast", ["--fast"])):
+        main(["sample", images, "--seeds", "0-2", "-o", str(tmp_path / f"{name}.npy"), *extra])
+    plain, fast = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fast"))
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+    assert len(made) == 1
+
+
+def test_fast_is_for_images(points, tmp_path):
+    with pytest.raises(SystemExit, match="only a DDPMPaperUNet can be sped up, not DDPMPaperMLP"):
+        main(["sample", points, "--fast", "-o", str(tmp_path / "points.npy")])
 
 
 def test_arrays_do_not_depend_on_the_batch_size(images, tmp_path):
