@@ -374,7 +374,12 @@ class FastUNet(ModelMixin):
 
     @torch.no_grad()
     def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
-        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W]."""
+        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W].
+
+        Raises ValueError for other shapes, and other devices than the CPU it was made for.
+        """
+        if sample.device.type != "cpu":
+            raise ValueError(f"this network was sped up for the CPU, and sample is on {sample.device}")
         if tuple(sample.shape[1:]) != self.sample_shape:
             raise ValueError(f"sample has shape {tuple(sample.shape)}; expected [B, {self.sample_shape}]")
         t = torch.as_tensor(timestep).reshape(-1)
