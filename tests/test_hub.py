@@ -600,9 +600,9 @@ def test_hostile_names_of_folders_and_versions_stay_names(tiny_unet, tiny_schedu
 def test_absolute_paths_are_cut_to_their_last_part(tiny_unet, tiny_scheduler, tmp_path):
     private = {"train_data_dir": "/home/ann/photos", "init_from": "/mnt/disk/base"}
     folder = write_run(tmp_path, tiny_unet(), tiny_scheduler(), **private)
-    card = hub.model_card(folder, folder, "tester/x")
-    assert "trained on photos" in card and "Fine-tuned from base" in card and "/home" not in card
-    assert "--train_data_dir YOUR_FOLDER" in card
+    text = hub.model_card(folder, folder, "tester/x")
+    assert "trained on photos" in text and "Fine-tuned from base" in text and "/home" not in text
+    assert "--train_data_dir YOUR_FOLDER" in text
     assert card.public_options({**private, "a": "runs/x", "b": 3}) == {
         **{"train_data_dir": "photos", "init_from": "base"},
         **{"a": "runs/x", "b": 3},
