@@ -45,7 +45,7 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def progressive(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | list[Image.Image]:
-    """What the chain expects of its end after more and more reverse steps (Figs. 6, 10, 14); one row per seed."""
+    """What the chain expects of its end after more and more reverse steps (Figs. 6, 14); one row per seed."""
     total = likelihood.paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
     animated = Path(args.output).suffix.lower() == ".gif"
     count = NUM_FRAMES if animated else 10

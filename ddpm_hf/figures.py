@@ -48,7 +48,7 @@ def progressive_x_start(
     after_steps: Sequence[int],
     num_inference_steps: int | None = None,
 ) -> Tensor:
-    """x̂_0(x_t, t) along Algorithm 2, after so many reverse steps (Figs. 6, 10, 14): [F, B, C, H, W].
+    """x̂_0(x_t, t) along Algorithm 2, after so many reverse steps (Figs. 6, 14): [F, B, C, H, W].
 
     One frame per entry of `after_steps`, ascending numbers from 1 to the chain's length; the frame after all steps is
     the pipeline's image of the same seeds. Raises ValueError for other numbers.

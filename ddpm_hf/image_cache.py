@@ -259,7 +259,7 @@ class Cache:
         free = shutil.disk_usage(folder).free
         if free < num_bytes:
             need = f"the decoded images need {num_bytes:,} bytes and {free:,} are free"
-            raise OSError(errno.ENOSPC, f"{need}; free some, or pass another cache_dir", str(folder))
+            raise OSError(errno.ENOSPC, f"{need}; free some, or let DDPM_HF_CACHE name another folder", str(folder))
         return open(folder / f"{self.path.name}.{uuid.uuid4().hex}.partial", "w+b")
 
     def commit(self, file: io.BufferedRandom, decoded: Decoded) -> None:

@@ -166,7 +166,7 @@ def test_a_run_that_dies_while_it_fills_leaves_no_entry(files, cache, monkeypatc
 
 def test_a_full_disk_is_an_error_before_anything_is_decoded(files, cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
-    with pytest.raises(OSError, match="need 168 bytes and 10 are free.*cache_dir"):
+    with pytest.raises(OSError, match="need 168 bytes and 10 are free.*DDPM_HF_CACHE"):
         decode_all(files, OPTIONS, cache=cache, **MAPPED)
     assert names_in(cache) == []
 
