@@ -198,13 +198,15 @@ def verify(checkpoint: Path) -> dict[str, Any]:
     return manifest
 
 
-def found_in(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of every `step-N` in the folder, newest step first. Other names are left alone, with a warning."""
+def found_in(folder: Path, *, quiet: bool = False) -> list[tuple[int, Path]]:
+    """(step, path) of every `step-N` in the folder, newest step first. Others are left alone, with a warning."""
     found = []
     for path in folder.iterdir() if folder.is_dir() else []:
         match = re.fullmatch(r"step-(\d+)", path.name)
         if match and path.is_dir():
             found.append((int(match[1]), path))
+        elif quiet:
+            continue
         elif path.name.startswith(TEMPORARY):
             logger.warning("ignoring incomplete %s", path)
         else:
@@ -265,7 +267,7 @@ def move_aside(folder: Path, step: int) -> None:
 
     They are damaged, or of another run; left in place, they would be taken for the newest.
     """
-    newer = [path for found, path in found_in(folder) if found > step]
+    newer = [path for found, path in found_in(folder, quiet=True) if found > step]
     if newer:
         place = next(p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
         place.mkdir()
@@ -299,7 +301,9 @@ def prune(folder: Path, keep: int) -> None:
     """
     doomed = [(path, path) for path in folder.glob(f"{TEMPORARY}*")]
     # Renamed first: a checkpoint that is being deleted must not be taken for one that is whole.
-    doomed += [(path, path.with_name(f"{TEMPORARY}{path.name}")) for _, path in found_in(folder)[max(2, keep) :]]
+    doomed += [
+        (path, path.with_name(f"{TEMPORARY}{path.name}")) for _, path in found_in(folder, quiet=True)[max(2, keep) :]
+    ]
     for path, hidden in doomed:
         try:
             if path != hidden:

@@ -181,8 +181,10 @@ def test_stray_names_are_ignored_with_a_warning_and_stay(tmp_path, caplog):
     assert steps_in(tmp_path) == [3]
     for name in ("step-x", "step-", "step-7.bak", "notes", "step--4", "step-9", "README.md"):
         assert f"ignoring {tmp_path / name}: not a checkpoint" in caplog.text
+    caplog.clear()
     prune(tmp_path, keep=2)
     assert contents(tmp_path) == before
+    assert not caplog.text  # said when the run starts, not at every save
 
 
 def test_the_newest_is_found_by_number_not_by_name_or_time(tmp_path):
