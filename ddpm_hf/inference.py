@@ -214,14 +214,11 @@ def _cast(layer: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 # ---- the network ---------------------------------------------------------------------------------------------------
 
 
-def convolution_3x3(
-    weight: Tensor, bias: Tensor, input_shape: Sequence[int], *, compute_dtype: torch.dtype
-) -> Convolution | RowWinograd:
+def convolution_3x3(weight: Tensor, bias: Tensor, input_shape: Sequence[int]) -> Convolution | RowWinograd:
     """With padding 1, by the faster kernel for this shape. In bfloat16 Winograd's sums would lose too many digits."""
     _, channels, _, width = input_shape
-    weight, bias = weight.detach().to(compute_dtype), bias.detach().to(compute_dtype)
     wide = min(channels, len(weight)) >= 128 and width >= 16 and width % 4 == 0
-    if wide and compute_dtype == torch.float32 and has_onednn():
+    if wide and weight.dtype == torch.float32 and has_onednn():
         return RowWinograd(weight, bias, input_shape)
     return Convolution(weight, bias, input_shape, padding=1)
 
@@ -231,12 +228,12 @@ class Residual:
 
     def __init__(self, block: ResnetBlock, size: tuple[int, int, int], dtype: torch.dtype):
         rows, height, width = size
-        inputs, outputs = block.conv1.in_channels, block.conv1.out_channels
+        weight_1, own_bias = _cast(block.conv1, dtype)  # this bias is a part of `time_bias`
+        weight_2, bias_2 = _cast(block.conv2, dtype)
+        outputs, inputs = weight_1.shape[:2]
         self.norm1, self.norm2 = Normalization(block.norm1, dtype), Normalization(block.norm2, dtype)
-        no_bias = torch.zeros(outputs)
-        self.conv1 = convolution_3x3(block.conv1.weight, no_bias, (rows, inputs, height, width), compute_dtype=dtype)
-        weight, bias = _cast(block.conv2, dtype)
-        self.conv2 = convolution_3x3(weight, bias, (rows, outputs, height, width), compute_dtype=dtype)
+        self.conv1 = convolution_3x3(weight_1, torch.zeros_like(own_bias), (rows, inputs, height, width))
+        self.conv2 = convolution_3x3(weight_2, bias_2, (rows, outputs, height, width))
         self.shortcut = None
         if block.conv_shortcut is not None:
             self.shortcut = Convolution(*_cast(block.conv_shortcut, dtype), (rows, inputs, height, width))
@@ -294,7 +291,7 @@ class TimeBias:
         own = [_cast(block.conv1, torch.float32)[1] for block in blocks]
         self.projection = torch.cat(weights), torch.cat(biases) + torch.cat(own)
         self.widths = [len(bias) for bias in biases]
-        self.dtype, self.table = dtype, torch.empty(0)
+        self.dtype = dtype
         self.table = self._computed(torch.arange(num_timesteps))
         self.rows: dict[int, tuple[Tensor, ...]] = {}
 
@@ -308,18 +305,15 @@ class TimeBias:
         """One bias for each block: [O] for a t that all samples share, else [B, O]. `timestep` is [B]."""
         times = timestep.tolist()
         same = len(set(times)) == 1
-        if same and times[0] in self.rows:
-            return self.rows[times[0]]
-        if same:
-            timestep = timestep[:1]
         whole = not timestep.is_floating_point() and 0 <= min(times) and max(times) < len(self.table)
-        biases = self.table[timestep] if whole else self._computed(timestep)
         if not same:
+            biases = self.table[timestep] if whole else self._computed(timestep)
             return biases.split(self.widths, dim=1)
-        shared = biases[0].split(self.widths)
-        if whole:
-            self.rows[times[0]] = shared  # views of the table
-        return shared
+        if not whole:
+            return self._computed(timestep[:1])[0].split(self.widths)
+        if times[0] not in self.rows:
+            self.rows[times[0]] = self.table[times[0]].split(self.widths)  # views
+        return self.rows[times[0]]
 
 
 class FastUNet(ModelMixin):
@@ -332,7 +326,9 @@ class FastUNet(ModelMixin):
     def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, num_timesteps: int):
         super().__init__()
         self.config, self.compute_dtype = unet.config, compute_dtype
-        height, width = _sides(unet)
+        side: Any = unet.config["sample_size"]
+        height, width = (side, side) if isinstance(side, int) else side
+        self.sample_shape = (unet.config["in_channels"], height, width)
         first = unet.conv_in.out_channels
         self.rows_per_part = max(1, BYTES_PER_PART // (first * height * width * compute_dtype.itemsize))
         size = self.rows_per_part, height, width
@@ -364,7 +360,7 @@ class FastUNet(ModelMixin):
         rows, height, width = size
         weight, bias = _cast(layer, self.compute_dtype)
         shape = rows, weight.shape[1], height, width
-        return convolution_3x3(weight, bias, shape, compute_dtype=self.compute_dtype)
+        return convolution_3x3(weight, bias, shape)
 
     def _layers(self, level: Any, size: tuple[int, int, int]) -> "list[Layer]":
         """The level's residual blocks, each with the attention that follows it."""
@@ -421,10 +417,6 @@ class FastUNet(ModelMixin):
     def device(self) -> torch.device:
         return torch.device("cpu")
 
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        return (self.config["in_channels"], *_sides(self))
-
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("a network that was sped up holds no weights to save; save the pipeline it was made from")
 
@@ -438,12 +430,6 @@ def _layer(layer: Layer, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
     return x if attention is None else attention(x)
 
 
-def _sides(unet: Any) -> tuple[int, int]:
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
-
-
 def speed_up(pipe: DDPMPaperPipeline, dtype: torch.dtype = torch.float32) -> DDPMPaperPipeline:
     """A pipeline with the same scheduler and the weights that `pipe` has now, for faster sampling.
 
@@ -453,7 +439,7 @@ def speed_up(pipe: DDPMPaperPipeline, dtype: torch.dtype = torch.float32) -> DDP
     Raises ValueError for other networks than a DDPMPaperUNet, and other precisions.
     """
     unet: Any = pipe.unet
-    if not hasattr(unet, "down_blocks") or type(unet).__name__ != "DDPMPaperUNet":
+    if type(unet).__name__ != "DDPMPaperUNet":  # by name: carried code makes it another class
         raise ValueError(f"only a DDPMPaperUNet can be sped up, not {type(unet).__name__}")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype={dtype} is not supported; choose torch.float32 or torch.bfloat16")

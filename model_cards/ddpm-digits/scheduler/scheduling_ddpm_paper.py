@@ -556,14 +556,19 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         """Sample with `chain(num_inference_steps, timesteps)` from now on."""
         self._chain = self.chain(num_inference_steps, timesteps)
         self._index = {int(t): i for i, t in enumerate(self._chain.timesteps)}
-        types = self.config["prediction_type"], self.config["variance_type"]
-        plain = "previous_sample" not in types and "learned" not in types
         self._clip = self.clip_denoised()
-        weights = self._chain.reverse_weights(*types) if plain else []
-        # a product with a 0-d tensor takes half as long as one with a float, which becomes such a tensor first
-        self._weights = [(torch.tensor(a, dtype=torch.float32), a, *others) for a, *others in weights]
+        self._weights: list[tuple[Any, ...]] | None = None  # made by the first step: many schedulers never take one
         self.timesteps = torch.from_numpy(self._chain.timesteps[::-1].copy()).to(device)
         self.num_inference_steps = num_inference_steps
+
+    def _step_weights(self) -> list[tuple[Any, ...]]:
+        """`reverse_weights` of the current chain; [] where the network's output is μ̃ itself, or has a variance too."""
+        types = self.config["prediction_type"], self.config["variance_type"]
+        if "previous_sample" in types or "learned" in types:
+            return []
+        # a product with a 0-d tensor takes half as long as one with a float, which becomes such a tensor first
+        weights = self._chain.reverse_weights(*types)
+        return [(torch.tensor(a, dtype=torch.float32), a, *others) for a, *others in weights]
 
     def _spaced_timesteps(self, n: int | None) -> np.ndarray:
         """n descending timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), int64 [n]."""
@@ -621,7 +626,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         index = self._chain_index(timestep)
         if variance_noise is not None and variance_noise.shape != x_t.shape:
             GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
-        if not self._weights:  # μ̃ itself, or a learned variance
+        if self._weights is None:
+            self._weights = self._step_weights()
+        if not self._weights:
             x_start, prev_sample, log_variance = self._mean(output, x_t, index)
             if index > 0:
                 sigma = torch.exp(0.5 * torch.as_tensor(log_variance))
@@ -674,7 +681,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             index,
             prediction_type=self.config["prediction_type"],
             variance_type=self.config["variance_type"],
-            clip_denoised=self.clip_denoised(),
+            clip_denoised=self._clip,
         )
         return p.x_start, p.mean, p.log_variance
 

@@ -234,9 +234,8 @@ class _PaperModel(ModelMixin, ConfigMixin):
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except (RuntimeError, ValueError) as error:
-            misshapen = re.search(
-                r"\S+ expected shape .*?\), but got .*?\)", str(error)
-            )  # else tells how to ignore it
+            # of diffusers' message the part that says what is wrong; the rest is how to ignore it
+            misshapen = re.search(r"\S+ expected shape .*?\), but got .*?\)", str(error))
             if misshapen is None and isinstance(error, ValueError):
                 raise
             told = misshapen[0] if misshapen else str(error)
