@@ -27,7 +27,6 @@ import contextlib
 import faulthandler
 import gc
 import hashlib
-import importlib.util
 import json
 import logging
 import os
@@ -92,12 +91,10 @@ def arguments(folder: Path, **options: Any) -> list[str]:
 
 
 def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_script", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks up its annotations there
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(SCRIPT.parents[1]))
+    from training import train
+
+    return train
 
 
 def die() -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,6 +22,14 @@ def _logging_as_it_was() -> Iterator[None]:
     """Scripts that run inside the tests' process silence logging for all of it."""
     yield
     logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def script() -> ModuleType:
+    """training/train.py."""
+    from training import train
+
+    return train
 
 
 class Golden(dict[str, np.ndarray]):

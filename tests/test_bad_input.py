@@ -7,7 +7,6 @@ allowed or what to do, and nothing was written or trained. What is accepted is t
 # pyright: reportArgumentType=false
 # (wrong arguments are what this file is about)
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -40,6 +39,7 @@ from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.options import parse_options
 from ddpm_hf.scheduler.scheduling_ddpm_paper import GaussianDiffusion
 from ddpm_hf.tensor_bundle import TensorBundle
+from training import train as train_py
 
 datasets = pytest.importorskip("datasets")
 
@@ -507,16 +507,6 @@ def test_pipeline_calls(case):
 
 # ---- training: command line and configuration files ----------------------------------------------------------------
 
-
-def load_script() -> Any:
-    spec: Any = importlib.util.spec_from_file_location("training_script_for_bad_input", ROOT / "training" / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks up its annotations there
-    spec.loader.exec_module(module)
-    return module
-
-
-train_py = load_script()
 
 # An unpublishable size: what is not refused would otherwise train.
 SMALL = "--num_train_timesteps=20 --beta_end=0.5 --block_out_channels 8 --layers_per_block=1 --attention_resolutions"

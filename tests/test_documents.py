@@ -54,18 +54,6 @@ def spans(page: str) -> list[str]:
     return SPAN.findall(MESSAGE.sub("", BLOCK.sub("", PAGES[page])))
 
 
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """training/train.py."""
-    spec = importlib.util.spec_from_file_location("train_for_documents", ROOT / "training" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 # ---- links ---------------------------------------------------------------------------------------------------------
 
 

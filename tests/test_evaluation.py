@@ -25,6 +25,7 @@ from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.evaluation import IMAGES_PER_PIECE, METRICS, Evaluator, Protocol, load_model
 from ddpm_hf.likelihood import bits_per_dim, rate_distortion
 from ddpm_hf.results import read_results, weights_sha256
+from training import train as train_py
 
 pytest.importorskip("torchmetrics")
 
@@ -385,14 +386,9 @@ TINY_RUN = (
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     """The folder of a training of four steps, with its checkpoints."""
-    spec = importlib.util.spec_from_file_location("train_for_evaluation", ROOT / "training" / "train.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["train_for_evaluation"] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     AcceleratorState._reset_state(True)
-    script.main([*TINY_RUN, "--output_dir", str(folder)])
+    train_py.main([*TINY_RUN, "--output_dir", str(folder)])
     return folder
 
 

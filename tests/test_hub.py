@@ -2,7 +2,6 @@
 
 import copy
 import html
-import importlib.util
 import json
 import re
 import shutil
@@ -23,6 +22,7 @@ from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, card, hub
 from ddpm_hf.options import parse_options
 from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
 from ddpm_hf.results import weights_sha256, write_results
+from training import train as train_py
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train.py"
@@ -211,11 +211,7 @@ def test_without_the_hub_training_ends_well_and_says_how_to_finish(tmp_path):
 
 
 def training_options(*arguments: str):
-    spec = importlib.util.spec_from_file_location("train_for_hub", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    sys.modules["train_for_hub"] = script  # dataclasses look their module up
-    spec.loader.exec_module(script)
-    return parse_options(script.TrainingOptions, arguments, default_config=script.CONFIGS / "digits.yaml")
+    return parse_options(train_py.TrainingOptions, arguments, default_config=train_py.CONFIGS / "digits.yaml")
 
 
 @pytest.mark.parametrize(

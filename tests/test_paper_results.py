@@ -1,9 +1,7 @@
 """The paper's tables: published numbers, commands that run, and measured numbers that stay apart from them."""
 
-import importlib.util
 import re
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
@@ -24,16 +22,6 @@ DIGITS = str(ROOT / "model_cards" / "ddpm-digits")
 
 def numbers(text: str) -> list[float]:
     return [float(number) for number in re.findall(r"(?<![\w.])\d+\.\d+", text)]
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_for_tables", ROOT / "training" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_for_tables"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)

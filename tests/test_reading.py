@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import re
-import sys
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import ddpm_hf
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
 from ddpm_hf.cli import build_parser
 from ddpm_hf.options import parse_options
+from training import train as train_py
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
@@ -43,15 +43,6 @@ def schedulers(text: str) -> list[str]:
 RUNNING = [name for entry in ENTRIES for name in schedulers(under("Runs", entry))]
 
 
-def load_script() -> Any:
-    spec = importlib.util.spec_from_file_location("training_script_of_reading", ROOT / "training" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks up its annotations there
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_whole_list_is_there_in_one_form():
     assert len(ENTRIES) == NUM_ENTRIES and len(SPANS) == NUM_SPANS
     assert len(STANDARD) == NUM_STANDARD
@@ -73,7 +64,6 @@ def test_what_is_named_exists(span):
     if re.fullmatch(r"[\w/]+\.(py|md)", span):
         assert (ROOT / span).is_file()
     elif span.startswith("--"):
-        train_py = load_script()
         name, *values = span[2:].split(" ")
         assert name in train_py.TrainingOptions.__dataclass_fields__
         if values:  # the variance of the bound's own objective, and what else an option needs

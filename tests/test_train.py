@@ -5,7 +5,6 @@ they are real ones.
 """
 
 import hashlib
-import importlib.util
 import itertools
 import logging
 import math
@@ -16,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,6 +33,7 @@ from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.options import parse_options
 from ddpm_hf.run_log import read_metrics
 from ddpm_hf.short_chains import shortened
+from training import train as train_py
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "training" / "train.py"
@@ -56,17 +55,6 @@ TINY = {
     "num_samples": 4,
     "cpu_threads": 1,
 }
-
-
-def load_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks up its annotations there
-    spec.loader.exec_module(module)
-    return module
-
-
-train_py = load_script()
 
 
 @pytest.fixture(autouse=True)

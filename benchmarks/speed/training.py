@@ -1,7 +1,6 @@
 """The training step, ours from training/train.py and stock's as its script does it."""
 
 import copy
-import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -39,12 +38,10 @@ LOSS_BF16, NORM_BF16 = 0.02, 0.1  # in bfloat16 that sign says nothing: its weig
 
 @cache
 def training_script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_script_for_benchmarks", ROOT / "training" / "train.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks up its annotations there
-    spec.loader.exec_module(module)
-    return module
+    sys.path.insert(0, str(ROOT))
+    from training import train
+
+    return train
 
 
 def synthetic_samples(num: int, side: int = 32, channels: int = 3) -> Samples:
