@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import draw, hub, paper_results
+from . import codec, draw, hub, paper_results
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .evaluation import METRICS, Evaluator, Protocol
 from .inference import speed_up
@@ -205,6 +205,52 @@ def reproduce(args: argparse.Namespace) -> None:
     print(paper_results.report(args.table, checkpoint=args.checkpoint, results=results))
 
 
+def compress(args: argparse.Namespace) -> None:
+    """Make one file of images, from which the same checkpoint gets them back exactly. Experimental."""
+    output = Path(args.output)
+    check_output(output, is_file=True)
+    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint).to(args.device)
+    levels, num_levels, names = codec.read_images(args.images, args.split)
+    codec.check_levels(levels, pipe.sample_shape, num_levels)
+    chain = None
+    if args.steps is not None or pipe.scheduler.config.get("variance_type") != "fitted":
+        some = np.linspace(0, len(levels) - 1, min(len(levels), args.fit_images)).astype(int)
+        chain = codec.fit_chain(pipe, levels[some], args.steps or 25, num_levels=num_levels, progress=True)
+    if args.dry_run:
+        terms = codec.bound(pipe, levels, num_levels=num_levels, chain=chain, progress=True)
+        steps = terms.terms_bt.shape[1]
+        print(f"{terms.total_b.mean():.3f} bits/dim predicted in {steps} steps, for {len(levels)} images")
+        return
+    encoded = codec.compress(
+        pipe, levels, num_levels=num_levels, chain=chain, names=names, max_batch=args.max_batch, progress=True
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(encoded.data)
+    print(f"{output}: {len(levels)} images, {len(encoded.data):,} bytes, {encoded.file_bpd:.3f} bits/dim, of which")
+    for name in ("net", "initial", "header"):
+        print(f"    {name} {getattr(encoded, f'{name}_bits') / encoded.dims:.3f}")
+    print(f"the bound at the latents that were coded: {encoded.bound_bits / encoded.dims:.3f}")
+
+
+def decompress(args: argparse.Namespace) -> None:
+    """Get the images of a compressed file back, with the checkpoint that compressed them. Experimental."""
+    output = Path(args.output)
+    if output.suffix.lower() == ".npy":
+        check_output(output, is_file=True)
+    else:
+        check_new_folder(output)
+    data = Path(args.file).read_bytes()
+    codec.read_header(data)  # refuse a damaged file before the model is loaded
+    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint).to(args.device)
+    decoded = codec.decompress(pipe, data, micro_batch=args.micro_batch, progress=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix.lower() == ".npy":
+        np.save(output, decoded.levels.numpy(), allow_pickle=False)
+    else:
+        codec.write_images(output, decoded)
+    print(f"{len(decoded.levels)} images, each with its checksum, in {output}")
+
+
 def publish(args: argparse.Namespace) -> None:
     """Upload a training run, or any saved pipeline, to the Hub with a model card."""
     try:
@@ -339,6 +385,30 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--private", action="store_true", help="make it private")
     command.add_argument("--revision", help="a branch, made where it does not exist; default: main")
     command.add_argument("--license", help="an identifier such as apache-2.0, for the card; default: none is stated")
+
+    command = commands.add_parser("compress", help=compress.__doc__, description=compress.__doc__)
+    command.set_defaults(function=compress)
+    command.add_argument("checkpoint", help="a folder, or a repository on the Hub")
+    command.add_argument("images", help="a folder of images, an image, or a data set's name; of the model's size")
+    command.add_argument("-o", "--output", required=True, help="the file")
+    command.add_argument(
+        "--steps", type=int, help="reverse steps, fitted to the images; default: a shortened checkpoint's own, else 25"
+    )
+    command.add_argument("--fit_images", type=int, default=64, help="to fit them to, at most; default: 64")
+    command.add_argument("--split", default="test", help="of a data set; default: test")
+    command.add_argument("--max_batch", type=int, default=codec.MAX_BATCH, help="images coded together, at most")
+    command.add_argument("--dry_run", action="store_true", help="only print how many bits/dim to expect")
+    command.add_argument("--device", type=parse_device, default=default_device())
+
+    command = commands.add_parser("decompress", help=decompress.__doc__, description=decompress.__doc__)
+    command.set_defaults(function=decompress)
+    command.add_argument("checkpoint", help="the one that compressed")
+    command.add_argument("file")
+    command.add_argument("-o", "--output", required=True, help="a new folder, of a PNG per image, or levels.npy")
+    command.add_argument(
+        "--micro_batch", type=int, help="images that the network sees at once; default: all of a batch"
+    )
+    command.add_argument("--device", type=parse_device, default=default_device())
 
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)
     command.set_defaults(function=env)

@@ -282,9 +282,12 @@ class _Source:
     identity: str  # changes whenever the files do
 
 
-def _folder(root: Path, split: str) -> _Source:
-    if split != "train":
-        raise ValueError(f"split={split!r}: the folder {root} has no splits; pass 'train', or another folder")
+def image_files(root: Path) -> list[str]:
+    """The images in a folder and below it, by extension, as sorted paths within it with forward slashes.
+
+    Hidden files are left out; others are named in a warning. Raises FileNotFoundError, NotADirectoryError, and
+    ValueError where there are none.
+    """
     if not root.exists():
         raise FileNotFoundError(f"train_data_dir={str(root)!r}: no such folder; check the path")
     if not root.is_dir():
@@ -301,6 +304,13 @@ def _folder(root: Path, split: str) -> _Source:
         raise ValueError(f"train_data_dir={str(root)!r}: no image among its files ({others}); allowed are {allowed}")
     if others:
         logger.warning("%s: files that are not images are ignored: %s", root, others)
+    return images
+
+
+def _folder(root: Path, split: str) -> _Source:
+    if split != "train":
+        raise ValueError(f"split={split!r}: the folder {root} has no splits; pass 'train', or another folder")
+    images = image_files(root)
     stats = [(name, (root / name).stat()) for name in images]
     identity = _sha256([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
     return _Source(root.resolve().name, [(_printable(root / name), root / name) for name in images], identity)

@@ -35,12 +35,14 @@ def run(path: Path) -> None:
     """Execute a chapter in its folder, and write it back with its outputs. Raises what its cells raise."""
     notebook = nbformat.read(path, as_version=4)
     place: dict = {"metadata": {"path": str(FOLDER)}}
-    NotebookClient(notebook, timeout=600, resources=place, extra_arguments=["--log-level=40"]).execute()
+    NotebookClient(
+        notebook, timeout=600, resources=place, extra_arguments=["--log-level=40"], coalesce_streams=True
+    ).execute()
     notebook.metadata = nbformat.from_dict(METADATA)
-    for place, cell in enumerate(notebook.cells):
-        cell.id, cell.metadata = f"cell-{place}", {}
+    for number, cell in enumerate(notebook.cells):
+        cell.id, cell.metadata = f"cell-{number}", {}
         if cell.cell_type == "code":
-            cell.outputs = [kept(output, f"{path.name}, cell {place}") for output in cell.outputs]
+            cell.outputs = [kept(output, f"{path.name}, cell {number}") for output in cell.outputs]
     nbformat.validate(notebook)
     nbformat.write(notebook, path)
 

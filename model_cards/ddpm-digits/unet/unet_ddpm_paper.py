@@ -21,16 +21,15 @@ MAX_SIZE, MAX_LAYERS = 2**16, 1000  # more is a slip of the finger, and would ta
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
 
 
-def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
-    """[sin(t ω_i), cos(t ω_i)] with ω_i = 10000^(−i / (dim/2 − 1)): [B] → float32 [B, dim], for even dim >= 4.
+def sinusoidal_embedding(timestep: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[sin(t ω_i), cos(t ω_i)] with ω_i = 10000^(−i / (dim/2 − 1)): [B] → [B, dim] in `dtype`, for even dim >= 4.
 
-    The raw 0-based t enters, unscaled. Source: the paper code's nn.get_timestep_embedding.
+    The raw 0-based t enters, unscaled. Source: the paper code's nn.get_timestep_embedding, which is float32's; at
+    t = 1000 that is 6e-5 from float64's.
     """
     half = dim // 2
-    frequencies = torch.exp(
-        torch.arange(half, dtype=torch.float32, device=timestep.device) * -(math.log(1e4) / (half - 1))
-    )
-    angles = timestep.float()[:, None] * frequencies[None]
+    frequencies = torch.exp(torch.arange(half, dtype=dtype, device=timestep.device) * -(math.log(1e4) / (half - 1)))
+    angles = timestep.to(dtype)[:, None] * frequencies[None]
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -74,7 +73,8 @@ class TimeEmbedding(nn.Module):
                 f"timestep has shape {tuple(timestep.shape)}; expected one, or one per sample, ({len(sample)},)"
             )
         timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))
-        embedding = sinusoidal_embedding(timestep, self.linear_1.in_features).to(sample.dtype)
+        dtype = torch.promote_types(sample.dtype, torch.float32)  # bfloat16 cannot tell t from t + 1
+        embedding = sinusoidal_embedding(timestep, self.linear_1.in_features, dtype).to(sample.dtype)
         return self.linear_2(F.silu(self.linear_1(embedding)))
 
 
