@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
+
+try:
+    from transformers import HfArgumentParser
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"{error}; training needs more packages: pip install 'ddpm_hf[train]'") from None
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

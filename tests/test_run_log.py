@@ -1,17 +1,38 @@
-"""The run's record: metrics.jsonl, pictures, images/s."""
+"""The run's record: metrics.jsonl, pictures, images/s, one line of progress, trackers that work and that fail."""
 
+import contextlib
+import fcntl
 import json
+import logging
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import TensorBoardTracker
 from PIL import Image
 
 from ddpm_hf import run_log
-from ddpm_hf.run_log import RunLog, cut_metrics, read_metrics
+from ddpm_hf.run_log import Progress, RunLog, cut_metrics, read_metrics
+from training import train as train_py
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--block_out_channels 8 --attention_resolutions --layers_per_block 1 --norm_num_groups 4 --global_batch_size 16 "
+    "--num_train_timesteps 5 --beta_end 0.5 --num_steps 6 --warmup_steps 2 --ema_decay 0.5 --checkpoint_every 3 "
+    "--log_every 1 --sample_every 3 --num_samples 4 --cpu_threads 1"
+).split()
 
 
 @pytest.fixture
@@ -42,6 +63,135 @@ def clock(monkeypatch) -> Clock:
 
 def write_lines(path: Path, steps) -> None:
     path.write_text("".join(json.dumps({"step": step, "loss": 1 / step}) + "\n" for step in steps), encoding="utf-8")
+
+
+# ---- progress ------------------------------------------------------------------------------------------------------
+
+ALL_FOUR = r"(\d[\d,]*)/1,000, (.+) left, 1,234 img/s, loss 0\.0312, lr 2\.0e-04"
+NUMBERS = {"images_per_s": 1234.4, "loss": 0.03123, "learning_rate": 2e-4}
+
+
+def open_terminal(columns: int) -> tuple[int, int]:
+    """A pseudo terminal so wide: the end from which to read what it gets, and the end of those who write."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    return master, slave
+
+
+def all_from(master: int) -> str:
+    """What a terminal got, once all who write to it have closed it."""
+    drawn = b""
+    with contextlib.suppress(OSError):  # how Linux says that they have
+        while more := os.read(master, 1 << 16):
+            drawn += more
+    os.close(master)
+    return drawn.decode()
+
+
+def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Make stderr a terminal of 80 columns; what it got is told once, and then it is closed."""
+    master, slave = open_terminal(80)
+    for name in ("COLUMNS", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    stream = os.fdopen(slave, "w", encoding="utf-8")
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    def drawn() -> str:
+        stream.close()
+        return all_from(master)
+
+    return drawn
+
+
+def test_in_a_terminal_one_line_of_80_columns_tells_all_four(clock, monkeypatch):
+    terminal = in_terminal(monkeypatch)
+    progress = Progress(first_step=0, num_steps=1000, enabled=True)
+    for _ in range(101):
+        progress.update()
+        clock.now += 3.0
+    progress.tell(**NUMBERS)
+    progress.close()
+    drawn = terminal()
+    lines = [line for line in re.split(r"[\r\n]+", drawn) if line]
+    assert drawn.rstrip().count("\n") == 0 and all(len(line) < 80 for line in lines)
+    found = re.search(ALL_FOUR + "$", lines[-1])
+    assert found and found.groups() == ("101", "45 min")  # 899 steps of 3 s, and the 3 s since the last
+    assert lines[-1].startswith(" 10%|") and "█" in lines[-1]
+
+
+def test_a_terminal_is_not_drawn_on_more_than_once_a_second(clock, monkeypatch):
+    terminal = in_terminal(monkeypatch)
+    progress = Progress(first_step=0, num_steps=5000, enabled=True)
+    for _ in range(1000):  # 30 draws of 100 bytes, which the terminal can hold until it is read
+        progress.update()
+        progress.tell(**NUMBERS)
+        clock.now += 0.02
+    progress.close()
+    assert 20 <= terminal().count("\r") <= 25  # tqdm itself draws at the start and the end
+
+
+@pytest.mark.parametrize("told_every", [1, 100])
+def test_a_file_gets_a_line_a_minute_and_no_carriage_returns(clock, capsys, told_every):
+    """A day of training at two steps a second."""
+    num_steps = 2 * 86_400
+    progress = Progress(first_step=0, num_steps=num_steps, enabled=True)
+    for step in range(1, num_steps + 1):
+        progress.update()
+        clock.now += 0.5
+        if step % told_every == 0 or step == num_steps:
+            progress.tell(**NUMBERS)
+    progress.close()
+    written = capsys.readouterr().err
+    assert "\r" not in written and "\x1b" not in written and len(written) < 150_000
+    lines = written.splitlines()
+    assert len(lines) > (1400 if told_every == 1 else 800)
+    for line in lines[1:-1]:
+        assert re.fullmatch("step " + ALL_FOUR.replace("1,000", "172,800"), line)
+    assert lines[-1].startswith("step 172,800/172,800, 1,234 img/s")
+
+
+def test_the_time_left_is_that_of_the_steps_to_come_after_a_resumption_too(clock):
+    progress = Progress(first_step=600, num_steps=1000, enabled=False)
+    assert np.isnan(progress.seconds_left())
+    clock.now += 500.0  # compiling
+    progress.update()
+    assert np.isnan(progress.seconds_left())
+    for _ in range(10):
+        clock.now += 2.0
+        progress.update()
+    clock.now += 10.0  # sampling or saving, as often as it will come
+    assert progress.step == 611 and progress.seconds_left() == pytest.approx(389 * 3.0)
+
+
+def test_other_processes_print_nothing(clock, capsys):
+    progress = Progress(first_step=0, num_steps=2, enabled=False)
+    for _ in range(2):
+        progress.update()
+        progress.tell(**NUMBERS)
+    progress.close()
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_real_run_in_a_terminal_and_into_a_file(tmp_path):
+    """Sampling has a bar of its own, which goes away; into a file it writes nothing."""
+    command = [sys.executable, "training/train.py", *TINY, "--output_dir", str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    master, slave = open_terminal(80)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    drawn = all_from(master)
+    assert process.wait() == 0
+    bars = [line for line in re.split(r"[\r\n]+", drawn) if "%|" in line]
+    assert any("sampling" in line for line in bars)
+    assert re.fullmatch(r"100%\|█+\| 6/6, [\d,.]+ img/s, loss \d\.\d{4}, lr \d\.\de-\d\d", bars[-1])
+    assert all(len(line.replace("\x1b[A", "")) < 80 for line in bars)
+
+    command[-1] = str(tmp_path / "again")
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    told = [line for line in done.stderr.splitlines() if line.startswith("step ")]
+    assert "\r" not in done.stderr and "sampling" not in done.stderr and "%|" not in done.stderr
+    assert 2 <= len(told) <= 3 and told[0].startswith("step 1/6, ") and told[-1].startswith("step 6/6, ")
 
 
 # ---- metrics.jsonl -------------------------------------------------------------------------------------------------
@@ -157,3 +307,88 @@ def test_samples_over_time_go_from_the_first_grid_to_the_last(tmp_path):
         levels = [picture.getpixel((256 // 2 + i * (256 + 8), 128))[0] for i in range(8)]
         assert picture.size == (8 * (256 + 8) - 8, 256)
     assert levels == sorted(levels) and (levels[0], levels[-1]) == (1, 200) and len(set(levels)) == 8
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+def test_the_report_is_written_with_the_overview(tmp_path):
+    tables = {"Options": [("option", "here"), ("seed", 17)]}
+    log = RunLog(Accelerator(cpu=True), tmp_path, first_step=4, num_steps=10, global_batch_size=4, tables=tables)
+    log.update(torch.tensor(0.25))
+    log.write(5, epoch=0, grad_norm=torch.tensor(1.0), learning_rate=0.1)
+    log.write_overview()
+    log.close()
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "5 of 10" in page and "0.25" in page and "17" in page and 'src="curves.png"' in page
+
+
+# ---- trackers ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failing", ["start", "store_init_configuration", "log", "finish", "picture"])
+def test_a_tracker_that_fails_does_not_stop_training(failing, tmp_path, monkeypatch, caplog):
+    """It is told of once, in one line, and left out; what it had before stays."""
+    pytest.importorskip("tensorboard")
+    caplog.set_level(logging.WARNING)
+    calls = []
+
+    def fails(*args: Any, **kwargs: Any) -> None:
+        calls.append(args)
+        raise ConnectionError("no route\nto host")
+
+    if failing == "picture":
+        monkeypatch.setattr(run_log, "_log_picture", fails)
+    else:
+        monkeypatch.setattr(TensorBoardTracker, failing, fails)
+    AcceleratorState._reset_state(True)
+    train_py.main([*TINY, "--output_dir", str(tmp_path), "--report_to", "tensorboard"])
+    AcceleratorState._reset_state(True)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "model_index.json").exists() and len(calls) == 1
+    (told,) = [record for record in caplog.records if record.name == "ddpm_hf.run_log"]
+    assert told.levelno == logging.WARNING and "\n" not in told.getMessage()
+    assert "ConnectionError: no route to host" in told.getMessage() and "metrics.jsonl" in told.getMessage()
+
+
+@pytest.mark.slow
+def test_trackio_receives_numbers_and_pictures_without_network_or_server(tmp_path):
+    """Whoever connects, or still listens when training is over, is seen."""
+    pytest.importorskip("trackio")
+    place = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HOME": str(tmp_path / "home")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRACKIO_"))}
+    script = f"""
+import socket, psutil
+connected = []
+for name in ("connect", "connect_ex"):
+    def watched(self, address, name=name, original=getattr(socket.socket, name)):
+        if self.family != socket.AF_UNIX:
+            connected.append((name, address))
+        return original(self, address)
+    setattr(socket.socket, name, watched)
+from training import train
+train.main({[*TINY, "--output_dir", str(tmp_path / "run"), "--report_to", "trackio"]!r})
+me = psutil.Process()
+assert not connected, connected
+assert not [c for process in (me, *me.children(recursive=True)) for c in process.net_connections("inet")]
+"""
+    run = {"cwd": ROOT, "env": environment | place, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", script], **run)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+
+    def asked(*words: str) -> Any:
+        command = [sys.executable, "-m", "trackio.cli", *words, "--project", "ddpm_hf", "--json"]
+        return json.loads(subprocess.run(command, check=True, **run).stdout)  # type: ignore[call-overload]
+
+    (name,) = asked("list", "runs")["runs"]
+    losses = asked("get", "metric", "--run", name, "--metric", "loss")["values"]
+    metrics = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [(value["step"], value["value"]) for value in losses] == [(line["step"], line["loss"]) for line in metrics]
+    for kind in ("raw", "ema"):
+        images = asked("get", "metric", "--run", name, "--metric", f"samples/{kind}")["values"]
+        assert [image["step"] for image in images] == [3, 6]
+        for image in images:
+            stored = tmp_path / "trackio" / "media" / image["value"]["file_path"]
+            ours = tmp_path / "run" / "samples" / f"step-{image['step']}-{kind}.png"
+            with Image.open(stored) as theirs, Image.open(ours) as mine:
+                assert np.array_equal(np.asarray(theirs.convert("RGB")), np.asarray(mine.convert("RGB")))

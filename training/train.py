@@ -29,10 +29,11 @@ Machines must see the same `output_dir` and data. What lands in `output_dir`:
     checkpoints/step-N/                     a pipeline with the EMA weights, and the state to go on from
     metrics.jsonl, curves.png               loss, gradient norm and speed
     samples/, samples_over_time.png         grids of samples with the raw and with the EMA weights
+    report.html                             all of this and the options on one page, to open by a double click
     options.yaml                            the resolved options; --config reads it back
 
-With `--push_to_hub --hub_model_id user/name` all of this but the checkpoints is uploaded, with a model card; if only
-that fails, the exit code is 4, and the last line is the command that finishes it.
+With `--push_to_hub --hub_model_id user/name` the model, its numbers, options and grids are uploaded, with a model card
+that says what the page says; if only that fails, the exit code is 4, and the last line the command that finishes it.
 """
 
 import contextlib
@@ -65,13 +66,14 @@ from ddpm_hf import (
     hub,
 )
 from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
-from ddpm_hf.card import environment
+from ddpm_hf.card import environment, public_options
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.options import parse_options, to_yaml
 from ddpm_hf.processes import join_processes
 from ddpm_hf.randomness import keyed_seed
-from ddpm_hf.run_log import RunLog, cut_metrics
+from ddpm_hf.report import Table
+from ddpm_hf.run_log import RunLog, cut_metrics, start_trackers
 from ddpm_hf.sampling import sample_together
 from ddpm_hf.signals import Stopped, StopSignals
 from ddpm_hf.training_state import TrainingState
@@ -389,6 +391,7 @@ def train(
         first_step=state.step,
         num_steps=options.num_steps,
         global_batch_size=options.global_batch_size,
+        tables=report_tables(run, manifest),
     )
     written = None
     if state.step:  # a run that was stopped while it drew them
@@ -418,6 +421,8 @@ def train(
             stopped = Stopped(signals.received or signal.SIGTERM)
             tell_stopped(stopped, step)
             raise stopped
+    if written is None:  # evaluated since, perhaps
+        log.write_overview()
     log.close()
     return written
 
@@ -444,8 +449,25 @@ def write_samples(
     except Stopped as stopped:
         if accelerator.is_main_process and not only_missing:
             state.save(Path(options.output_dir) / "checkpoints", run.scheduler, manifest)
+        log.progress.close()  # what follows gets a line of its own
         tell_stopped(stopped, step)
         raise
+
+
+def report_tables(run: Run, manifest: dict[str, Any]) -> dict[str, Table]:
+    """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
+    defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
+    options = public_options(asdict(run.options)).items()
+    differing = [(name, value, defaults[name]) for name, value in options if value != defaults[name]]
+    samples, unet, accelerator = run.batches.samples, run.state.unet, run.accelerator
+    network = f"{type(unet).__name__}, {sum(p.numel() for p in unet.parameters()):,} parameters"
+    data = {**manifest["dataset"], "shape": samples.sample_shape, "network": network}
+    environment = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+    return {
+        "Options that differ from the defaults, the paper's for CIFAR-10": [("option", "here", "default"), *differing],
+        "Data and network": [("", ""), *public_options(data).items()],
+        "Environment": [("", ""), *{**manifest["environment"], **environment}.items()],
+    }
 
 
 def tell_stopped(stopped: Stopped, step: int) -> None:
@@ -468,7 +490,8 @@ def publish(options: TrainingOptions, uploads: BackgroundUploads) -> bool:
 def draw_samples(run: Run) -> Tensor:
     """Algorithm 2 with the network's present weights, the seeds shared out to all processes."""
     pipe = DDPMPaperPipeline(run.state.unet, copy.deepcopy(run.scheduler))
-    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=not run.accelerator.is_main_process)
+    silent = None if run.accelerator.is_main_process else True  # none: in a terminal only
+    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=silent)
     return sample_together(
         run.accelerator,
         pipe,
@@ -674,8 +697,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if options.report_to:
-        plain = {key: str(value) if isinstance(value, list) else value for key, value in asdict(options).items()}
-        accelerator.init_trackers("ddpm_hf", config=plain)
+        start_trackers(accelerator, asdict(options))
     if run.state.step >= options.num_steps:
         logger.info("already trained to step %d; more with --num_steps", run.state.step)
     uploads = None
