@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import codec, draw, hub, paper_results
+from . import codec, demo, draw, hub, paper_results
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .evaluation import METRICS, Evaluator, Protocol
 from .inference import speed_up
@@ -410,13 +410,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", type=parse_device, default=default_device())
 
+    demo.add_parser(
+        commands,
+        parse_device=parse_device,
+        default_device=default_device(),
+        parse_seeds=parse_seeds,
+        schedulers=SCHEDULERS,
+        check_new_folder=check_new_folder,
+    )
+
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)
     command.set_defaults(function=env)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a subcommand; a mistake in its arguments or files ends with exit code 1 and one line on stderr."""
+    """Run a subcommand; a mistake, or a missing package, ends with exit code 1 and one line on stderr."""
     args = build_parser().parse_args(argv)
     if getattr(args, "batch_size", 1) < 1:
         sys.exit(f"ddpm-hf: --batch_size {args.batch_size} must be at least 1")
@@ -424,6 +433,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.function(args)
     except (ValueError, OSError) as error:
         sys.exit(f"ddpm-hf: {error}")
+    except ModuleNotFoundError as error:  # of what plain `pip install ddpm_hf` leaves out; `train` has most of it
+        sys.exit(f"ddpm-hf: {error.name} is not installed: pip install 'ddpm_hf[train]'")
 
 
 if __name__ == "__main__":
