@@ -566,3 +566,13 @@ def test_a_stock_scheduler_still_takes_all_training_timesteps_by_default(tiny_un
     pipe(seeds=[3], num_inference_steps=3)
     pipe(seeds=[3])
     assert pipe.num_timesteps == NUM_TIMESTEPS
+
+
+@pytest.mark.parametrize("name", ["DPMSolverMultistepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler"])
+def test_solvers_that_would_divide_by_an_empty_step_are_refused(tiny_unet, tiny_scheduler, name):
+    """With all T steps two of theirs are at one timestep: diffusers fails with an IndexError, or returns NaN."""
+    config = tiny_scheduler().config
+    pipe = DDPMPaperPipeline(tiny_unet(), getattr(diffusers, name).from_config(config))
+    with pytest.raises(ValueError, match=f"{name} visits timesteps twice in 10 steps; pass a smaller"):
+        pipe(seeds=[0])
+    assert np.isfinite(pipe(seeds=[0], num_inference_steps=9, output_type="np").images).all()

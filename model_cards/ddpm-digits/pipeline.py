@@ -173,6 +173,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
             num_inference_steps = total
         self.scheduler.set_timesteps(num_inference_steps, device=None if ours else device)
         timesteps = self.scheduler.timesteps.tolist() if ours else self.scheduler.timesteps
+        name = type(self.scheduler).__name__
+        if name.endswith("MultistepScheduler") and len(self.scheduler.timesteps.unique()) < len(timesteps):
+            raise ValueError(  # it would divide by the length of a step that is none
+                f"{name} visits timesteps twice in {num_inference_steps} steps; pass a smaller num_inference_steps"
+            )
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
 
