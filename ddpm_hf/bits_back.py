@@ -2,14 +2,15 @@
 
 The bound of Eq. 3 is a code length (Section 4.3). Bits-back coding reaches it (Hinton & van Camp 1993; with ANS:
 Townsend et al. 2019): to send x_0, take x_1 … x_T off a stack of bits, by q, and put x_0 … x_T on it, by p. The bits
-taken are not lost: the receiver, who knows x_0 in the end, puts them back on a stack of his own. The order is
+taken are not lost: the receiver, who knows x_0 in the end, puts them back on a stack of its own. The order is
 Bit-Swap's (Kingma et al. 2019), which needs few bits to begin with: for t = 1 … T, pop x_t by q(x_t | x_{t−1}) and
 push x_{t−1} by p(x_{t−1} | x_t); then push x_T by p(x_T). The stack is an ANS coder (Duda 2009), constriction's.
 
 Both sides must compute the same numbers to the last bit, on other threads and in other batches. So the network runs in
-float64, and its output is rounded to multiples of 2⁻⁸, far above what its kernels differ by (1e-13); all that follows
-are single operations in float64, which are exact everywhere. An output within 1e-13 of the middle between two
-multiples could still go two ways, about once in 10¹⁰ numbers; `codec` finds that out by its checksums.
+float64, and its output is rounded to multiples of 2⁻⁸, far above what its kernels differ by (1e-13). What follows are
+single operations in float64, exact everywhere, and constriction's distribution function, compiled into it. An output
+within 1e-13 of the middle between two multiples could still go two ways, about once in 10¹⁰ numbers; `codec` finds
+that out by its checksums.
 """
 
 from __future__ import annotations

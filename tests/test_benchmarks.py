@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic, and that it refuses to time what is not the same. Nothing is timed here."""
 
 import copy
+import io
 import math
 import subprocess
 import sys
@@ -21,11 +22,14 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import codec as codec_files  # type: ignore  # noqa: E402
 import cost_model  # type: ignore  # noqa: E402
 import few_steps  # type: ignore  # noqa: E402
 import run as benchmark  # type: ignore  # noqa: E402
 from speed import checkpoint, cost_tables, data, report, sampling, timing, training  # type: ignore  # noqa: E402
 from speed.timing import STOCK, Difference, Mismatch, Read, Timed, Times, Work  # type: ignore  # noqa: E402
+
+from ddpm_hf import DDPMPaperPipeline, codec  # noqa: E402
 
 TINY: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16), "attention_resolutions": (4,)}
 TINY |= {"layers_per_block": 1, "norm_num_groups": 4}
@@ -424,6 +428,82 @@ def test_the_schedulers_mean_our_process():
         found = pipes[name].scheduler.alphas_cumprod.numpy()
         np.testing.assert_allclose(found[:900], alphas[:900], rtol=2e-4)  # stock's are float32
         assert pipes[name].unet is pipes[few_steps.OURS].unet
+
+
+# ---- files of the codec ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits_pipe() -> DDPMPaperPipeline:
+    return DDPMPaperPipeline.from_pretrained(codec_files.CHECKPOINT)
+
+
+def test_the_same_digits_with_17_and_with_256_levels():
+    sets = codec_files.data_sets(360)
+    assert {levels.shape for levels in sets.values()} == {(360, 1, 8, 8)}
+    assert sets[17].max() == 16 and sets[256].max() == 255
+    np.testing.assert_array_equal(np.rint(sets[256] / 255 * 16), sets[17])
+
+
+def test_the_other_formats_are_lossless_and_all_bits_are_counted():
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 2, (6, 1, 8, 8), dtype=np.uint8) * 16
+    mosaic = codec_files.mosaic(levels)
+    assert mosaic.shape == (16, 24)
+    for place, image in enumerate(levels):
+        row, column = divmod(place, 3)
+        np.testing.assert_array_equal(mosaic[8 * row : 8 * row + 8, 8 * column : 8 * column + 8], image[0])
+    for format in ("PNG", "WEBP"):
+        with Image.open(io.BytesIO(codec_files.saved(mosaic, format))) as opened:
+            np.testing.assert_array_equal(np.asarray(opened.convert("L")), mosaic)
+    found = codec_files.formats(levels, 17)
+    share = (levels > 0).mean()
+    entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
+    assert found["all levels alike: log₂ 17"] == math.log2(17)
+    assert found["entropy of their histogram"] == pytest.approx(entropy)
+    assert found["PNG, one mosaic"] == 8 * len(codec_files.saved(mosaic, "PNG")) / levels.size
+    files = [len(codec_files.saved(image[0], "PNG")) for image in levels]
+    assert found["PNG, a file each"] == 8 * sum(files) / levels.size
+    assert len(found) == 9 and all(bpd > 0.9 * entropy for bpd in found.values())  # nothing beats random bits
+
+
+def test_the_chains_are_those_of_the_command_and_of_the_sampler(monkeypatch, digits_pipe):
+    monkeypatch.setattr(codec_files, "STEPS", (5,))
+    levels = codec_files.data_sets(2)[17]
+    found = codec_files.chains(digits_pipe, levels, 17)
+    assert found[5, "chosen"] == codec.fit_chain(digits_pipe, levels, 5, num_levels=17)
+    assert found[5, "even"]["inference_timesteps"] == sorted(digits_pipe.scheduler.chain(5).timesteps.tolist())
+    bounds = {name: codec_files.bound(digits_pipe, levels, 17, chain)["bpd"] for (_, name), chain in found.items()}
+    assert bounds["chosen"] < bounds["even"]
+
+
+def test_a_file_is_the_sum_of_its_parts_and_is_decoded(monkeypatch, digits_pipe):
+    levels = codec_files.data_sets(2)[17]
+    chain = {"inference_timesteps": [10, 100, 999], "x_start_mse": [0.001, 0.02, 1.0]}
+    row = codec_files.coded(digits_pipe, levels, 17, chain)
+    parts = row["net_bpd"] + row["initial_bpd"] + row["header_bpd"]
+    assert row["file_bpd"] == pytest.approx(parts) and row["file_bpd"] == 8 * row["file_bytes"] / levels.size
+    alone = codec_files.alone(digits_pipe, {"chain": chain, "num_levels": 17}, levels)
+    assert alone[1]["net_bpd"] == alone[0]["net_bpd"] and alone[1]["header_bpd"] < alone[0]["header_bpd"]
+    other = codec.Decoded(torch.zeros(levels.shape, dtype=torch.uint8), 17, None)
+    monkeypatch.setattr(codec, "decompress", lambda *args: other)
+    with pytest.raises(AssertionError, match="come back"):
+        codec_files.coded(digits_pipe, levels, 17, chain)
+
+
+def test_weights_are_paid_for_by_what_they_save():
+    assert codec_files.images_to_pay_for(32_000_000, 50.0) == "640,000 images"
+    assert codec_files.images_to_pay_for(32_000_000, -1.0) == "never"
+
+
+def test_the_codec_s_tables_are_those_of_its_results():
+    text = codec_files.DOCUMENT.read_text(encoding="utf-8")
+    assert {name for _, name, _ in codec_files.BLOCK.findall(text)} == set(codec_files.TABLES)
+    results = report.read_json(report.ROOT / "benchmarks" / "results" / "codec.json")
+    again = "python benchmarks/codec.py --table benchmarks/results/codec.json renews them"
+    assert codec_files.with_tables(text, results) == text, again
+    for row in results["rows"]:
+        assert row["net_bpd"] <= 1.01 * row["bound_bpd"]  # the issue's own limit
 
 
 # ---- cost model --------------------------------------------------------------------------------------------------

@@ -234,14 +234,14 @@ def test_every_bit_is_accounted_for(encoded):
 
 
 def test_only_the_first_image_needs_bits_to_begin_with(digits_pipe, digits, chain, encoded):
-    """Batches grow with what lies on the stack: 30 images need twice an image's bits at most, not 30 times."""
+    """Batches grow with what lies on the stack: 30 images need what one does, give or take a word, not 30 times."""
     first = compress(digits_pipe, digits[:1], num_levels=17, chain=chain)
-    assert first.initial_bits < 10 * first.dims
-    assert encoded.initial_bits < 2 * first.initial_bits
+    assert 2 * first.dims < first.initial_bits < 10 * first.dims
+    assert encoded.initial_bits <= first.initial_bits + 32
 
 
 def test_a_finer_grid_gains_nothing_and_needs_more_to_begin_with(digits_pipe, digits, chain, encoded, monkeypatch):
-    """A quarter of the step: within 1 % per dimension, two bits more for each of the first image's latents."""
+    """A quarter of the step: no shorter by more than chance, and a bit more at least for each of the first latents."""
     initialise = CodingChain.__init__
 
     def finer(self, *args):
@@ -250,8 +250,8 @@ def test_a_finer_grid_gains_nothing_and_needs_more_to_begin_with(digits_pipe, di
 
     monkeypatch.setattr(CodingChain, "__init__", finer)
     fine = compress(digits_pipe, digits, num_levels=17, chain=chain)
-    assert fine.net_bits == pytest.approx(encoded.net_bits, rel=0.01)
-    assert fine.initial_bits > encoded.initial_bits + 64  # the first image's 64 dimensions, by a bit each at least
+    assert fine.net_bits > 0.97 * encoded.net_bits
+    assert fine.initial_bits > encoded.initial_bits + 64
 
 
 @given(st.integers(1, 10_000), st.integers(1, 100))
@@ -259,7 +259,7 @@ def test_batches_grow_with_what_was_coded(num_images, max_batch):
     sizes = batch_sizes(num_images, max_batch)
     before = np.append(0, np.cumsum(sizes)[:-1])
     assert sum(sizes) == num_images and 1 <= min(sizes) and max(sizes) <= max_batch
-    assert all(size <= max(1, done // 2) for size, done in zip(sizes, before.tolist(), strict=True))
+    assert all(size <= max(1, done // 3) for size, done in zip(sizes, before.tolist(), strict=True))
 
 
 # ---- the stack -----------------------------------------------------------------------------------------------------
