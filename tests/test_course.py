@@ -6,6 +6,7 @@ The fast test runs a chapter's cells in this process; the slow one in Jupyter's 
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -82,7 +83,8 @@ def test_a_chapter_runs_in_jupyter(chapter, tmp_path):
     copy = tmp_path / "docs" / "course"
     shutil.copytree(FOLDER, copy)
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
-    subprocess.run([sys.executable, copy / "run.py", chapter], check=True)
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # more would wait for each other where other work is done
+    subprocess.run([sys.executable, copy / "run.py", chapter], check=True, env=alone)
     before, after = cells(chapter, "code", FOLDER), cells(chapter, "code", copy)
     for cell, again in zip(before, after, strict=True):
         assert_same_text(stored_text(again), stored_text(cell))
