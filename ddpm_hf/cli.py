@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import codec, demo, draw, hub, paper_results
+from . import __version__, codec, demo, draw, hub, paper_results
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from .evaluation import METRICS, Evaluator, Protocol
 from .inference import speed_up
@@ -296,20 +296,28 @@ def add_work_arguments(command: argparse.ArgumentParser) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="ddpm-hf", description="The DDPM paper as Hugging Face classes.")
+    parser.add_argument("--version", action="version", version=f"ddpm_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("sample", help=sample.__doc__, description=sample.__doc__)
     command.set_defaults(function=sample)
     command.add_argument("checkpoint", help="a folder, or a repository on the Hub")
-    command.add_argument("--seeds", type=parse_seeds, default=[0], metavar="0-15,20", help="one sample each")
+    command.add_argument(
+        "--seeds", type=parse_seeds, default=[0], metavar="0-15,20", help="one sample each; default: 0"
+    )
     command.add_argument("--steps", type=int, help="reverse steps; default: all the network was trained with")
     command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
-    command.add_argument("--batch_size", type=int, default=64, help="samples at once; does not change them")
+    command.add_argument(
+        "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
+    )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
     command.add_argument("--device", type=parse_device, default=default_device())
     command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
     command.add_argument(
-        "-o", "--output", default="samples.png", help="grid.png, a folder for one picture per seed, or samples.npy"
+        "-o",
+        "--output",
+        default="samples.png",
+        help="grid.png, a folder for one picture per seed, or samples.npy; default: %(default)s",
     )
 
     command = commands.add_parser("convert", help=convert.__doc__, description=convert.__doc__)
@@ -396,7 +404,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--fit_images", type=int, default=64, help="to fit them to, at most; default: 64")
     command.add_argument("--split", default="test", help="of a data set; default: test")
-    command.add_argument("--max_batch", type=int, default=codec.MAX_BATCH, help="images coded together, at most")
+    command.add_argument(
+        "--max_batch", type=int, default=codec.MAX_BATCH, help="images coded together, at most; default: %(default)s"
+    )
     command.add_argument("--dry_run", action="store_true", help="only print how many bits/dim to expect")
     command.add_argument("--device", type=parse_device, default=default_device())
 

@@ -25,7 +25,7 @@ from .data import to_model_range
 from .evaluation import load_model
 from .images import FORMATS, decode_image
 from .inference import speed_up
-from .likelihood import bits_per_dim, paper_scheduler, vb_terms_bpd
+from .likelihood import bits_per_dim, paper_scheduler, subset_edges
 from .pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
 from .sampling import reverse_process
 
@@ -254,48 +254,30 @@ def nearest_timestep(model: Model, t: int, steps: int) -> tuple[int, int]:
 
 
 def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Report) -> Bound:
-    """The bound on −log₂ p(x_0) / dim of an image (Eq. 5), as `fitted` returns it, from T / `one_in` of its terms.
+    """The bound on −log₂ p(x_0) / dim of an image (Eq. 5), as `fitted` returns it, from L_0 and one in so many others.
 
-    L_0 is always computed: it is the largest term by far where data have 256 levels. Raises ValueError.
+    Raises ValueError.
     """
     scheduler = model.process
-    x_start = to_model_range(levels, model.num_levels)[None]
     total = scheduler.chain().num_timesteps
-    count = max(1, total // one_in)
-    clip_denoised = scheduler.clip_denoised()
+    count = min(total, 1 + max(1, total // one_in))
     batch_size = max(1, min(64, count // 20))  # small enough for the work to be watched
-    settings = {"clip_denoised": clip_denoised, "num_levels": model.num_levels}
-    with _watched(model.pipe.unet, _counted(report, -(-count // batch_size) + (count < total))):
+    with _watched(model.pipe.unet, _counted(report, -(-count // batch_size))):
         terms = bits_per_dim(
             model.pipe.unet,
             scheduler,
-            x_start,
+            to_model_range(levels, model.num_levels)[None],
             seed=seed,
+            clip_denoised=scheduler.clip_denoised(),
+            num_levels=model.num_levels,
             num_timesteps_subset=count,
             batch_size=batch_size,
-            **settings,
         )
-        decoder = _decoder_bpd(model, x_start, seed, settings) if count < total else float(terms.terms_bt[0, 0])
     drawn = terms.terms_bt[0].numpy()
-    prior, kl = float(terms.prior_b[0]), float(drawn[1:].sum())
-    shown = np.where(drawn == 0, np.nan, drawn * (count / total))  # a drawn term stands for total / count of them
-    shown[0] = decoder
+    prior, kl, decoder = float(terms.prior_b[0]), float(drawn[1:].sum()), float(drawn[0])
+    weights = np.diff(edges := subset_edges(total, count)).repeat(np.diff(edges))  # of a drawn term
+    shown = np.where(drawn == 0, np.nan, drawn / weights)
     return Bound(prior + kl + decoder, prior, kl, decoder, shown)
-
-
-@torch.no_grad()
-def _decoder_bpd(model: Model, x_start: Tensor, seed: int, settings: dict[str, Any]) -> float:
-    """L_0 of x_start [1, C, H, W] (Eq. 13), for one draw of x_1."""
-    scheduler, unet = model.process, model.pipe.unet
-    chain = scheduler.chain()
-    x_start = x_start.double()
-    noise = randn_tensor(tuple(x_start.shape), generator=seeded_generators([seed])[0], dtype=torch.float32)
-    t = torch.zeros(1, dtype=torch.int64)
-    x_t = chain.q_sample(x_start, 0, noise.double())
-    times = torch.full((1,), int(chain.timesteps[0]), device=unet.device)
-    output = unet(x_t.to(unet.device, unet.dtype), times).sample.cpu().double()
-    types = {name: scheduler.config[name] for name in ("prediction_type", "variance_type")}
-    return float(vb_terms_bpd(chain, output, x_start, x_t, t, **types, **settings)[0])
 
 
 def _grid(images: Tensor, min_side: int = 64) -> Image.Image:

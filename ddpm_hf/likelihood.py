@@ -196,8 +196,9 @@ def bits_per_dim(
             is applied to x̂_0 in its place.
         num_levels: of the data: 256, 17 for the digits, None for points.
         num_inference_steps: evaluate the chain that samples in so many steps; by default the scheduler's own.
-        num_timesteps_subset: evaluate only so many terms per sample, one drawn from each of as many equal ranges of t
-            and weighted with the range's length: entries not drawn are 0, and every mean is an unbiased estimate.
+        num_timesteps_subset: evaluate only so many terms per sample: from 2 on always L_0, which may be as much as all
+            others together, and one drawn from each of the other `subset_edges`' ranges, weighted with the range's
+            length. Entries not drawn are 0, and every mean is an unbiased estimate.
         batch_size: pairs of sample and t that the network sees at once.
         first_index: index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
@@ -261,9 +262,22 @@ def _require_integer(name: str, value: Any, least: int, most: int | None = None)
         raise ValueError(f"{name}={value!r} must be an integer, {least} or more{f', {most} at most' if most else ''}")
 
 
+def subset_edges(total: int, subset: int) -> np.ndarray:
+    """Where the ranges of t begin of which `bits_per_dim` draws one term each, and where the last ends: int64 [S + 1].
+
+    L_0 has a range of its own. The others grow with t, for terms fall about as 1/t: then no single one weighs much.
+    """
+    if subset == 1:
+        return np.array([0, total])
+    growing = np.floor(np.geomspace(1, total, subset)).astype(np.int64)
+    edges = np.append(0, np.maximum(growing, np.arange(1, subset + 1)))
+    edges[-1] = total
+    return edges
+
+
 def _drawn_timesteps(total: int, subset: int, seed: int, indices: range) -> tuple[np.ndarray, np.ndarray]:
     """One t from each of `subset` ranges for each sample, int64 [B, S], and the ranges' lengths, float64 [S]."""
-    edges = np.linspace(0, total, subset + 1).round().astype(np.int64)
+    edges = subset_edges(total, subset)
     lengths = np.diff(edges)
     quantiles = np.stack([keyed_generator(seed, "bound timesteps", 0, i).random(subset) for i in indices])
     return edges[:-1] + (quantiles * lengths).astype(np.int64), lengths.astype(np.float64)

@@ -190,26 +190,15 @@ def test_all_terms_of_the_bound(grey):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_some_terms_of_the_bound_stand_for_all(grey, seed):
-    """One in each of five ranges of two, with the noise that it has among all; and L_0."""
-    found = demo_tasks.bound(grey, some_levels(grey), one_in=2, seed=seed, report=ignored)
+    """L_0, and one of each of the ranges from 1, 2 and 4 on, with the noise that it has among all."""
+    found = demo_tasks.bound(grey, some_levels(grey), one_in=3, seed=seed, report=ignored)
     every = demo_tasks.bound(grey, some_levels(grey), one_in=1, seed=seed, report=ignored)
     drawn = np.flatnonzero(~np.isnan(found.terms[1:])) + 1
-    assert 4 <= len(drawn) <= 5 and len(found.terms) == 10 and len({t // 2 for t in drawn}) == len(drawn)
+    assert np.searchsorted([1, 2, 4], drawn, side="right").tolist() == [1, 2, 3] and len(found.terms) == 10
     assert found.terms[drawn] == pytest.approx(every.terms[drawn], rel=1e-4)
-    assert found.kl == pytest.approx(2 * every.terms[drawn].sum(), rel=1e-4)
-    assert found.terms[0] == found.decoder
+    assert found.kl == pytest.approx(float(every.terms[drawn] @ [1, 2, 6]), rel=1e-4)
+    assert found.terms[0] == found.decoder == pytest.approx(every.decoder, rel=1e-4)
     assert found.total == pytest.approx(every.prior + found.kl + found.decoder)
-
-
-def test_the_decoder_s_term_is_that_of_the_bound(grey):
-    """L_0 of other noise: the same mean over seeds."""
-    levels = some_levels(grey)
-    some, every = (
-        np.array([demo_tasks.bound(grey, levels, one_in=n, seed=seed, report=ignored).decoder for seed in range(30)])
-        for n in (10, 1)
-    )
-    standard_error = np.sqrt((some.var() + every.var()) / 30)
-    assert abs(some.mean() - every.mean()) < 3 * standard_error < 0.1 * every.mean()
 
 
 def works(model: Model, report: Callable[[float], None]) -> list[Callable[[], Any]]:
@@ -768,9 +757,14 @@ def test_with_the_keyboard_alone(visit, zero):
     keyboard.press("Enter")
     expect(page.button("Diffuse and denoise")).to_be_visible()
     tab_to(page, "button", "Drop an image file here to upload")
-    with page.tab.expect_file_chooser() as chooser:
+    choosers: list[Any] = []
+    page.tab.on("filechooser", lambda chooser: choosers.append(chooser))
+    for _ in range(20):  # on a busy machine the page may not listen yet
         keyboard.press("Enter")
-    chooser.value.set_files(str(zero))
+        page.tab.wait_for_timeout(1000)
+        if choosers:
+            break
+    choosers[0].set_files(str(zero))
     expect(page.panel.get_by_role("button", name="Remove Image")).to_be_visible()
     tab_to(page, "slider", "range slider for t")
     keyboard.press("Home")

@@ -429,11 +429,14 @@ def test_the_network_is_in_eval_mode_and_then_as_it_was(tiny_scheduler):
 
 @pytest.mark.parametrize("subset", [1, 3, 4, 7, 10])
 def test_a_subset_has_one_weighted_term_of_each_range(tiny_scheduler, subset):
-    """An entry is 0 or the whole bound's times its range's length; each sample draws for itself."""
+    """An entry is 0 or the whole bound's times its range's length; each sample draws for itself.
+
+    From two terms on the first range is L_0 alone, which may outweigh all others.
+    """
     x_start, unet = images(12), Elementwise()
     whole = bits_per_dim(unet, tiny_scheduler(), x_start, seed=5)
     some = bits_per_dim(unet, tiny_scheduler(), x_start, seed=5, num_timesteps_subset=subset, batch_size=5)
-    edges = np.linspace(0, 10, subset + 1).round().astype(int)
+    edges = {1: [0, 10], 3: [0, 1, 3, 10], 4: [0, 1, 2, 4, 10], 7: [0, 1, 2, 3, 4, 5, 6, 10], 10: range(11)}[subset]
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         drawn = some.terms_bt[:, low:high] != 0
         assert (drawn.sum(dim=1) == 1).all()
@@ -458,8 +461,8 @@ def test_a_subset_is_an_unbiased_estimate(tiny_scheduler, subset):
         some.x_start_mse_bt.mean(dim=1) - whole.x_start_mse_bt.mean(dim=1),
         *(some.terms_bt - whole.terms_bt).T,
     ):
-        assert abs(difference.mean()) < 5 * difference.std() / math.sqrt(2000)
-        assert difference.std() > 0
+        assert abs(difference.mean()) <= 5 * difference.std() / math.sqrt(2000)
+    assert (difference.std() > 0) and ((some.terms_bt[:, 0] == whole.terms_bt[:, 0]).all() or subset == 1)
 
 
 @pytest.mark.parametrize("total", [1, 2, 10, 37, 1000])
@@ -468,7 +471,8 @@ def test_the_ranges_of_a_subset_cover_every_timestep_once(total):
     for subset in {min(max(size, 1), total) for size in (1, 2, 3, total // 3, total // 2 + 1, total - 1, total)}:
         times, lengths = _drawn_timesteps(total, subset, 0, range(50))
         starts = np.append(0, np.cumsum(lengths))
-        assert starts[-1] == total and lengths.min() >= 1 and lengths.max() - lengths.min() <= 1
+        assert starts[-1] == total and lengths.min() >= 1
+        assert (np.diff(lengths) >= -1).all() and (subset == 1 or lengths[0] == 1)  # they grow, up to rounding
         assert times.shape == (50, subset)
         assert (times >= starts[:-1]).all() and (times < starts[1:]).all()
 
