@@ -205,14 +205,14 @@ class CodingChain:
             p_mean, std = self.p_mean(x, i), self.p_std[i]
             if i == 0:
                 stack.push(levels, 0, self.num_levels - 1, *self._in_levels(p_mean, std))
-                nats += _decoder_nats(below, p_mean, std, self.num_levels)
+                nats += _nats(below, p_mean, std, num_levels=self.num_levels)
             else:
                 stack.push_latent(k_below, p_mean / self.grid[i - 1], std / self.grid[i - 1])
-                nats += _density_nats(below, p_mean, std)
-            nats -= _density_nats(x, q_mean, self.q_std[i])
+                nats += _nats(below, p_mean, std)
+            nats -= _nats(x, q_mean, self.q_std[i])
             below, k_below = x, k
         stack.push_latent(k_below, 0 * below, 1 / self.grid[-1])
-        return (nats + _density_nats(below, 0 * below, 1.0)) / math.log(2)
+        return (nats + _nats(below, 0 * below, 1.0)) / math.log(2)
 
     def decode(self, stack: Stack, size: int) -> np.ndarray:
         """Pop a batch of so many images: levels, int64 [B, C, H, W]."""
@@ -236,12 +236,7 @@ class CodingChain:
         return (mean + 1) * per_unit, std * per_unit
 
 
-def _density_nats(x: np.ndarray, mean: np.ndarray, std: float) -> float:
-    """−log N(x; mean, std²), summed."""
-    return float(0.5 * np.sum(((x - mean) / std) ** 2) + x.size * math.log(std * math.sqrt(2 * math.pi)))
-
-
-def _decoder_nats(x_start: np.ndarray, mean: np.ndarray, std: float, num_levels: int) -> float:
-    """−log p(x_0 | x_1), summed."""
-    x, mean_, log_variance = torch.from_numpy(x_start), torch.from_numpy(mean), 2 * math.log(std)
-    return -float(discretized_log_likelihood_nats(x, mean_, log_variance, num_levels=num_levels).sum())
+def _nats(x: np.ndarray, mean: np.ndarray, std: float, *, num_levels: int | None = None) -> float:
+    """−log N(x; mean, std²), summed; with `num_levels` that of the decoder's bins (Eq. 13)."""
+    x_, mean_, log_variance = torch.from_numpy(x), torch.from_numpy(mean), 2 * math.log(std)
+    return -float(discretized_log_likelihood_nats(x_, mean_, log_variance, num_levels=num_levels).sum())

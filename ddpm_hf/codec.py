@@ -297,10 +297,10 @@ def decompress(
     did: no image comes out that was not put in.
     """
     header, body = read_header(data)
-    if header["model"] != model_hash(pipe):
+    if header["model"] != (ours := model_hash(pipe)):
         raise CodingError(
-            f"the file was made with another model: it names {header['model'][:12]}…, and this is "
-            f"{model_hash(pipe)[:12]}…; give the checkpoint that compressed it"
+            f"the file was made with another model: it names {header['model'][:12]}…, and this is {ours[:12]}…; "
+            "give the checkpoint that compressed it"
         )
     sizes = batch_sizes(header["num_images"], header["max_batch"])
     checksums = np.frombuffer(body[: 4 * len(sizes)], dtype="<u4")
