@@ -23,6 +23,7 @@ from . import figures, pictures
 from .card import read_options
 from .data import to_model_range
 from .evaluation import load_model
+from .figures import predicted_x_start
 from .images import FORMATS, decode_image
 from .inference import speed_up
 from .likelihood import bits_per_dim, paper_scheduler, subset_edges
@@ -186,21 +187,11 @@ def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | N
     with _watched(pipe.unet, look):
         images: Any = pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
     frames = [
-        Frame(
-            t + 1, _grid(figures.unit_range(x_t)), _grid(figures.unit_range(predicted_x_start(model, output, x_t, t)))
-        )
+        Frame(t + 1, *(_grid(figures.unit_range(x)) for x in (x_t, predicted_x_start(model.process, output, x_t, t))))
         for t, x_t, output in kept
     ]
     end = _grid(images[:SHOWN_SEEDS])
     return Samples(_grid(images, min_side=96), [*frames, Frame(0, end, end)])
-
-
-def predicted_x_start(model: Model, output: Tensor, x_t: Tensor, t: int) -> Tensor:
-    """x̂_0(x_t, t) of the network's output, unclipped; t 0-based."""
-    config = model.process.config
-    if config["variance_type"] == "learned":
-        output = output.chunk(2, dim=1)[0]
-    return model.process.diffusion.predict_x_start(output, x_t, t, config["prediction_type"])
 
 
 def interpolate(

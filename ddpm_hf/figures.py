@@ -15,6 +15,7 @@ from .data import Samples, to_model_range
 from .likelihood import paper_scheduler
 from .pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
 from .sampling import reverse_process
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
 
 CHUNK_VALUES = 2**24  # of the training images that are compared at once: 64 MiB in float32
 
@@ -327,7 +328,12 @@ def learned_score(pipe: DDPMPaperPipeline, x_t: Tensor, t: int) -> Tensor:
         output = unet(x_t.to(unet.dtype), torch.full((len(x_t),), t, device=x_t.device)).sample.float()
     finally:
         unet.train(was_training)
+    x_start = predicted_x_start(scheduler, output, x_t.float(), t)
+    return diffusion.score(diffusion.predict_eps(x_start, x_t.float(), t), t)
+
+
+def predicted_x_start(scheduler: DDPMPaperScheduler, output: Tensor, x_t: Tensor, t: int) -> Tensor:
+    """x̂_0(x_t, t) of a network's output, unclipped, without the variance that it may have; t 0-based."""
     if scheduler.config["variance_type"] == "learned":
         output = output.chunk(2, dim=1)[0]
-    x_start = diffusion.predict_x_start(output, x_t.float(), t, scheduler.config["prediction_type"])
-    return diffusion.score(diffusion.predict_eps(x_start, x_t.float(), t), t)
+    return scheduler.diffusion.predict_x_start(output, x_t, t, scheduler.config["prediction_type"])
