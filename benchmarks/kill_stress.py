@@ -6,14 +6,17 @@
 Trains a tiny network on the digits, two runs of three with one process and the third with two (gloo). At seeded random
 moments, at least a third of them while a checkpoint is being written or pruned, the processes are killed: of two both,
 or only one, and then the other must end by itself, with an error, within 60 s. Then the same command runs again. After
-about ten kills the run may end, and is compared by sha256 with one that was left alone. Counted are
+about ten kills (with few in all, fewer, so that there is a run of either kind) the run may end, and is compared by
+sha256 with one that was left alone. A moment inside a save lies within the time that saves took in that one, and such
+moments are chosen until they are half of the kills: what is too fast to be hit is aimed at more often. Counted are
 
     lost        kills after which the newest good checkpoint is older than before, is damaged, or is more than one
                 interval behind the steps that were logged
     crashed     starts that ended by themselves with an error, did not go on from the newest checkpoint, or hung
     identical   finished runs whose model, EMA, optimizer, counters and logged steps are those of the undisturbed run
 
-Exits with 1 unless nothing was lost, nothing crashed, all were identical and a third of the kills fell into a save.
+Exits with 1 unless nothing was lost, nothing crashed, all were identical, runs of one and of two processes were killed
+and a third of the kills fell into a save.
 
 A process that has imported everything forks the training processes, which takes a tenth of a second instead of five.
 What they do is real: main() of training/train.py from its command line to the interpreter's end, the process group,
@@ -34,6 +37,7 @@ import random
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,7 +47,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -310,9 +314,9 @@ def newest_step(folder: Path) -> int:
 class KilledRun:
     """One command, started and killed until it may end."""
 
-    def __init__(self, starter: Any, folder: Path, num_processes: int, rng: random.Random, latest_s: float):
+    def __init__(self, starter: Any, folder: Path, num_processes: int, rng: random.Random, pace: "Pace"):
         self.starter, self.folder, self.num_processes, self.rng = starter, folder, num_processes, rng
-        self.latest_s, self.log = latest_s, folder.with_suffix(".log")  # to kill it after the start, out of saves
+        self.pace, self.log = pace, folder.with_suffix(".log")
         self.counts: Counter[str] = Counter()
         self.longest_s, self.finished = 0.0, False
 
@@ -326,16 +330,18 @@ class KilledRun:
     def start(self) -> list[Any]:
         return self.starter.start(arguments(self.folder), self.log, num_processes=self.num_processes)
 
-    def kill_once(self) -> None:
+    def kill_once(self, *, in_save: bool) -> None:
         """Start, wait for a random moment, kill, and look at what is left."""
         newest, left_over = newest_step(self.folder), being_written(self.folder)
         told_before = len(self.told())
-        in_save = self.rng.random() < 0.6
-        moment = self.rng.uniform(0, 0.03) if in_save else self.rng.uniform(0, self.latest_s)
+        moment = self.rng.uniform(0, self.pace.save_s if in_save else self.pace.quarter_s)
         num_saves = self.rng.choice([1, 1, 2])
         processes = self.start()
         started, seen = time.monotonic(), set(left_over)
+        workers: list[Any] = []
         while all(p.poll() is None for p in processes):
+            if len(workers) < self.num_processes:  # before they are to be killed: looking takes as long as a save
+                workers = workers_of(processes)
             if in_save and (new := being_written(self.folder) - seen):
                 seen |= new
                 num_saves -= 1
@@ -349,18 +355,16 @@ class KilledRun:
             time.sleep(moment)
         if all(p.poll() is None for p in processes):
             self.counts["kills"] += 1
-            self.kill(processes, have_met="process(es) on cpu" in self.told()[told_before:])
+            self.kill(processes, workers, have_met="process(es) on cpu" in self.told()[told_before:])
             self.counts["kills inside a save"] += bool(being_written(self.folder) - left_over)
         else:
             self.wait_for_end(processes)
         self.inspect(newest, self.told()[told_before:])
 
-    def kill(self, processes: list[Any], *, have_met: bool) -> None:
+    def kill(self, processes: list[Any], workers: list[Any], *, have_met: bool) -> None:
         """All, or, once they have met, one of two; then the other must end by itself."""
-        if isinstance(processes[0], ForkedProcess):
-            victims = list(processes)
-        else:  # the launcher, and the interpreters that it started
-            victims = workers_of(processes[0]) + processes
+        launchers = [p for p in processes if p not in workers]
+        victims = (workers if len(workers) == self.num_processes else workers_of(processes)) + launchers
         chosen = self.rng.choice(["all", "one"]) if self.num_processes > 1 and have_met else "all"
         if chosen == "one":
             victims = [victims[self.rng.randrange(min(2, len(victims)))]]
@@ -404,25 +408,44 @@ class KilledRun:
         if not self.finished:
             self.wait_for_end(self.start())
 
-    def measure(self) -> float:
-        """Run undisturbed; the time that a quarter of it took, all of its start included."""
+    def measure(self) -> "Pace":
+        """Run undisturbed."""
         started, processes = time.monotonic(), self.start()
-        while not (self.folder / "metrics.jsonl").exists() and all(p.poll() is None for p in processes):
-            time.sleep(0.005)
-        start_s = time.monotonic() - started
+        start_s, saves_s, writing_since = 0.0, [], None
+        while all(p.poll() is None for p in processes):
+            now, writing = time.monotonic(), bool(being_written(self.folder))
+            if not start_s and (self.folder / "metrics.jsonl").exists():
+                start_s = now - started
+            if writing and writing_since is None:
+                writing_since = now
+            elif not writing and writing_since is not None:
+                saves_s.append(now - writing_since)
+                writing_since = None
+            time.sleep(0.0005)
+        took_s = time.monotonic() - started
         self.wait_for_end(processes)
-        if not self.finished:
+        if not self.finished or not saves_s:
             sys.exit(f"training failed:\n{self.told()[-3000:]}")
-        return start_s + (time.monotonic() - started - start_s) / 4
+        return Pace(save_s=statistics.median(saves_s), quarter_s=start_s + (took_s - start_s) / 4)
 
 
-def workers_of(launcher: subprocess.Popen) -> list[psutil.Process]:
-    """What torchrun started."""
+class Pace(NamedTuple):
+    """Of a run that was left alone: how long a save and its pruning take, and the start and a quarter of the rest."""
+
+    save_s: float
+    quarter_s: float
+
+
+def workers_of(processes: list[Any]) -> list[Any]:
+    """The processes that train: those that were started, or what torchrun started of them."""
+    if isinstance(processes[0], ForkedProcess) or "torch.distributed.run" not in processes[0].args:
+        return list(processes)
     workers = []
-    for process in psutil.Process(launcher.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            if str(SCRIPT) in process.cmdline():
-                workers.append(process)
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(processes[0].pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if str(SCRIPT) in process.cmdline():
+                    workers.append(process)
     return workers
 
 
@@ -440,17 +463,18 @@ def stress(starter: Any, folder: Path, num_kills: int, seed: int) -> dict[int, C
     """Counts by number of processes."""
     rng = random.Random(seed)
     counts = {1: Counter(), 2: Counter()}
-    truth, latest_s = {}, {}
+    truth, pace = {}, {}
     for num_processes in counts:
-        alone = KilledRun(starter, folder / f"alone-{num_processes}", num_processes, rng, 0)
-        latest_s[num_processes] = alone.measure()
+        alone = KilledRun(starter, folder / f"alone-{num_processes}", num_processes, rng, Pace(0, 0))
+        pace[num_processes] = alone.measure()
         truth[num_processes] = outcome(alone.folder, OPTIONS["num_steps"])
-    number = 0
+    number, kills_per_run = 0, min(KILLS_PER_RUN, max(1, num_kills // 4))
     while (missing := num_kills - sum(c["kills"] for c in counts.values())) > 0:
-        num_processes = 2 if number % 3 == 2 else 1  # two take longer
-        run = KilledRun(starter, folder / f"run-{number}", num_processes, rng, latest_s[num_processes])
-        while not run.finished and run.counts["kills"] < min(KILLS_PER_RUN, missing):
-            run.kill_once()
+        num_processes = 2 if number % 3 == 1 else 1  # two take longer
+        run = KilledRun(starter, folder / f"run-{number}", num_processes, rng, pace[num_processes])
+        while not run.finished and run.counts["kills"] < min(kills_per_run, missing):
+            so_far = sum(counts.values(), Counter()) + run.counts
+            run.kill_once(in_save=2 * so_far["kills inside a save"] <= so_far["kills"])
             if run.counts["lost"] or run.counts["crashed"]:
                 break
         run.finish()
@@ -475,11 +499,13 @@ def table(counts: dict[int, Counter[str]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="at least 2")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--launch", action="store_true", help="a fresh interpreter, or torchrun, for every start")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.kills < 2:
+        parser.error(f"--kills {args.kills}: with fewer than 2 there is no run of either kind")
     if args.serve:
         return serve()
     logging.disable(logging.WARNING)  # of what the kills left
@@ -494,8 +520,8 @@ def main() -> None:
     if total["lost"] or total["crashed"] or total["identical"] < total["runs"]:
         sys.exit(f"something was lost; the runs and their logs are in {folder}")
     shutil.rmtree(folder)
-    if 3 * total["kills inside a save"] < total["kills"]:
-        sys.exit("too few kills fell into a save")
+    if 3 * total["kills inside a save"] < total["kills"] or not all(own["kills"] for own in counts.values()):
+        sys.exit("too few kills fell into a save, or none into a run of one or of two processes")
     print("nothing was lost")
 
 
