@@ -14,58 +14,24 @@ import numpy as np
 import torch
 
 from . import __version__, codec, demo, draw, hub, paper_results
+from .arguments import (
+    DTYPES,
+    SCHEDULERS,
+    add_skip_bad_images,
+    check_new_folder,
+    check_output,
+    default_device,
+    parse_device,
+    parse_seeds,
+)
 from .convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
-from .evaluation import METRICS, Evaluator, Protocol
+from .evaluation import METRICS, Evaluator, Protocol, load_pipeline
 from .inference import speed_up
 from .likelihood import paper_scheduler
 from .pictures import image_grid, point_density
-from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .processes import join_processes, leave_processes
 from .results import RESULTS, read_results, shown_value, write_results
 from .short_chains import shortened
-
-SCHEDULERS = {
-    "ddpm": None,  # the checkpoint's own
-    "ddim": "DDIMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-MAX_SEEDS = 1_000_000
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def parse_seeds(text: str) -> list[int]:
-    """'0-15,20' → [0, 1, …, 15, 20], ends included. Raises argparse's error for anything else."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise argparse.ArgumentTypeError(f"{part!r} is neither a seed nor a range such as 0-15")
-        if int(last or first) >= 2**32 or int(last or first) - int(first) >= MAX_SEEDS:
-            raise argparse.ArgumentTypeError(f"{part!r}: seeds lie in [0, 2**32), at most {MAX_SEEDS:,} in a range")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
-
-
-def parse_device(text: str) -> str:
-    """A device that torch knows and this machine has. Raises argparse's error for anything else."""
-    try:
-        torch.zeros(1, device=text).tolist()  # `meta` holds no numbers
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return text
-
-
-def default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,22 +46,6 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
 
-def check_output(output: Path, *, is_file: bool) -> None:
-    """ValueError where a file or a folder cannot be made at `output`, which should be told before hours of work."""
-    blocking = next((path for path in (output, *output.parents) if path.exists()), None)
-    if is_file and blocking == output and output.is_dir():
-        raise ValueError(f"--output {output} is a folder; give the name of a file")
-    if blocking is not None and blocking.is_file() and not (is_file and blocking == output):
-        raise ValueError(f"{output} cannot be made: {blocking} is a file; give another name")
-
-
-def check_new_folder(output: Path) -> None:
-    """ValueError unless `output` is empty, or not there and can be made."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists; give a new or an empty folder")
-    check_output(output, is_file=False)
-
-
 def sample(args: argparse.Namespace) -> None:
     """Draw one sample per seed from a checkpoint and write a grid, a folder of pictures, or points."""
     output = Path(args.output)
@@ -103,7 +53,7 @@ def sample(args: argparse.Namespace) -> None:
     if not args.output:
         raise ValueError(f"--output {args.output!r}: give a .png, a .npy, or for images a folder")
     check_output(output, is_file=bool(suffix))
-    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint, dtype=DTYPES[args.dtype])
+    pipe = load_pipeline(args.checkpoint, DTYPES[args.dtype])
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -145,10 +95,10 @@ def convert(args: argparse.Namespace) -> None:
             "--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no "
             f"{args.source}.index and no {Path(args.source) / 'checkpoint'}"
         )
-    elif args.to == "paper":
-        pipe = pipeline_from_stock(args.source)
     else:
-        pipe = DDPMPaperPipeline.from_pretrained(args.source)
+        pipe = load_pipeline(args.source)
+        if args.to == "paper":
+            pipe = pipeline_from_stock(pipe)
     if args.to == "stock":
         pipe = pipeline_to_stock(pipe)
     pipe.save_pretrained(output)
@@ -183,7 +133,13 @@ def shorten(args: argparse.Namespace) -> None:
     """Fit a checkpoint's variances to its network, and choose timesteps, so that few reverse steps do."""
     check_new_folder(Path(args.output))
     accelerator = join_processes(cpu_threads=args.cpu_threads)
-    protocol = Protocol(dataset=args.dataset, split="train", num_images=args.num_images, seed=args.seed)
+    protocol = Protocol(
+        dataset=args.dataset,
+        split="train",
+        num_images=args.num_images,
+        seed=args.seed,
+        skip_bad_images=args.skip_bad_images,
+    )
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
     scheduler, num_levels = paper_scheduler(evaluator.pipe.scheduler), evaluator.data("bpd").num_levels
     # refuse now what would be refused after the measuring
@@ -209,7 +165,7 @@ def compress(args: argparse.Namespace) -> None:
     """Make one file of images, from which the same checkpoint gets them back exactly. Experimental."""
     output = Path(args.output)
     check_output(output, is_file=True)
-    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint).to(args.device)
+    pipe = load_pipeline(args.checkpoint).to(args.device)
     levels, num_levels, names = codec.read_images(args.images, args.split)
     codec.check_levels(levels, pipe.sample_shape, num_levels)
     chain = None
@@ -241,7 +197,7 @@ def decompress(args: argparse.Namespace) -> None:
         check_new_folder(output)
     data = Path(args.file).read_bytes()
     codec.read_header(data)  # refuse a damaged file before the model is loaded
-    pipe = DDPMPaperPipeline.from_pretrained(args.checkpoint).to(args.device)
+    pipe = load_pipeline(args.checkpoint).to(args.device)
     decoded = codec.decompress(pipe, data, micro_batch=args.micro_batch, progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() == ".npy":
@@ -338,7 +294,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
     )
 
-    draw.add_parser(commands, parse_seeds=parse_seeds, parse_device=parse_device, default_device=default_device())
+    draw.add_parser(commands)
 
     command = commands.add_parser(
         "evaluate",
@@ -363,6 +319,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
     )
+    add_skip_bad_images(command)
     command.add_argument("-o", "--output", help=f"default: {RESULTS} in the checkpoint's folder, or here")
     add_work_arguments(command)
 
@@ -374,6 +331,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--dataset", required=True, help="what the network was trained on, as for evaluate")
     command.add_argument("--num_images", type=int, default=128, help="to measure the network's error on; default: 128")
     command.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_skip_bad_images(command)
     add_work_arguments(command)
 
     command = commands.add_parser("reproduce", help=reproduce.__doc__, description=reproduce.__doc__)
@@ -420,14 +378,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--device", type=parse_device, default=default_device())
 
-    demo.add_parser(
-        commands,
-        parse_device=parse_device,
-        default_device=default_device(),
-        parse_seeds=parse_seeds,
-        schedulers=SCHEDULERS,
-        check_new_folder=check_new_folder,
-    )
+    demo.add_parser(commands)
 
     command = commands.add_parser("env", help=env.__doc__, description=env.__doc__)
     command.set_defaults(function=env)

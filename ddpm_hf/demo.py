@@ -1,16 +1,16 @@
 """The subcommand `ddpm-hf demo`: a page to look at checkpoints with, served here or written as a Space."""
 
 import argparse
-import functools
 import importlib.metadata
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .arguments import SCHEDULERS, check_new_folder, default_device, parse_device, parse_seeds
 from .card import public_options, read_options
 from .demo_tasks import load
 
@@ -86,13 +86,7 @@ def write_space(folder: Path, checkpoints: Sequence[str]) -> None:
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def demo(
-    args: argparse.Namespace,
-    *,
-    parse_seeds: Callable[[str], list[int]],
-    schedulers: Mapping[str, str | None],
-    check_new_folder: Callable[[Path], None],
-) -> None:
+def demo(args: argparse.Namespace) -> None:
     """Show checkpoints of images in a page: sampling, interpolation, noise and back, bits/dim."""
     try:
         from .demo_page import Page, launch
@@ -114,26 +108,20 @@ def demo(
     if not args.max_seconds > 0:
         raise ValueError(f"--max_seconds {args.max_seconds:g} must be above 0")
     models = load(checkpoints, args.device)
-    page = Page(models, parse_seeds=parse_seeds, schedulers=schedulers, max_seconds=args.max_seconds).build()
+    page = Page(models, parse_seeds=parse_seeds, schedulers=SCHEDULERS, max_seconds=args.max_seconds).build()
     url = launch(page, host=args.host, port=args.port)
     print(f"{', '.join(models)} on {url} until Ctrl-C", flush=True)
     page.block_thread()
 
 
-def add_parser(
-    commands: Any,
-    *,
-    parse_device: Callable[[str], str],
-    default_device: str,
-    **of_the_command_line: Any,
-) -> None:
-    """Add `demo` to an argparse subparsers object; `demo` takes the other arguments."""
+def add_parser(commands: Any) -> None:
+    """Add `demo` to an argparse subparsers object."""
     command = commands.add_parser(
         "demo",
         help=demo.__doc__,
         description=f"{demo.__doc__} Only this machine can open it, unless --host is given. Needs the extra `demo`.",
     )
-    command.set_defaults(function=functools.partial(demo, **of_the_command_line))
+    command.set_defaults(function=demo)
     command.add_argument(
         "checkpoints",
         nargs="*",
@@ -145,7 +133,7 @@ def add_parser(
         "--host", default="127.0.0.1", help="0.0.0.0: for all who reach this machine; default: %(default)s"
     )
     command.add_argument("--port", type=int, default=7860, help="default: %(default)s")
-    command.add_argument("--device", type=parse_device, default=default_device)
+    command.add_argument("--device", type=parse_device, default=default_device())
     command.add_argument(
         "--max_seconds", type=float, default=300.0, help="after which a visitor's work is stopped; default: 300"
     )

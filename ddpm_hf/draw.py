@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import figures, likelihood, pictures
+from .arguments import add_skip_bad_images, default_device, parse_device, parse_seeds
 from .data import Samples, is_image_folder, to_model_range
 from .evaluation import load_model, real_samples
 from .pipeline_ddpm_paper import DDPMPaperPipeline
@@ -151,7 +152,7 @@ def _samples(args: argparse.Namespace, pipe: DDPMPaperPipeline, split: str) -> S
             f"--dataset is missing: name data of samples {pipe.sample_shape}, as the network was trained on"
         )
     split = args.split or ("train" if is_image_folder(dataset) else split)
-    return real_samples(dataset, split, pipe.sample_shape)
+    return real_samples(dataset, split, pipe.sample_shape, skip_bad_images=args.skip_bad_images)
 
 
 def _sources(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Tensor:
@@ -187,13 +188,7 @@ def _step_labels(timesteps: Sequence[int]) -> list[str]:
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
-def add_parser(
-    commands: Any,
-    *,
-    parse_seeds: Callable[[str], list[int]],
-    parse_device: Callable[[str], str],
-    default_device: str,
-) -> None:
+def add_parser(commands: Any) -> None:
     """Add `draw` and its kinds to an argparse subparsers object; each kind takes only the options that it uses."""
     command = commands.add_parser("draw", help=draw.__doc__, description=draw.__doc__)
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -204,7 +199,7 @@ def add_parser(
         kind.set_defaults(function=draw, picture=picture)
         kind.add_argument("checkpoint", help="a training run, a pipeline's folder, or a repository on the Hub")
         kind.add_argument("--steps", type=int, help="reverse steps; default: the checkpoint's own")
-        kind.add_argument("--device", type=parse_device, default=default_device)
+        kind.add_argument("--device", type=parse_device, default=default_device())
         kind.add_argument("-o", "--output", default=f"{name}.png", help=f"default: {name}.png")
         if seeds is None:
             kind.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
@@ -218,8 +213,12 @@ def add_parser(
         kind.add_argument("--dataset", help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder")
         kind.add_argument("--split", help=f"default: {split}; a folder has only train")
 
+    def add_images(kind: Any, split: str) -> None:
+        add_data(kind, split)
+        add_skip_bad_images(kind)
+
     def add_sources(kind: Any) -> None:
-        add_data(kind, "test")
+        add_images(kind, "test")
         kind.add_argument(
             "--images", type=int, nargs=2, default=[0, 1], metavar=("I", "J"), help="which two; default: 0 1"
         )
@@ -230,8 +229,10 @@ def add_parser(
     kind.add_argument("--timestep", type=int, metavar="T", help="0-based; default: half of the network's, 499 of 1000")
     add_sources(kind)
     add_sources(add(coarse_to_fine))
-    add_data(add(nearest, seeds="0-7"), "train")
+    add_images(add(nearest, seeds="0-7"), "train")
     kind = add(rate_distortion)
-    add_data(kind, "test")
+    add_images(kind, "test")
     kind.add_argument("--num_images", type=int, default=64, help="from the first; default: 64")
-    add_data(add(points, seeds="0-999", seeds_help="one point each"), "test")
+    kind = add(points, seeds="0-999", seeds_help="one point each")
+    add_data(kind, "test")
+    kind.set_defaults(skip_bad_images=0)  # points do not come in files

@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import functools
+import re
 import shutil
 import subprocess
 import sys
@@ -14,10 +16,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler
+from local_hub import LocalHub
 from PIL import Image
 
 from ddpm_hf import DDPMPaperPipeline, cli, evaluation, inference
-from ddpm_hf.cli import SCHEDULERS, build_parser, main, parse_seeds
+from ddpm_hf.arguments import SCHEDULERS, parse_seeds
+from ddpm_hf.cli import build_parser, main
 from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.evaluation import Protocol
 from ddpm_hf.likelihood import bits_per_dim
@@ -247,6 +251,153 @@ def test_unreadable_arguments_end_with_exit_code_2(capsys, arguments, message):
     assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
+# ---- a checkpoint that is not there --------------------------------------------------------------------------------
+
+EVERY_COMMAND = {
+    "sample": "sample {} -o new.png",
+    "convert": "convert {} new",
+    "convert to stock": "convert {} new --to stock",
+    "evaluate": "evaluate {} --dataset digits --work_dir new",
+    "shorten": "shorten {} new --dataset digits --work_dir new",
+    "draw": "draw progressive {} -o new.png",
+    "compress": "compress {} photo.png -o new",
+    "decompress": "decompress {} compressed -o new",
+}
+
+
+@pytest.fixture
+def runs(images, tmp_path, monkeypatch) -> Path:
+    """The working folder, with the checkpoint `runs/digits` and an image; and no Hub that could be asked."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.model_info", refuse)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(images, tmp_path / "runs" / "digits")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "photo.png")
+    return tmp_path
+
+
+def refusal(line: str) -> str:
+    """What `main` ends with, which is one line."""
+    AcceleratorState._reset_state(True)
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as exit_info:
+        main(line.split())
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(True)
+    message = exit_info.value.code  # a string: Python prints it to stderr and exits with 1
+    assert isinstance(message, str) and message.startswith("ddpm-hf: ") and "\n" not in message
+    return message.removeprefix("ddpm-hf: ")
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_a_slip_in_a_folders_name_is_told_by_every_command(runs, command):
+    """With what it may have been, and without asking the Hub: `runs` is a folder here."""
+    if command == "decompress":
+        main(["compress", "runs/digits", "photo.png", "--steps", "2", "-o", "compressed"])
+    before = sorted(runs.rglob("*"))
+    message = refusal(EVERY_COMMAND[command].format("runs/digitz"))
+    assert message == (
+        f"there is no folder runs/digitz in {runs}; a repository of that name on the Hub is looked for only where "
+        "there is no folder runs; did you mean runs/digits?"
+    )
+    assert sorted(runs.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "suggested"),
+    [
+        ("./runs/digitz", "runs/digits"),
+        ("../{name}/runs/digit", "../{name}/runs/digits"),
+        ("{here}/runs/digitz", "{here}/runs/digits"),
+        ("./rnus/digits", "runs/digits"),
+        ("./rnus/digitz", "runs/digits"),
+        ("~/runs/digitz", "{here}/runs/digits"),
+        ("~/runs/digits", "{here}/runs/digits"),
+        ("runs/digits/checkpoints/step-4", None),
+        ("runs/--", None),
+        ("/nowhere/at/all", None),
+    ],
+)
+def test_a_path_that_is_no_name_on_the_hub_is_not_looked_for_there(runs, monkeypatch, given, suggested):
+    monkeypatch.setenv("HOME", str(runs))
+    places = {"here": runs, "name": runs.name}
+    given = given.format(**places)
+    message = refusal(f"sample {given}")
+    where = "" if given.startswith(("/", "~")) else f" in {runs}"
+    hint = f"; did you mean {suggested.format(**places)}?" if suggested else ""
+    assert message == f"there is no folder {given}{where}{hint}"
+
+
+def test_a_file_in_place_of_a_checkpoint_is_told(runs):
+    assert refusal("sample photo.png") == "photo.png is a file; give the folder of a checkpoint"
+
+
+ON_THE_HUB = """
+import sys
+
+from huggingface_hub import close_session, constants
+
+from ddpm_hf.cli import main
+
+def attempt(name):
+    try:
+        main(["sample", name, "--steps", "1", "-o", "x.npy"])
+    except SystemExit as error:
+        print(f"{name}: {error.code}")
+
+for name in sys.argv[1:]:
+    attempt(name)
+print("next", flush=True)
+input()
+close_session()  # a connection that is open would be served to its end
+for name in ("tester/tiny", "tester/gone"):
+    attempt(name)
+constants.HF_HUB_OFFLINE = True
+attempt("tester/absent")
+"""
+
+
+def test_what_the_hub_answered_is_told_and_its_repositories_are_loaded(images, tmp_path):
+    """Against a Hub over HTTP, which then goes away; what came from it before is still loaded."""
+    (tmp_path / "digits").mkdir()
+    upload = f"from ddpm_hf import DDPMPaperPipeline as P\nP.from_pretrained({images!r}).push_to_hub('tester/tiny')"
+    upload += "\nfrom huggingface_hub import HfApi\nHfApi().create_repo('tester/bare')"
+    names = ["tester/tiny", "tester/nothing", "digitz", "tester/secret", "tester/troubled", "tester/bare"]
+    with LocalHub() as hub:
+        environment = {**hub.client(tmp_path / "home", "hf_abc"), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", upload], env=environment, check=True, capture_output=True)
+        hub.failing |= {"tester/secret": 403, "tester/troubled": 503}
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(
+            [sys.executable, "-c", ON_THE_HUB, *names],
+            cwd=tmp_path, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe,
+        )  # fmt: skip
+        assert process.stdout is not None
+        lines = list(iter(process.stdout.readline, "next\n"))
+    output, errors = process.communicate("\n", timeout=60)
+    lines = [*lines, *output.splitlines(keepends=True)]
+    missing = f"ddpm-hf: there is no folder {{}} in {tmp_path}, and "
+    none = "the Hub has no repository of that name, or not without `hf auth login` (HTTP 404)"
+    expected = [
+        "1 samples in x.npy",
+        f"tester/nothing: {missing.format('tester/nothing')}{none}",
+        f"digitz: {missing.format('digitz')}{none}; did you mean digits?",
+        f"tester/secret: {missing.format('tester/secret')}the Hub does not let you read it (HTTP 403)",
+        f"tester/troubled: {missing.format('tester/troubled')}the Hub is in trouble; try again later (HTTP 503)",
+        f"tester/bare: {missing.format('tester/bare')}the Hub's repository has no model_index.json",
+        "1 samples in x.npy",
+        f"tester/gone: {missing.format('tester/gone')}the Hub cannot be reached ([Errno 111] Connection refused)",
+        f"tester/absent: {missing.format('tester/absent')}"
+        "it was not downloaded from the Hub before, which HF_HUB_OFFLINE forbids to ask",
+    ]
+    assert [line.rstrip("\n") for line in lines] == expected
+    # diffusers tells that it could not ask, where it then found what it needed; where not, our line says so
+    assert errors.count("Couldn't connect to the Hub") == 1 and "Traceback" not in errors
+
+
 # ---- evaluate, shorten, reproduce ----------------------------------------------------------------------------------
 
 
@@ -306,10 +457,78 @@ def test_the_options_of_evaluate_are_those_of_the_protocol():
         found = getattr(args, field.name)
         assert (tuple(found) if isinstance(found, list) else found) == default, field.name
     words = "--metrics bpd kid --dataset d --split s --num_samples 2000 --num_images 3 --num_timesteps_subset 4"
-    words += " --steps 5 --seed 6 --batch_size 7 --weights raw --extractor a:b"
+    words += " --steps 5 --seed 6 --batch_size 7 --weights raw --extractor a:b --skip_bad_images 8"
     args = build_parser().parse_args(["evaluate", "x", *words.split()])
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Protocol)}
-    assert Protocol(**given) == Protocol("d", ["bpd", "kid"], "s", 2000, 3, 4, 5, 6, 7, "raw", "a:b")  # type: ignore[arg-type]
+    assert Protocol(**given) == Protocol("d", ["bpd", "kid"], "s", 2000, 3, 4, 5, 6, 7, "raw", "a:b", 8)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> str:
+    """A folder of four grey images, of which the second is damaged."""
+    monkeypatch.setenv("DDPM_HF_CACHE", str(tmp_path / "cache"))
+    folder, generator = tmp_path / "photos", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"no image")
+    return str(folder)
+
+
+def test_evaluate_leaves_out_as_many_bad_images_as_it_is_told(measuring, images, photos, tmp_path, caplog):
+    """They are named, and counted in the result; the number is that of the same folder without them."""
+    words = ["--dataset", photos, "-o", str(tmp_path / "x.json")]
+    with pytest.raises(SystemExit, match=r"1\.png: .*skip_bad_images=0 allows no more"):
+        measuring("evaluate", images, *words)
+    measuring("evaluate", images, *words, "--skip_bad_images", "2")
+    assert "photos: 1 bad images left out: " in caplog.text and "1.png" in caplog.text
+    measuring("evaluate", images, *words, "--skip_bad_images", "1")  # the same images: in place of the first result
+    (first,) = read_results(tmp_path / "x.json")
+    assert first["data"]["num_skipped"] == 1 and first["protocol"]["num_images"] == 3
+    (Path(photos) / "1.png").unlink()
+    measuring("evaluate", images, *words)
+    second = read_results(tmp_path / "x.json")[1]
+    assert second["value"] == first["value"]
+    assert second["data"] == {name: value for name, value in first["data"].items() if name != "num_skipped"}
+
+
+def test_a_result_of_before_bad_images_could_be_left_out_is_replaced_and_its_pieces_are_taken(
+    measuring, copied, tmp_path, monkeypatch
+):
+    """An evaluation without bad images says and keeps what it did when there was no such option."""
+    words = ["evaluate", copied, "--dataset", "digits", "--num_images", "2"]
+    measuring(*words)
+    (result,) = read_results(Path(copied) / "evaluation.json")
+    assert set(result["data"]) == {"name", "split", "fingerprint"}
+    assert set(result["protocol"]) == {
+        *("num_images", "seed", "clip_denoised", "num_levels", "num_inference_steps", "num_timesteps_subset")
+    }
+    (identity,) = (tmp_path / "work").glob("bpd-*/identity.json")
+    assert "skip" not in identity.read_text()
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(evaluation, "bits_per_dim", refuse)
+    measuring(*words, "--skip_bad_images", "3")
+    (again,) = read_results(Path(copied) / "evaluation.json")
+    assert again["value"] == result["value"]
+
+
+def test_shorten_leaves_out_as_many_bad_images_as_it_is_told(measuring, images, photos, tmp_path, caplog):
+    with pytest.raises(SystemExit, match=r"1\.png: .*skip_bad_images=0 allows no more"):
+        measuring("shorten", images, str(tmp_path / "short"), "--dataset", photos)
+    measuring("shorten", images, str(tmp_path / "short"), "--dataset", photos, "--skip_bad_images", "1")
+    assert "photos: 1 bad images left out: " in caplog.text and (tmp_path / "short" / "model_index.json").is_file()
+
+
+def test_progress_moves_within_a_piece(measuring, images, tmp_path, monkeypatch, capsys):
+    """Five images are one piece; the bar counts their 5 × 10 terms, four of them at a time."""
+    monkeypatch.setattr(evaluation, "tqdm", functools.partial(evaluation.tqdm, mininterval=0, miniters=1))
+    words = ["--dataset", "digits", "--num_images", "5", "--batch_size", "1", "-o", str(tmp_path / "x.json")]
+    measuring("evaluate", images, *words)
+    counted = re.findall(r"bits/dim:[^\r\n]*?(\d+)/50 ", capsys.readouterr().err)
+    assert [int(n) for n in counted] == [*range(0, 50, 4), 50]
 
 
 @pytest.mark.parametrize("steps", [None, 4])

@@ -29,7 +29,8 @@ from playwright.sync_api import Page as Tab
 from playwright.sync_api import expect, sync_playwright
 
 from ddpm_hf import DDPMPaperPipeline, demo_tasks, figures
-from ddpm_hf.cli import SCHEDULERS, main, parse_seeds
+from ddpm_hf.arguments import SCHEDULERS, parse_seeds
+from ddpm_hf.cli import main
 from ddpm_hf.data import to_model_range
 from ddpm_hf.demo_page import ONE_IN, Page, frames_html, picture_html
 from ddpm_hf.demo_tasks import Frame, Model, fitted, load, seeds_in, whole

@@ -152,6 +152,18 @@ def test_nearest_of_a_folder_of_few_photographs(colour, photos, tmp_path):
     assert np.array_equal(found, grid(images[None], ["seed 0"], ["sample", "1", "2", "3"]))
 
 
+@pytest.mark.parametrize("kind", ["interpolate", "coarse_to_fine", "nearest", "rate_distortion"])
+def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog, kind):
+    (Path(photos) / "1.png").write_bytes(b"no image")
+    words = [kind, colour, "--dataset", photos, "--steps", "1"]
+    with pytest.raises(SystemExit, match=r"1\.png: .*skip_bad_images=0 allows no more"):
+        drawn(tmp_path, *words)
+    found = drawn(tmp_path, *words, "--skip_bad_images", "1")
+    assert "photos: 1 bad images left out: " in caplog.text
+    (Path(photos) / "1.png").unlink()
+    assert np.array_equal(found, drawn(tmp_path, *words))
+
+
 def test_rate_distortion(images, tmp_path, capsys):
     found = drawn(tmp_path, "rate_distortion", images, "--num_images", "3", "--seed", "2", "--steps", "5")
     pipe = pipeline(images)
@@ -237,6 +249,8 @@ def test_a_missing_package_is_named(images, tmp_path, monkeypatch):
         (["coarse_to_fine", "x", "--seeds", "0-3"], "--seeds"),
         (["nearest", "x", "--images", "0", "1"], "--images"),
         (["points", "x", "--num_images", "3"], "--num_images"),
+        (["points", "x", "--skip_bad_images", "1"], "--skip_bad_images"),
+        (["shared", "x", "--skip_bad_images", "1"], "--skip_bad_images"),
         (["interpolate", "x", "--seeds", "5-2"], "'5-2' is neither a seed nor a range such as 0-15"),
         (["interpolate", "x", "--device", "abacus"], "'abacus' cannot be used here"),
     ],

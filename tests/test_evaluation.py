@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 from ddpm_hf import DDPMPaperPipeline, card, checkpoints, evaluation, metrics
 from ddpm_hf.cli import main
 from ddpm_hf.data import load_samples, to_model_range
-from ddpm_hf.evaluation import IMAGES_PER_PIECE, METRICS, Evaluator, Protocol, load_model
+from ddpm_hf.evaluation import IMAGES_PER_PIECE, METRICS, Evaluator, Protocol, is_training_data, load_model
 from ddpm_hf.likelihood import bits_per_dim, rate_distortion
 from ddpm_hf.results import read_results, weights_sha256
 from training import train as train_py
@@ -244,6 +245,14 @@ def test_images_are_the_pipelines_in_micro_batches_of_which_the_last_is_filled_u
     }
 
 
+def test_progress_moves_within_a_micro_batch(evaluator, tiny, capsys):
+    made = evaluator(metrics=("fid",), num_samples=7, batch_size=4)
+    made.pipe.set_progress_bar_config(**made.pipe._progress_bar_config, mininterval=0, miniters=1)
+    list(made.run())
+    counted = re.findall(r"reverse steps:[^\r\n]*?(\d+)/10 ", capsys.readouterr().err)
+    assert [int(n) for n in counted] == 2 * list(range(11))
+
+
 def test_further_samples_are_added_to_those_there_are(evaluator, tmp_path, tiny, monkeypatch):
     list(evaluator(metrics=("fid",), num_samples=8, batch_size=4, num_inference_steps=2).run())
     (result,) = evaluator(metrics=("fid",), num_samples=11, batch_size=4, num_inference_steps=2).run()
@@ -422,6 +431,90 @@ def test_weights_that_are_not_there_are_refused(run, checkpoint, tmp_path):
     for folder, weights in ((finished, "raw"), (checkpoint, "raw"), (checkpoint, "ema")):
         with pytest.raises(ValueError, match=f"weights='{weights}': .* is no training checkpoint and has one kind"):
             load_model(str(folder), weights)
+
+
+# ---- data that the network was trained on --------------------------------------------------------------------------
+
+
+def warned(made: Evaluator, caplog) -> str:
+    """What an evaluation itself warns of."""
+    caplog.clear()
+    list(made.run())
+    return "\n".join(record.getMessage() for record in caplog.records if record.name == "ddpm_hf.evaluation")
+
+
+def test_a_bound_of_the_training_data_is_told_to_be_one(evaluator, run, checkpoint, tmp_path, caplog):
+    """By the fingerprint in a checkpoint, or by the options beside a finished run; of bits/dim alone."""
+    finished = tmp_path / "finished"
+    DDPMPaperPipeline.from_pretrained(run).save_pretrained(finished)
+    (finished / "options.yaml").write_bytes((run / "options.yaml").read_bytes())
+    told = (
+        "bits/dim of digits, split train: the network was trained on these data, and new ones would have more; "
+        "measure it with --split test"
+    )
+    for source in (run, run / "checkpoints" / "step-2", finished):
+        assert warned(evaluator(source=source, num_images=2, split="train"), caplog) == told
+        assert not warned(evaluator(source=source, num_images=2), caplog)
+    for unknown in (checkpoint, tmp_path / "unreadable"):
+        if unknown != checkpoint:
+            DDPMPaperPipeline.from_pretrained(run).save_pretrained(unknown)
+            (tmp_path / "unreadable" / "options.yaml").write_text("[")
+        assert not warned(evaluator(source=unknown, num_images=2, split="train"), caplog)
+
+
+def test_what_is_measured_on_training_data_by_convention_is_not_told_of(evaluator, run, tiny, caplog):
+    assert not warned(evaluator(source=run, metrics=("fid",), num_samples=4, batch_size=4), caplog)
+    caplog.clear()
+    evaluator(source=run, split="train", num_images=2).bound_terms()  # as `shorten` measures
+    assert not caplog.records
+
+
+NAMED = {"dataset_name": "digits", "dataset_split": "train", "dataset_config": None, "train_data_dir": None}
+
+
+@pytest.mark.parametrize(
+    ("options", "fingerprint", "dataset", "expected"),
+    [
+        (NAMED, None, "digits", True),
+        (NAMED, "ab12", "renamed", True),
+        (NAMED, "cd34", "digits", True),  # the same set, of another version
+        (NAMED, "cd34", "renamed", False),
+        ({**NAMED, "dataset_split": "train[:90%]"}, None, "digits", False),
+        ({**NAMED, "dataset_config": "large"}, None, "digits", False),
+        ({"train_data_dir": "{here}/photos", "dataset_split": "train"}, None, "photos", True),
+        ({"train_data_dir": "{here}/photos", "dataset_split": "train"}, "cd34", "photos", True),  # one was added
+        ({"train_data_dir": "photos", "dataset_split": "train"}, "ab12", "photos", True),
+        ({"train_data_dir": "photos", "dataset_split": "train"}, None, "photos", False),  # from where?
+        ({"train_data_dir": "{here}/photos", "dataset_split": "train"}, None, "held out", False),
+        ({}, None, "digits", False),
+    ],
+)
+def test_training_data_are_known_by_their_fingerprint_or_their_name(
+    tmp_path, monkeypatch, options, fingerprint, dataset, expected
+):
+    """Without a fingerprint as of a finished run, else as of a training checkpoint; the data's is ab12."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "held out", "run/train_state"):
+        Path(name).mkdir(parents=True)
+    options = {key: value and value.format(here=tmp_path) for key, value in options.items()}
+    if fingerprint:
+        manifest = {"options": options, "dataset": {"fingerprint": fingerprint}}
+        Path("run/train_state/manifest.json").write_text(json.dumps(manifest))
+    elif options:
+        Path("run/options.yaml").write_text(json.dumps(options))  # which is YAML too
+    assert is_training_data("run", dataset, "train", "ab12") is expected
+
+
+def test_a_bound_of_the_folder_of_training_is_told_to_be_one(evaluator, rgb, tmp_path, caplog, monkeypatch):
+    monkeypatch.setenv("DDPM_HF_CACHE", str(tmp_path / "cache"))
+    model, photos = tmp_path / "model", tmp_path / "photos"
+    photos.mkdir()
+    Image.new("RGB", (8, 8), "teal").save(photos / "0.png")
+    DDPMPaperPipeline.from_pretrained(rgb).save_pretrained(model)
+    (model / "options.yaml").write_text(f"train_data_dir: {photos}\n")
+    message = warned(evaluator(source=model, dataset=str(photos)), caplog)
+    assert message.startswith("bits/dim of photos, split train: ") and "--split" not in message
+    assert message.endswith("measure it on a folder of held-out images")
 
 
 # ---- runs that were stopped, and several processes -----------------------------------------------------------------
