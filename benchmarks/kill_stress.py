@@ -126,7 +126,7 @@ def arrange_death(script: ModuleType, phase: str, step: int) -> None:
     elif phase == "data":
         before(script, "load_data")
     elif phase == "step":  # a part of it is done: the other process waits for this one's gradients
-        before(script, "losses_of", lambda run, batch: run.state.step >= step)
+        before(script, "losses_of", lambda run, *batch: run.state.step >= step)
     elif phase == "between steps":
         before(script, "training_step", lambda run, stream: run.state.step >= step)
     elif phase == "save":

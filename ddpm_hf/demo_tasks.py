@@ -80,8 +80,8 @@ def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[
             kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"
             raise ValueError(f"the page shows images of 1 or 3 channels; {checkpoint} draws {kind}")
         pipe.to(device)
-        if fast and type(pipe.unet).__name__ == "DDPMPaperUNet" and pipe.unet.device.type == "cpu":
-            pipe = speed_up(pipe)  # not on a GPU, where each new batch size would be compiled
+        if fast and type(pipe.unet).__name__ == "DDPMPaperUNet" and pipe.unet.device.type in ("cpu", "cuda"):
+            pipe = speed_up(pipe)
         pipe.set_progress_bar_config(disable=True)
         models[name] = Model(pipe, num_levels(checkpoint, shape))
     return models

@@ -1,8 +1,9 @@
-"""Faster sampling: a pipeline's network, rewritten for inference on a CPU.
+"""Faster sampling: a pipeline's network, rewritten for inference on a CPU, or recorded for a GPU.
 
     pipe = speed_up(DDPMPaperPipeline.from_pretrained(...))         # or speed_up(pipe, torch.bfloat16)
 
-The same weights and the same sum, in another order: images agree with the plain pipeline's to rounding. What is done:
+On a GPU the network is a CUDA graph, which Python launches by one call. On a CPU the same weights give the same sum in
+another order: images agree with the plain pipeline's to rounding. What is done:
 
 - convolutions and linear layers run in oneDNN with weights that are laid out for it once;
 - 3×3 convolutions of wide feature maps by Winograd's F(4, 3) along each row: half of the multiplications;
@@ -27,6 +28,7 @@ from diffusers import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from .cuda_graphs import Recorded
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .unet.unet_ddpm_paper import (
     DDPMPaperUNet,
@@ -316,19 +318,96 @@ class TimeBias:
         return self.rows[times[0]]
 
 
-class FastUNet(ModelMixin):
-    """ε_θ(x_t, t) with the weights that a `DDPMPaperUNet` has now, for inference on a CPU.
+class _SamplingNetwork(ModelMixin):
+    """ε_θ(x_t, t) with the weights that a `DDPMPaperUNet` has now, for sampling alone.
 
-    It computes in `compute_dtype` and returns float32. It holds copies of the weights in the kernels' own layouts,
-    and nothing that could be trained or saved.
+    It computes in `compute_dtype`, takes and returns float32, and holds nothing that could be trained or saved.
     """
+
+    config: Any
+    compute_dtype: torch.dtype
+    sample_shape: tuple[int, ...]
+    _device: torch.device
+
+    @torch.no_grad()
+    def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
+        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W].
+
+        Raises ValueError for other shapes, and other devices than the one it was made for.
+        """
+        if sample.device != self._device:
+            raise ValueError(f"this network was sped up for {self._device}, and sample is on {sample.device}")
+        if tuple(sample.shape[1:]) != self.sample_shape:
+            raise ValueError(f"sample has shape {tuple(sample.shape)}; expected [B, {self.sample_shape}]")
+        t = torch.as_tensor(timestep).reshape(-1)
+        if len(t) not in (1, len(sample)):
+            raise ValueError(f"timestep has shape {tuple(t.shape)}; expected one, or one per sample, ({len(sample)},)")
+        y = self._forward(sample, t)
+        return UNet2DOutput(sample=y) if return_dict else (y,)
+
+    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
+        """`t` is [1] or [B]."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("a network that was sped up holds no weights to save; save the pipeline it was made from")
+
+
+def _sample_shape(unet: DDPMPaperUNet) -> tuple[int, int, int]:
+    side: Any = unet.config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    return unet.config["in_channels"], height, width
+
+
+class GraphedUNet(_SamplingNetwork):
+    """A copy of a network on a GPU, for each batch size recorded as a CUDA graph.
+
+    With `compile`, TorchInductor writes its kernels, for half a minute per batch size.
+    """
+
+    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, compile: bool):
+        super().__init__()
+        self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
+        self.sample_shape = _sample_shape(unet)
+        network: Any = copy.deepcopy(unet)
+        network.to(compute_dtype).eval().requires_grad_(False)
+        # its own kernels are faster channels last, PyTorch's GroupNorm is not
+        memory_format = torch.channels_last if compile else torch.contiguous_format
+        network.to(memory_format=memory_format)
+        if compile:
+            network.compile(fullgraph=True, dynamic=False)
+
+        def compute(x_t: Tensor, t: Tensor) -> Tensor:
+            x = x_t.to(compute_dtype).contiguous(memory_format=memory_format)
+            return network(x, t).sample.float().contiguous()
+
+        self._compute = compute  # not the network itself, whose weights would then be this one's
+        self._recorded: dict[tuple[int, torch.dtype], Recorded] = {}  # by the batch's size, and what t is counted in
+
+    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
+        key = len(sample), t.dtype
+        if key not in self._recorded:
+            self._recorded[key] = Recorded(self._compute)
+        y: Any = self._recorded[key](sample, t.expand(len(sample)))
+        return y
+
+
+class FastUNet(_SamplingNetwork):
+    """A network for a CPU, with copies of the weights in its kernels' own layouts."""
 
     def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, num_timesteps: int):
         super().__init__()
-        self.config, self.compute_dtype = unet.config, compute_dtype
-        side: Any = unet.config["sample_size"]
-        height, width = (side, side) if isinstance(side, int) else side
-        self.sample_shape = (unet.config["in_channels"], height, width)
+        self.config, self.compute_dtype, self._device = unet.config, compute_dtype, torch.device("cpu")
+        self.sample_shape = _sample_shape(unet)
+        _, height, width = self.sample_shape
         first = unet.conv_in.out_channels
         self.rows_per_part = max(1, BYTES_PER_PART // (first * height * width * compute_dtype.itemsize))
         size = self.rows_per_part, height, width
@@ -368,27 +447,14 @@ class FastUNet(ModelMixin):
         attentions = [Attention(module, size, self.compute_dtype) for module in level.attentions]
         return list(itertools.zip_longest(residuals, attentions))  # the middle has attention after its first alone
 
-    @torch.no_grad()
-    def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
-        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W].
-
-        Raises ValueError for other shapes, and other devices than the CPU it was made for.
-        """
-        if sample.device.type != "cpu":
-            raise ValueError(f"this network was sped up for the CPU, and sample is on {sample.device}")
-        if tuple(sample.shape[1:]) != self.sample_shape:
-            raise ValueError(f"sample has shape {tuple(sample.shape)}; expected [B, {self.sample_shape}]")
-        t = torch.as_tensor(timestep).reshape(-1)
-        if len(t) not in (1, len(sample)):
-            raise ValueError(f"timestep has shape {tuple(t.shape)}; expected one, or one per sample, ({len(sample)},)")
+    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
         biases = self._time_bias(t)
         x = sample.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         parts = []
         for i in range(0, len(x), self.rows_per_part):
             rows = slice(i, i + self.rows_per_part)
             parts.append(self._part(x[rows], iter([b if b.ndim == 1 else b[rows] for b in biases])))
-        y = (parts[0] if len(parts) == 1 else torch.cat(parts)).float().contiguous()
-        return UNet2DOutput(sample=y) if return_dict else (y,)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).float().contiguous()
 
     def _part(self, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
         x = self._conv_in(x)
@@ -409,17 +475,6 @@ class FastUNet(ModelMixin):
                 x = upsample(x)
         return self._conv_out(self._norm_out(x))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError("a network that was sped up holds no weights to save; save the pipeline it was made from")
-
 
 Layer = tuple[Residual, Attention | None]
 
@@ -430,23 +485,34 @@ def _layer(layer: Layer, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
     return x if attention is None else attention(x)
 
 
-def speed_up(pipe: DDPMPaperPipeline, dtype: torch.dtype = torch.float32) -> DDPMPaperPipeline:
+def speed_up(
+    pipe: DDPMPaperPipeline, dtype: torch.dtype = torch.float32, *, compile: bool = False
+) -> DDPMPaperPipeline:
     """A pipeline with the same scheduler and the weights that `pipe` has now, for faster sampling.
 
     `dtype`, float32 or bfloat16, is what the network computes in; x_t stays float32. On a CPU the network becomes a
-    `FastUNet`; on an accelerator a copy, channels last, that torch.compile turns into one CUDA graph at its first
-    call. Either takes memory of its own (on a CPU up to 2.5 times the weights); drop `pipe` where it is not needed.
-    Raises ValueError for other networks than a DDPMPaperUNet, and other precisions.
+    `FastUNet`, on a GPU a `GraphedUNet`, which `compile` makes faster again: it takes half a minute for every batch
+    size, so it is for many samples in batches of one size. Either takes memory of its own (on a CPU up to 2.5 times
+    the weights); drop `pipe` where it is not needed.
+
+    Raises ValueError for other networks than a DDPMPaperUNet, other precisions and devices, and `compile` on a CPU,
+    where it brings nothing.
     """
     unet: Any = pipe.unet
     if type(unet).__name__ != "DDPMPaperUNet":  # by name: carried code makes it another class
         raise ValueError(f"only a DDPMPaperUNet can be sped up, not {type(unet).__name__}")
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype={dtype} is not supported; choose torch.float32 or torch.bfloat16")
-    if unet.device.type == "cpu":
+    kind = unet.device.type
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"networks on {kind} cannot be sped up; move the pipeline to 'cpu' or 'cuda'")
+    if compile and kind == "cpu":
+        raise ValueError("compile=True is for GPUs; leave it out on a CPU")
+    if kind == "cpu":
         total = pipe.scheduler.config["num_train_timesteps"]
         fast: Any = FastUNet(unet, compute_dtype=dtype, num_timesteps=total)
     else:
-        fast = copy.deepcopy(unet).to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-        fast.compile(mode="reduce-overhead", fullgraph=True)
-    return DDPMPaperPipeline(fast, pipe.scheduler)
+        fast = GraphedUNet(unet, compute_dtype=dtype, compile=compile)
+    sped_up = DDPMPaperPipeline(fast, pipe.scheduler)
+    sped_up.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return sped_up

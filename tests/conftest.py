@@ -1,6 +1,7 @@
 """Fixtures that several test files share: the recorded truth, a measure of error, and tiny networks and schedulers."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
 
+# What is recorded, and said of tolerances, is the CPU's: without this, training would take a GPU that is there. The
+# tests of test_gpu.py ask for it. Processes that the tests start inherit it.
+if "DDPM_HF_GPU" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 torch.set_num_threads(
     1
 )  # for tensors as small as the tests', threads only wait for each other: 100 times on a busy CPU

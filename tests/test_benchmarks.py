@@ -70,7 +70,7 @@ def test_a_difference_ends_the_benchmark_before_anything_is_timed(monkeypatch, c
     assert closed == [True]
 
 
-def broken_unet(pipe: Any, dtype: torch.dtype = torch.float32) -> Any:
+def broken_unet(pipe: Any, dtype: torch.dtype, *, compile: bool) -> Any:
     """What speed_up might return with a fault: one bias of 64 off by a thousandth."""
     pipe = copy.deepcopy(pipe)
     with torch.no_grad():
@@ -90,8 +90,8 @@ def changed_run(**options: Any) -> Any:
     """build_ours of another recipe than stock's."""
     original = training.build_ours
 
-    def build(*args: Any) -> Any:
-        run = original(*args)
+    def build(*args: Any, **settings: Any) -> Any:
+        run = original(*args, **settings)
         for name, value in options.items():
             setattr(run.options, name, value)
         return run
@@ -99,9 +99,9 @@ def changed_run(**options: Any) -> Any:
     return build
 
 
-def forgetful_run(*args: Any) -> Any:
+def forgetful_run(*args: Any, **settings: Any) -> Any:
     """build_ours whose averages follow the weights too fast."""
-    run = ORIGINAL_BUILD(*args)
+    run = ORIGINAL_BUILD(*args, **settings)
     run.state.ema.decay = run.state.ema.min_decay = 0.999
     return run
 
@@ -266,11 +266,15 @@ TARGETS = {  # of the issue: (case, name, contestant, device) → at least, reac
     ("training", "CIFAR-10 UNet, float32 stock", "ours", "cpu"): (1.05, 1.2),
     ("training", "CIFAR-10 UNet, float32 stock", "ours, bf16", "cpu"): (1.6, 2.0),
     ("data", "images, 32×32", "ours", "cpu"): (15.0, 30.0),
-    ("training", "CIFAR-10 UNet, batch 128, bf16 stock", "ours, bf16", "cuda"): (1.5, 1.5),
-    ("training", "CIFAR-10 UNet, batch 128, default precision stock", "ours, bf16", "cuda"): (2.5, 2.5),
-    ("sampling", "CIFAR-10 UNet, batch 1, 1000 steps", "sped up, bf16", "cuda"): (5.0, 5.0),
-    ("sampling", "CIFAR-10 UNet, batch 64, 1000 steps", "sped up, bf16", "cuda"): (2.5, 2.5),
 }
+GPU_TARGETS = {  # by case and name; for each of the settings that one may choose there
+    ("training", "CIFAR-10 UNet, batch 128, bf16 stock"): (1.5, ("ours, bf16", "ours, bf16, compiled")),
+    ("training", "CIFAR-10 UNet, batch 128, default precision stock"): (2.5, ("ours, bf16", "ours, bf16, compiled")),
+    ("sampling", "CIFAR-10 UNet, batch 1"): (5.0, ("sped up", "sped up, bf16", "sped up, bf16, compiled")),
+    ("sampling", "CIFAR-10 UNet, batch 64"): (2.5, ("sped up", "sped up, bf16", "sped up, bf16, compiled")),
+}
+for work, (target, settings) in GPU_TARGETS.items():
+    TARGETS |= {(*work, setting, "cuda"): (target, target) for setting in settings}
 
 
 def test_the_catalogue_has_every_target_and_every_case():
@@ -287,14 +291,15 @@ def test_the_catalogue_has_every_target_and_every_case():
     quick = list(timing.chosen(specs, None, quick=True))
     assert {s.case for s in quick} == set(report.CASES) and len(quick) < len(specs)
     assert {s.case for s in timing.chosen(specs, ["data"], quick=False)} == {"data"}
+    assert list(timing.chosen(specs, None, quick=False, device="cuda")) == [s for s in specs if s.device == "cuda"]
 
 
 def test_gpu_rows_are_listed_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
     gpu = [spec for spec in benchmark.catalogue() if spec.device == "cuda"]
     results = benchmark.run(gpu, quick=True)
-    assert [row["measured"] for row in results["rows"]] == [False] * 4
-    assert report.speed_table(results).count("unmeasured") == 4
+    assert [row["measured"] for row in results["rows"]] == [False] * 10
+    assert report.speed_table(results).count("unmeasured") == 10
     assert results["machine"]["gpu"] is None and results["date_utc"].endswith("+00:00")
 
 

@@ -171,7 +171,7 @@ def test_refused_inputs(tiny_unet):
         fast(torch.zeros(2, 3, 4, 4), 0)
     with pytest.raises(ValueError, match=r"timestep has shape \(3,\); expected one, or one per sample, \(2,\)"):
         fast(torch.zeros(2, 3, 8, 8), torch.zeros(3))
-    with pytest.raises(ValueError, match="sped up for the CPU, and sample is on meta"):
+    with pytest.raises(ValueError, match="sped up for cpu, and sample is on meta"):
         fast(torch.zeros(2, 3, 8, 8, device="meta"), 0)
 
 

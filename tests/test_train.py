@@ -423,13 +423,14 @@ def test_a_step_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path,
     before = [p.detach().clone() for p in run.state.unet.parameters()]
     shadow = [x.clone() for x in run.state.ema.shadow_params]
     run.objective = objective
-    batch = run.batches.rows(2, share_of(16, parts, 0, 0, 1))
+    batches = [run.batches.rows(2, share_of(16, parts, part, 0, 1)) for part in range(parts)]
     with pytest.raises(FloatingPointError) as error:
         train_py.training_step(run, stream)
     message = str(error.value)
     assert f"the {what} is not finite at step 2, learning rate 0.002" in message
     if what == "loss":
-        assert f"t=[{int(batch.t[2])}]" in message and f"samples [{batch.indices[2]}]" in message
+        t, samples = [int(b.t[2]) for b in batches], [int(b.indices[2]) for b in batches]
+        assert f"t={t}" in message and f"samples {samples}" in message
     assert all(torch.equal(p, b) for p, b in zip(run.state.unet.parameters(), before, strict=True))
     assert all(torch.equal(x, b) for x, b in zip(run.state.ema.shadow_params, shadow, strict=True))
     assert (run.state.step, run.state.num_updates) == (2, 2)
@@ -438,7 +439,7 @@ def test_a_step_that_is_not_finite_stops_before_it_touches_the_weights(tmp_path,
 def test_a_run_that_is_not_finite_saves_nothing_of_it(tmp_path, monkeypatch):
     losses_of = train_py.losses_of
     monkeypatch.setattr(
-        train_py, "losses_of", lambda run, b: losses_of(run, b) * (1 if run.state.step < 4 else math.nan)
+        train_py, "losses_of", lambda run, *b: losses_of(run, *b) * (1 if run.state.step < 4 else math.nan)
     )
     with pytest.raises(FloatingPointError, match="at step 4"):
         train(tmp_path)

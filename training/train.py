@@ -67,6 +67,7 @@ from ddpm_hf import (
 )
 from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
 from ddpm_hf.card import environment, public_options
+from ddpm_hf.cuda_graphs import Recorded
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.options import parse_options, to_yaml
@@ -155,7 +156,10 @@ class TrainingOptions:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "none: as accelerate is configured")
     allow_tf32: bool = option(False, "float32 matrix products and convolutions in TF32, on GPUs that have it")
     gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
-    compile: bool = option(False, "torch.compile the network")
+    compile: bool = option(False, "torch.compile the network: over a minute of compiling, then faster on a GPU")
+    cuda_graphs: bool = option(
+        True, "on one GPU record the step and replay it, the same bits sooner; not in fp16 or gradient_checkpointing"
+    )
     cpu_threads: int | None = option(None, "without a GPU; none: the cores, shared by this machine's processes")
 
     # watching and saving
@@ -247,6 +251,7 @@ class TrainingOptions:
 # What may differ between a run and its resumption; everything else changes the mathematics.
 FREE_TO_CHANGE = {
     *("output_dir", "num_steps", "num_workers", "allow_tf32", "compile", "gradient_checkpointing", "cpu_threads"),
+    *("cuda_graphs",),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
@@ -267,28 +272,29 @@ class Run:
     state: TrainingState
     scheduler: DDPMPaperScheduler
     objective: Callable[..., Tensor] = simple_loss
+    recorded: dict[Callable[..., Tensor | None], Recorded] = field(default_factory=dict)  # see `launch`
 
 
-def losses_of(run: Run, batch: Batch) -> Tensor:
+def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     """Algorithm 1, line 5 without its gradient, per sample: [B]; L_simple, or the bound's term at t in bits/dim.
 
-    Lines 2–4, the random draws, made the batch.
+    Lines 2–4, the random draws, made the batch, of which `x_start` has the levels or points as they are stored.
 
     Noise is added in float32 whatever the precision of the network: in bfloat16 the first timesteps would get none.
     """
     diffusion: GaussianDiffusion = run.scheduler.diffusion
-    x_start = to_model_range(batch.x_start, run.batches.samples.num_levels)
-    x_t = diffusion.q_sample(x_start, batch.t, batch.noise)
-    model_output = run.model(x_t, batch.t, return_dict=False)[0]
+    x_start = to_model_range(x_start, run.batches.samples.num_levels)
+    x_t = diffusion.q_sample(x_start, t, noise)
+    model_output = run.model(x_t, t, return_dict=False)[0]
     return run.objective(
         diffusion,
         model_output.float(),
         x_start,
         x_t,
-        batch.t,
+        t,
         prediction_type=run.options.prediction_type,
         variance_type=run.options.variance_type,
-        **({"noise": batch.noise} if run.options.objective == "simple" else {}),
+        **({"noise": noise} if run.options.objective == "simple" else {}),
     )
 
 
@@ -307,36 +313,34 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     options, accelerator, state = run.options, run.accelerator, run.state
     learning_rate = learning_rate_of(options, state.num_updates)
     for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
     loss = torch.zeros((), device=accelerator.device)
     num_parts = options.gradient_accumulation_steps
-    seen: list[Any] = []  # (t, losses) of all processes, by row of the global batch
+    parts: list[tuple[Batch, Tensor]] = []  # with their losses
     for part in range(num_parts):
-        batch, weights = next(stream).to(accelerator.device), 1.0
+        batch, weights = next(stream).to(accelerator.device), ()
         if state.loss_history is not None:  # line 3, with importance sampling
-            t, weights = (x.to(accelerator.device) for x in state.loss_history.draw(batch.quantiles))
-            batch = batch._replace(t=t)
+            t, weight = (x.to(accelerator.device) for x in state.loss_history.draw(batch.quantiles))
+            batch, weights = batch._replace(t=t), (weight,)
         if options.dropout:
             index = part * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(keyed_seed(options.seed, "dropout", state.step, index))
         with contextlib.nullcontext() if part == num_parts - 1 else accelerator.no_sync(run.model):
-            losses = losses_of(run, batch)
-            if state.grad_scaler is None:
-                check_finite("loss", losses, batch, state.step, learning_rate)
-            if state.loss_history is not None:
-                seen.append(accelerator.gather((batch.t, losses.detach())))
-            losses = losses * weights
-            accelerator.backward(losses.mean() / num_parts)
-        loss += losses.detach().mean() / num_parts
-    grad_norm: Any = accelerator.clip_grad_norm_(state.unet.parameters(), options.max_grad_norm)
-    if state.grad_scaler is None:
-        check_finite("gradient", grad_norm.expand(len(batch.t)), batch, state.step, learning_rate)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+            losses: Any = launch(run, add_gradient, batch.x_start, batch.t, batch.noise, *weights)
+        parts.append((batch, losses))
+        loss += (losses * weights[0] if weights else losses).mean() / num_parts
+    grad_norm: Any = launch(run, clip_gradient)
+    # the one place where a step waits for the device
+    if state.grad_scaler is None and not torch.isfinite(loss + grad_norm):
+        raise not_finite(parts, state.step, learning_rate)
     state.step += 1
-    for t, losses in seen:
-        assert state.loss_history is not None
-        state.loss_history.update(t.cpu().numpy(), losses.cpu().numpy())
+    launch(run, update_weights)
+    if state.loss_history is not None:
+        for t, losses in [accelerator.gather((batch.t, losses)) for batch, losses in parts]:  # by row of the batch
+            state.loss_history.update(t.cpu().numpy(), losses.cpu().numpy())
     if accelerator.optimizer_step_was_skipped:  # then learning rate and averaged weights wait as well
         state.overflows_in_a_row += 1
         if state.overflows_in_a_row >= MAX_OVERFLOWS_IN_A_ROW:
@@ -344,18 +348,60 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     else:
         state.overflows_in_a_row = 0
         state.num_updates += 1
-        state.ema.step(state.unet.parameters())
+        state.ema.optimization_step = state.num_updates  # which a replay does not count
     return loss, grad_norm
 
 
-def check_finite(what: str, values: Tensor, batch: Batch, step: int, learning_rate: float) -> None:
-    bad = ~torch.isfinite(values)
-    if bad.any():
-        raise FloatingPointError(
-            f"the {what} is not finite at step {step}, learning rate {learning_rate:g}, t={batch.t[bad].tolist()}, "
-            f"samples {batch.indices[bad.cpu().numpy()].tolist()}; the weights are as they were before this step. "
-            "Lower the learning rate, or look at these samples"
-        )
+def launch(run: Run, work: Callable[..., Tensor | None], *tensors: Tensor) -> Tensor | None:
+    """`work(run, *tensors)`; on one GPU replayed as a CUDA graph.
+
+    Not between processes, where a graph would hold their communication too, and not where the CPU decides within a
+    step: whether float16 overflowed, or what gradient checkpointing draws again.
+    """
+    options, accelerator = run.options, run.accelerator
+    alone_on_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
+    if not (options.cuda_graphs and alone_on_gpu) or run.state.grad_scaler or options.gradient_checkpointing:
+        return work(run, *tensors)
+    if work not in run.recorded:
+        run.recorded[work] = Recorded(partial(work, run))
+    return run.recorded[work](*tensors)
+
+
+def add_gradient(run: Run, x_start: Tensor, t: Tensor, noise: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """The losses [B] of a part of the batch; the gradient of their weighted mean joins that of the parts before."""
+    losses = losses_of(run, x_start, t, noise)
+    run.accelerator.backward((losses * weights).mean() / run.options.gradient_accumulation_steps)
+    return losses.detach()
+
+
+def clip_gradient(run: Run) -> Tensor:
+    """The gradient's norm before it is clipped, 0-d."""
+    norm: Any = run.accelerator.clip_grad_norm_(run.state.unet.parameters(), run.options.max_grad_norm)
+    return norm
+
+
+def update_weights(run: Run) -> None:
+    """Adam's step, and the averaged weights after it."""
+    state = run.state
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=run.accelerator.device.type != "cuda")  # a CUDA graph needs it in its place
+    if not run.accelerator.optimizer_step_was_skipped:
+        state.ema.step(state.unet.parameters())
+
+
+def not_finite(parts: list[tuple[Batch, Tensor]], step: int, learning_rate: float) -> FloatingPointError:
+    """What to raise where the loss, or else only the gradient, is not finite, with the samples it may come from."""
+    bad = [~torch.isfinite(losses) for _, losses in parts]
+    what = "loss" if any(b.any() for b in bad) else "gradient"
+    t, samples = [], []
+    for (batch, _), b in zip(parts, bad, strict=True):
+        chosen = b if what == "loss" else torch.ones_like(b)
+        t += batch.t[chosen].tolist()
+        samples += batch.indices[chosen.cpu().numpy()].tolist()
+    return FloatingPointError(
+        f"the {what} is not finite at step {step}, learning rate {learning_rate:g}, t={t}, samples {samples}; the "
+        "weights are as they were before this step. Lower the learning rate, or look at these samples"
+    )
 
 
 def all_agree_to_stop(run: Run, signals: StopSignals) -> bool:
@@ -403,7 +449,7 @@ def train(
         ending, step = state.step == options.num_steps, state.step
         stopping = all_agree_to_stop(run, signals)
         if ending or step % options.log_every == 0:
-            learning_rate = state.optimizer.param_groups[0]["lr"]
+            learning_rate = float(state.optimizer.param_groups[0]["lr"])
             log.write(step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=learning_rate)
         with log.paused():
             if not stopping:
@@ -605,7 +651,11 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
     unet.to(accelerator.device)
     # decay = min_decay: the first update copies and then the decay is constant, as in the paper's code
     ema = EMAModel(unet.parameters(), decay=options.ema_decay, min_decay=options.ema_decay, foreach=True)
-    optimizer = torch.optim.Adam(unet.parameters(), lr=0.0, fused=accelerator.device.type in ("cpu", "cuda"))
+    on_gpu = accelerator.device.type == "cuda"
+    # there as a tensor, so that a step which is replayed sees it change
+    learning_rate: Any = torch.zeros((), device=accelerator.device) if on_gpu else 0.0
+    fused = accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(unet.parameters(), lr=learning_rate, fused=fused, capturable=on_gpu)
     if options.compile:
         unet.compile()
     model, optimizer = accelerator.prepare(unet, optimizer)
