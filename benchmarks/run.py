@@ -3,6 +3,7 @@
     python benchmarks/run.py --output benchmarks/results/cpu.json      # the published numbers; half an hour
     python benchmarks/run.py --quick                                   # five minutes on two idle cores
     python benchmarks/run.py --case sampling scheduler                 # some of it
+    python benchmarks/run.py --device cuda --output benchmarks/results/gpu.json    # seven minutes on an H100
     python benchmarks/run.py --table benchmarks/results/cpu.json       # print its tables, and renew those in docs/
     python benchmarks/run.py --plot benchmarks/results/cpu.json docs/pictures/speed.png
 
@@ -71,6 +72,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="less of everything")
     parser.add_argument("--case", nargs="+", choices=tuple(report.CASES), help="only these")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only what is measured there")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there, as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results, and renew the docs")
     parser.add_argument("--plot", type=Path, nargs=2, metavar=("FILE", "PNG"), help="draw the ratios of results")
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> int:
             report.plot(report.read_json(args.plot[0]), args.plot[1])
         return 0
     quieten()
-    specs = list(chosen(catalogue(), args.case, quick=args.quick))
+    specs = list(chosen(catalogue(), args.case, quick=args.quick, device=args.device))
     try:
         results = run(specs, quick=args.quick, output=args.output)
     except Mismatch as error:

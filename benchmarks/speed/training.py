@@ -56,7 +56,16 @@ def make_accelerator(precision: str, device: str) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
-def build_ours(precision: str, batch: int, device: str, config: dict[str, Any], samples: Samples) -> Any:
+def build_ours(
+    precision: str,
+    batch: int,
+    device: str,
+    config: dict[str, Any],
+    samples: Samples,
+    *,
+    dropout: float = DROPOUT,
+    compile: bool = False,
+) -> Any:
     """train.py's Run: network, optimizer, averages, data."""
     script = training_script()
     options = script.TrainingOptions(
@@ -67,7 +76,8 @@ def build_ours(precision: str, batch: int, device: str, config: dict[str, Any], 
         norm_num_groups=config.get("norm_num_groups", 32),
         global_batch_size=batch,
         random_flip=True,
-        dropout=DROPOUT,
+        dropout=dropout,
+        compile=compile,
         mixed_precision=precision,
         learning_rate=LEARNING_RATE,
         warmup_steps=0,
@@ -195,16 +205,24 @@ def build_training(
     quick: bool,
     *,
     batch: tuple[int, int],
-    precisions: tuple[str, ...] = ("no", "bf16"),
+    contestants: Sequence[str] = ("ours", "ours, bf16"),
     stock_precision: str = "no",
     device: str = "cpu",
     config: dict[str, Any] = CIFAR10,
+    steps: int = 1,
 ) -> Work:
-    """A step of ours has its data too: uint8 by index, flipped, scaled, with the noise. Stock's gets scaled images."""
+    """A step of ours has its data too: uint8 by index, flipped, scaled, with the noise. Stock's gets scaled images.
+
+    `steps` of them are timed together: on a GPU Python launches one while another is computed.
+    """
     size = batch[1 if quick else 0]
     samples = synthetic_samples(4 * size, config["sample_size"])
-    names = {"no": "ours", "bf16": "ours, bf16"}
-    runs = {names[p]: build_ours(p, size, device, config, samples) for p in sorted(precisions)}
+    runs = {}
+    for name in contestants:
+        precision, compile = "bf16" if "bf16" in name else "no", "compiled" in name
+        # a compiled network would be compiled once more when dropout is switched off for the comparison
+        dropout = 0.0 if device == "cuda" else DROPOUT
+        runs[name] = build_ours(precision, size, device, config, samples, dropout=dropout, compile=compile)
     first = next(iter(runs.values()))
     stock = StockRun.build(to_stock(first.state.unet), stock_precision, device)
     script = training_script()
@@ -216,7 +234,8 @@ def build_training(
             bf16 = "bf16" in (stock_precision, run.options.mixed_precision)
             batches = [run.batches.rows(step, range(size)) for step in range(2)]
             found += same_steps(name, run, other, batches, bf16=bf16)
-        stock.step(images)
+        for call in calls.values():  # on a GPU a step is recorded after the first ones
+            repeated(call, 1 if device == "cpu" else 3)()
         return found
 
     streams = {name: endless(run, size) for name, run in runs.items()}
@@ -229,7 +248,16 @@ def build_training(
         for stream in streams.values():
             stream.close()  # type: ignore[attr-defined]
 
-    return Work(calls, differences, units=size, unit="image", flop=3 * counted(config)[1], close=close)
+    timed = {name: repeated(call, steps) for name, call in calls.items()}
+    return Work(timed, differences, units=size * steps, unit="image", flop=3 * counted(config)[1], close=close)
+
+
+def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(times):
+            work()
+
+    return run
 
 
 def two_steps(contestant: str, batch: int, stock_config: Path) -> None:
@@ -261,10 +289,16 @@ TRAINING: list[Timed] = [
 
 def _on_gpu(stock_precision: str, target: tuple[float, float]) -> Timed:
     build = partial(
-        build_training, batch=(128, 128), precisions=("bf16",), stock_precision=stock_precision, device="cuda"
+        build_training,
+        batch=(128, 128),
+        contestants=("ours, bf16", "ours, bf16, compiled"),
+        stock_precision=stock_precision,
+        device="cuda",
+        steps=5,
     )
     name = f"CIFAR-10 UNet, batch 128, {'bf16' if stock_precision == 'bf16' else 'default precision'} stock"
-    return Timed("training", name, build, {"ours, bf16": target}, rounds=(21, 7), device="cuda")
+    targets = dict.fromkeys(("ours, bf16", "ours, bf16, compiled"), target)
+    return Timed("training", name, build, targets, rounds=(15, 5), device="cuda")
 
 
 GPU_TRAINING = [_on_gpu("bf16", (1.5, 1.5)), _on_gpu("no", (2.5, 2.5))]
