@@ -126,6 +126,8 @@ def shown_target(row: Row) -> str:
 
 
 def shown_verdict(row: Row) -> str:
+    if row["verdict"] == "reached" and row["target"][0] == row["target"][1]:
+        return "met"
     return {None: "", "missed": "**missed**", "least": "met", "reached": "met, and the better one"}[row["verdict"]]
 
 
@@ -150,8 +152,9 @@ def cells(row: Row) -> list[str]:
     says = shown_verdict(row)
     if row.get("matmul_flop_per_s"):
         share = row["flop_per_s"] / row["matmul_flop_per_s"]
-        says += f" {row['flop_per_s'] / 1e12:.3g} TFLOP/s, {share:.0%} of the roof"
-    return [*head, *values, spread, f"{wide['median']:.2f}×" if wide else "–", target, says.strip()]
+        rate = f"{row['flop_per_s'] / 1e12:.3g} TFLOP/s, {share:.1%} of the roof"
+        says = f"{says}; {rate}" if says else rate
+    return [*head, *values, spread, f"{wide['median']:.2f}×" if wide else "–", target, says]
 
 
 HEADER = ("work", "contestant", "stock", "ours", "stock / ours (quartiles)", "all cores, wall", "target", "")
