@@ -378,7 +378,7 @@ class GraphedUNet(_SamplingNetwork):
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
         self.sample_shape = _sample_shape(unet)
         network: Any = copy.deepcopy(unet)
-        network.to(compute_dtype).eval().requires_grad_(False)
+        nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own warns of nothing
         # its own kernels are faster channels last, PyTorch's GroupNorm is not
         memory_format = torch.channels_last if compile else torch.contiguous_format
         network.to(memory_format=memory_format)

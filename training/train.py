@@ -11,7 +11,7 @@ with the weights it would have had.
 
 Several processes share `global_batch_size`, which stays what it is:
 
-    one GPU            accelerate launch --mixed_precision bf16 training/train.py --config ...
+    one GPU            accelerate launch --mixed_precision bf16 training/train.py --compile --config ...
     eight GPUs         accelerate launch --multi_gpu --num_processes 8 --mixed_precision bf16 \\
                            training/train.py --config ...
                        torchrun --nproc_per_node 8 training/train.py --mixed_precision bf16 --config ...
@@ -558,6 +558,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         log_with=options.report_to,
         project_dir=options.output_dir,
     )
+    torch.backends.cudnn.deterministic = True  # so that a resumed run repeats its sums; on an H100 it cost no time
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return accelerator
