@@ -4,6 +4,7 @@ A training step of the CIFAR-10 network is more than a thousand kernels. Python 
 than a fast GPU takes to run them, and so does a reverse step for a few images.
 """
 
+import threading
 from collections.abc import Callable
 
 import torch
@@ -16,15 +17,16 @@ class Recorded:
     """`function(*tensors)`, recorded as a CUDA graph when it has run a few times, and replayed from then on.
 
     It computes the same bits, also of dropout: torch's global generator goes on as if nothing were recorded. The
-    function returns a tensor or nothing, and takes tensors on one GPU, of the same shapes at every call. It must not
-    wait for the GPU. What it changes, weights or gradients, it changes in place; they must not move in memory. What it
-    does on the CPU is done in the first calls only.
+    function returns a tensor or nothing, and gets tensors on `device`, a GPU, of the same shapes at every call. It
+    must not wait for the GPU. What it changes, weights or gradients, it changes in place; they must not move in
+    memory. What it does on the CPU is done in the first calls only. Several threads may call it.
 
     Raises ValueError for tensors of other shapes than the first ones.
     """
 
-    def __init__(self, function: Callable[..., Tensor | None]):
-        self.function = function
+    def __init__(self, function: Callable[..., Tensor | None], device: torch.device):
+        self.function, self.device = function, device
+        self._lock = threading.Lock()
         self._num_calls = 0
         self._stream: torch.cuda.Stream | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -32,25 +34,29 @@ class Recorded:
         self._output: Tensor | None = None
 
     def __call__(self, *tensors: Tensor) -> Tensor | None:
-        """A new tensor, as `function` returns it; tensors may be on the CPU too, best in pinned memory."""
+        """A new tensor, as `function` returns it. `tensors` may be on the CPU too, best in pinned memory."""
+        with self._lock, torch.cuda.device(self.device):
+            self._take(tensors)
+            self._num_calls += 1
+            if self._num_calls <= NUM_WARM_UP:
+                output = self._warm_up()
+            else:
+                if self._graph is None:
+                    self._graph = self._record()
+                self._graph.replay()
+                output = self._output
+            return None if output is None else output.clone()
+
+    def _take(self, tensors: tuple[Tensor, ...]) -> None:
+        """Put the values where a replay looks for them."""
         if not self._inputs:
-            self._inputs = [x.to("cuda", copy=True) for x in tensors]
+            self._inputs = [x.to(self.device, copy=True) for x in tensors]
         elif [x.shape for x in tensors] != [x.shape for x in self._inputs]:
             shapes = [[tuple(x.shape) for x in some] for some in (tensors, self._inputs)]
             raise ValueError(f"this work was recorded for tensors of shapes {shapes[1]}, and is given {shapes[0]}")
         else:
             for own, given in zip(self._inputs, tensors, strict=True):
                 own.copy_(given, non_blocking=True)
-        self._num_calls += 1
-        if self._num_calls <= NUM_WARM_UP:
-            return self._warm_up()
-        if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads go on pinning memory meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._output = self.function(*self._inputs)
-        self._graph.replay()
-        return None if self._output is None else self._output.clone()
 
     def _warm_up(self) -> Tensor | None:
         """Run it on a stream of its own, as the recording will: autograd remembers where gradients first came from."""
@@ -61,4 +67,10 @@ class Recorded:
         with torch.cuda.stream(self._stream):
             output = self.function(*self._inputs)
         current.wait_stream(self._stream)
-        return None if output is None else output.clone()
+        return output
+
+    def _record(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others go on pinning memory meanwhile
+            self._output = self.function(*self._inputs)
+        return graph

@@ -395,7 +395,7 @@ class GraphedUNet(_SamplingNetwork):
     def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
         key = len(sample), t.dtype
         if key not in self._recorded:
-            self._recorded[key] = Recorded(self._compute)
+            self._recorded[key] = Recorded(self._compute, self._device)
         y: Any = self._recorded[key](sample, t.expand(len(sample)))
         return y
 

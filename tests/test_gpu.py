@@ -75,7 +75,7 @@ def test_recorded_work_is_that_of_the_function():
         return x * torch.rand(3, device="cuda")
 
     results = {}
-    for name, function in (("plain", work), ("recorded", Recorded(work))):
+    for name, function in (("plain", work), ("recorded", Recorded(work, torch.device("cuda")))):
         total.zero_()
         outputs = []
         for i in range(NUM_WARM_UP + 4):
@@ -84,7 +84,7 @@ def test_recorded_work_is_that_of_the_function():
         results[name] = [*outputs, total.clone()]
     assert all(torch.equal(a, b) for a, b in zip(*results.values(), strict=True))
     with pytest.raises(ValueError, match=r"recorded for tensors of shapes \[\(3,\)\], and is given \[\(4,\)\]"):
-        recorded = Recorded(work)
+        recorded = Recorded(work, torch.device("cuda"))
         recorded(torch.zeros(3, device="cuda"))
         recorded(torch.zeros(4, device="cuda"))
 

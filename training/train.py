@@ -363,7 +363,7 @@ def launch(run: Run, work: Callable[..., Tensor | None], *tensors: Tensor) -> Te
     if not (options.cuda_graphs and alone_on_gpu) or run.state.grad_scaler or options.gradient_checkpointing:
         return work(run, *tensors)
     if work not in run.recorded:
-        run.recorded[work] = Recorded(partial(work, run))
+        run.recorded[work] = Recorded(partial(work, run), accelerator.device)
     return run.recorded[work](*tensors)
 
 
