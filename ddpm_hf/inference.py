@@ -39,6 +39,7 @@ from .unet.unet_ddpm_paper import (
     sinusoidal_embedding,
 )
 
+MAX_RECORDED = 8  # batch sizes on a GPU; then the oldest is forgotten
 BYTES_PER_PART = 2**21  # of the widest activation: what a core's cache holds, with the layer's other tensors
 
 # Winograd's minimal filtering F(4, 3): 4 outputs of a 3-tap filter from 6 products (Lavin & Gray 2016, Section 4).
@@ -394,9 +395,12 @@ class GraphedUNet(_SamplingNetwork):
 
     def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
         key = len(sample), t.dtype
-        if key not in self._recorded:
-            self._recorded[key] = Recorded(self._compute, self._device)
-        y: Any = self._recorded[key](sample, t.expand(len(sample)))
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            if len(self._recorded) >= MAX_RECORDED:  # each holds the activations of its batch
+                self._recorded.pop(next(iter(self._recorded)))
+            recorded = self._recorded[key] = Recorded(self._compute, self._device)
+        y: Any = recorded(sample, t.expand(len(sample)))
         return y
 
 
