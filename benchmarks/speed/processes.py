@@ -121,8 +121,8 @@ def two_processes(quick: bool) -> dict[str, float]:
 
 NEVER_ABOVE = (1.0, 1.0)
 PROCESSES: list[Timed | Read] = [
-    Timed("start-up", "import", build_import, rounds=(11, 1)),
-    Timed("start-up", f"first image of the digits, {FIRST_IMAGE_STEPS} steps", build_first_image, rounds=(11, 1)),
+    Timed("start-up", "import", build_import, rounds=(11, 3)),
+    Timed("start-up", f"first image of the digits, {FIRST_IMAGE_STEPS} steps", build_first_image, rounds=(11, 2)),
     *(
         Read(
             "memory",
