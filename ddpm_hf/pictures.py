@@ -189,7 +189,7 @@ def point_process_plot(process: PointProcess) -> Image.Image:
     grid = figure.subplots(3, columns, squeeze=False)
     for i, t in enumerate(process.timesteps):
         forward, reverse, score = grid[:, i]
-        forward.set_title("data" if t < 0 else f"{t + 1} steps")
+        forward.set_title("data" if t < 0 else f"{t + 1} steps" if t else "1 step")
         forward.scatter(*process.forward[i].T, s=1, color="tab:blue")
         reverse.scatter(*process.reverse[i].T, s=1, color="tab:orange")
         limits = tuple(process.positions[i, [0, -1], 0].tolist())

@@ -279,7 +279,7 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
     elif program == "docs/course/run.py":
         assert all(list((ROOT / "docs" / "course").glob(f"{number}*.ipynb")) for number in words), words
     else:
-        assert program == "dev.py" and words[0] in {"demo", "test", "check"}, program
+        assert program == "dev.py" and words[0] in {"demo", "test", "check", "install"}, program
 
 
 def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +379,17 @@ LESS = {
 }
 
 
+# The reasons that no test makes up for here: a page has to say so, where it shows such a command in a block.
+UNTRIED = {
+    "the network",
+    "the network, and an account",
+    "the Hub; tests/test_hub.py has a local one",
+    "the paper's weights; tests/test_convert.py",
+    "machines with GPUs",
+    "the paper's data, and days on GPUs",
+}
+# How a section, or a page's introduction, says so of all its commands; "(*) not run here" speaks of those with (*).
+SAID = r"(?<!\(\*\) )\bnot run\b|\bonly launches on the CPU were run\b|\bno weights are released here\b"
 # Lines of other programs, and why they are not run.
 OTHERS = {"pip install": "it installs", "jupyter lab": "it serves a page"}
 
@@ -461,6 +472,37 @@ def test_reasons_for_not_running_are_needed():
     assert sum(map(len, COMMANDS.values())) > 40
     for part in LESS:
         assert any(part in command for commands in COMMANDS.values() for command in commands), part
+
+
+def without_a_mark(page: str) -> list[str]:
+    """Commands in blocks that cannot run here, where neither (*), nor their section, nor the page's beginning says so.
+
+    (*) stands in the command's line, or in the comment above it.
+    """
+    text = PAGES[page]
+    prose = BLOCK.sub(lambda block: re.sub(r"[^\n]", " ", block[0]), text)  # as long as the text
+    borders = [0, *(heading.start() for heading in re.finditer(r"^#+ ", prose, re.MULTILINE)), len(text)]
+    found = []
+    for block in BLOCK.finditer(text):
+        start = max(border for border in borders if border <= block.start())
+        section = prose[start : min(border for border in borders if border > block.start())]
+        introduction = re.split(r"^## ", prose, maxsplit=1, flags=re.MULTILINE)[0]
+        if block[1] not in ("", "bash") or re.search(SAID, introduction + section, re.IGNORECASE):
+            continue
+        above = ""
+        for line in block[2].replace("\\\n", " ").splitlines():
+            reasons = {why_not_run(shlex.join(words)) for words in commands_in(line)}
+            if reasons & UNTRIED and "(*)" not in line + above:
+                found.append(line)
+            above = line if line.startswith("#") else ""
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_cannot_run_here_is_marked(page):
+    assert set(NOT_RUN.values()) >= UNTRIED
+    assert not without_a_mark(page)
+    assert ("(*)" in BLOCK.sub("", PAGES[page])) == any("(*)" in body for _, body in BLOCK.findall(PAGES[page]))
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if "```bash" in text])
@@ -568,11 +610,31 @@ def test_results_are_those_of_their_files():
     path = ROOT / "model_cards" / "ddpm-digits" / "evaluation.json"
     (bound,) = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert values["digits: bits/dim, at most"] == f"{bound['value']:.4f} ± {bound['spread']:.4f}"
+    rates = bound["rate_distortion"]["rate_bpd"]
+    first, *others, last = (f"{rates[steps - 1] / rates[-1]:.1%}".replace("%", " %") for steps in (500, 800, 900, 990))
+    text = " ".join(PAGES["docs/evaluation.md"].split())
+    assert (
+        f"the first 500 take {first} of the bits, 800 take {others[0]}, 900 take {others[1]}, and the last 10" in text
+    )
+    assert 50 < float(last[:4]) < 55  # "nearly half" is left for the last 10
+    coded = json.loads((ROOT / "benchmarks" / "results" / "codec.json").read_text(encoding="utf-8"))
+    (row,) = [row for row in coded["rows"] if (row["num_levels"], row["steps"]) == (17, 25)]
+    file, bz2 = row["file_bpd"], coded["formats"]["17"]["bz2, all in one"]
+    assert f"| digits as a file, 25 steps: bits/dim of the file | {file:.2f} | {bz2:.2f} by bz2 |" in measured
+    net, drawn, predicted = (row[key] for key in ("net_bpd", "bound_bpd", "chosen"))
+    of_it = f"{net:.2f} | {drawn:.2f}, the bound of the coded latents; {predicted['bpd']:.2f}, the bound predicted"
+    assert f"| of it net, without what is paid once | {of_it} |" in measured
     for label, row in {
         "sampling, CIFAR-10 network, batch 1": "sampling: CIFAR-10 UNet, batch 1 | sped up",
         "the same in bfloat16": "sampling: CIFAR-10 UNet, batch 1 | sped up, bf16",
         "a training step, float32": "training: CIFAR-10 UNet, float32 stock | ours",
         "a training step, bfloat16": "training: CIFAR-10 UNet, float32 stock | ours, bf16",
+        "sampling on an H100, batch 64, bfloat16, compiled": (
+            "sampling: CIFAR-10 UNet, batch 64 (GPU) | sped up, bf16, compiled"
+        ),
+        "a training step there, batch 128, compiled, both in bfloat16": (
+            "training: CIFAR-10 UNet, batch 128, bf16 stock (GPU) | ours, bf16, compiled"
+        ),
     }.items():
         assert re.search(
             rf"^\| {re.escape(row)} \|.*\| {values[label].split('×')[0]}× \(", PAGES["README.md"], re.M
