@@ -18,6 +18,8 @@ from .arguments import (
     DTYPES,
     SCHEDULERS,
     add_skip_bad_images,
+    check_in_range,
+    check_new_file,
     check_new_folder,
     check_output,
     default_device,
@@ -163,26 +165,39 @@ def reproduce(args: argparse.Namespace) -> None:
 
 def compress(args: argparse.Namespace) -> None:
     """Make one file of images, from which the same checkpoint gets them back exactly. Experimental."""
-    output = Path(args.output)
-    check_output(output, is_file=True)
+    if not args.dry_run:
+        if args.output is None:
+            raise ValueError("--output is missing: name the file to write, or add --dry_run, which writes none")
+        check_new_file(Path(args.output))
+    check_in_range("--fit_images", args.fit_images, 1)
+    check_in_range("--max_batch", args.max_batch, 1, codec.LARGEST_BATCH)
+    check_in_range("--skip_bad_images", args.skip_bad_images, 0)
     pipe = load_pipeline(args.checkpoint).to(args.device)
-    levels, num_levels, names = codec.read_images(args.images, args.split)
-    codec.check_levels(levels, pipe.sample_shape, num_levels)
+    num_timesteps = len(paper_scheduler(pipe.scheduler))
+    if args.steps is not None and pipe.scheduler.config.get("inference_timesteps"):
+        remedy = "leave out --steps, or start from the one it was made from"
+        raise ValueError(f"--steps {args.steps}: {args.checkpoint} has been shortened before; {remedy}")
+    check_in_range("--steps", args.steps, 1, num_timesteps)
+    levels, num_levels, names = codec.read_images(args.images, args.split, args.skip_bad_images)
+    codec.check_levels(levels, pipe.sample_shape, num_levels, names[0] if names else args.images)
     chain = None
     if args.steps is not None or pipe.scheduler.config.get("variance_type") != "fitted":
         some = np.linspace(0, len(levels) - 1, min(len(levels), args.fit_images)).astype(int)
-        chain = codec.fit_chain(pipe, levels[some], args.steps or 25, num_levels=num_levels, progress=True)
+        steps = min(25, num_timesteps) if args.steps is None else args.steps
+        chain = codec.fit_chain(pipe, levels[some], steps, num_levels=num_levels, progress=True)
+    images = codec.counted(len(levels), "image")
     if args.dry_run:
         terms = codec.bound(pipe, levels, num_levels=num_levels, chain=chain, progress=True)
-        steps = terms.terms_bt.shape[1]
-        print(f"{terms.total_b.mean():.3f} bits/dim predicted in {steps} steps, for {len(levels)} images")
+        num_steps = codec.counted(terms.terms_bt.shape[1], "step")
+        print(f"{terms.total_b.mean():.3f} bits/dim predicted in {num_steps}, for {images}")
         return
+    output = Path(args.output)
     encoded = codec.compress(
         pipe, levels, num_levels=num_levels, chain=chain, names=names, max_batch=args.max_batch, progress=True
     )
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(encoded.data)
-    print(f"{output}: {len(levels)} images, {len(encoded.data):,} bytes, {encoded.file_bpd:.3f} bits/dim, of which")
+    print(f"{output}: {images}, {len(encoded.data):,} bytes, {encoded.file_bpd:.3f} bits/dim, of which")
     for name in ("net", "initial", "header"):
         print(f"    {name} {getattr(encoded, f'{name}_bits') / encoded.dims:.3f}")
     print(f"the bound at the latents that were coded: {encoded.bound_bits / encoded.dims:.3f}")
@@ -192,10 +207,11 @@ def decompress(args: argparse.Namespace) -> None:
     """Get the images of a compressed file back, with the checkpoint that compressed them. Experimental."""
     output = Path(args.output)
     if output.suffix.lower() == ".npy":
-        check_output(output, is_file=True)
+        check_new_file(output)
     else:
         check_new_folder(output)
-    data = Path(args.file).read_bytes()
+    check_in_range("--micro_batch", args.micro_batch, 1)
+    data = codec.read_file(args.file)
     codec.read_header(data)  # refuse a damaged file before the model is loaded
     pipe = load_pipeline(args.checkpoint).to(args.device)
     decoded = codec.decompress(pipe, data, micro_batch=args.micro_batch, progress=True)
@@ -204,7 +220,7 @@ def decompress(args: argparse.Namespace) -> None:
         np.save(output, decoded.levels.numpy(), allow_pickle=False)
     else:
         codec.write_images(output, decoded)
-    print(f"{len(decoded.levels)} images, each with its checksum, in {output}")
+    print(f"{codec.counted(len(decoded.levels), 'image')} in {output}; every batch has its checksum")
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -356,12 +372,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(function=compress)
     command.add_argument("checkpoint", help="a folder, or a repository on the Hub")
     command.add_argument("images", help="a folder of images, an image, or a data set's name; of the model's size")
-    command.add_argument("-o", "--output", required=True, help="the file")
+    command.add_argument("-o", "--output", help="the file, a new one; not needed with --dry_run")
     command.add_argument(
         "--steps", type=int, help="reverse steps, fitted to the images; default: a shortened checkpoint's own, else 25"
     )
     command.add_argument("--fit_images", type=int, default=64, help="to fit them to, at most; default: 64")
     command.add_argument("--split", default="test", help="of a data set; default: test")
+    add_skip_bad_images(command)
     command.add_argument(
         "--max_batch", type=int, default=codec.MAX_BATCH, help="images coded together, at most; default: %(default)s"
     )
@@ -372,7 +389,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(function=decompress)
     command.add_argument("checkpoint", help="the one that compressed")
     command.add_argument("file")
-    command.add_argument("-o", "--output", required=True, help="a new folder, of a PNG per image, or levels.npy")
+    command.add_argument("-o", "--output", required=True, help="a new folder, of a PNG per image, or a new levels.npy")
     command.add_argument(
         "--micro_batch", type=int, help="images that the network sees at once; default: all of a batch"
     )

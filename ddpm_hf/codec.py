@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -26,12 +27,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .bits_back import CodingChain, CodingError, Stack
-from .data import image_files, is_image_folder, load_samples, to_model_range
+from .data import BUILT_IN, Samples, image_files, is_image_folder, load_samples, to_model_range
+from .image_cache import first_of
 from .images import BadImage, decode_image
 from .likelihood import BoundTerms, bits_per_dim, paper_scheduler
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
 from .short_chains import shortened
+
+logger = logging.getLogger(__name__)
 
 MAGIC = b"DDPMHF\x00\x01"  # the last byte is the format's version
 HASH_BYTES = 16
@@ -89,34 +93,82 @@ def batch_sizes(num_images: int, max_batch: int) -> list[int]:
 # ---- images on disk ------------------------------------------------------------------------------------------------
 
 
-def read_images(images: str, split: str = "test") -> tuple[np.ndarray, int, list[str] | None]:
+def read_images(
+    images: str, split: str = "test", skip_bad_images: int = 0
+) -> tuple[np.ndarray, int, list[str] | None]:
     """Of an image file, a folder of them, or a data set: levels [N, C, H, W], their number, and the images' names.
 
     Files have 256 levels, of the pixels that `images.decode_image` makes of them; of a data set `split` is taken, and
-    its images have no names. Raises CodingError for files that cannot be read, and unless all have one size; and what
-    `data.image_files` and `data.load_samples` raise.
+    its images have no names. As many images as `skip_bad_images` says are left out where they cannot be read, which
+    a warning tells. Raises CodingError where there is nothing of that name, for more bad images than that, and unless
+    all have one size; and what `data.image_files` and `data.load_samples` raise.
     """
     path = Path(images)
     if not is_image_folder(images) and not path.is_file():
-        samples = load_samples(images, split=split)
+        samples = _data_set(images, split, skip_bad_images)
         if samples.num_levels is None:
             raise CodingError(f"{images} holds points; the codec is for images")
         return samples.array, samples.num_levels, None
-    names = image_files(path) if path.is_dir() else [path.name]
-    pixels = []
-    for name in names:
+    pixels, names, bad = [], [], []
+    for name in image_files(path) if path.is_dir() else [path.name]:
         try:
-            pixels.append(decode_image(path / name if path.is_dir() else path))
+            image = decode_image(path / name if path.is_dir() else path)
         except (BadImage, OSError) as error:
-            raise CodingError(f"{name}: {error}") from None
-        if pixels[-1].shape != pixels[0].shape:
-            raise CodingError(f"{name} is {_size(pixels[-1])} and {names[0]} {_size(pixels[0])}; all must be alike")
+            bad.append(f"{name}: {error}")
+            continue
+        if pixels and image.shape != pixels[0].shape:
+            ours, first = _size(image.shape), _size(pixels[0].shape)
+            raise CodingError(f"{name} is {ours} and {names[0]} {first}; all must be alike")
+        pixels.append(image)
+        names.append(name)
+    if len(bad) > skip_bad_images:
+        advice = f"skip_bad_images={skip_bad_images} allows no more: mend or remove them, or raise it"
+        raise CodingError(f"{counted(len(bad), 'bad image')}: {first_of(bad)} ({advice})")
+    if not pixels:
+        raise CodingError(f"none of the images can be read: {first_of(bad)}")
+    if bad:
+        logger.warning("%s: %s left out: %s", path.resolve().name, counted(len(bad), "bad image"), first_of(bad))
     return np.stack(pixels), 256, names
 
 
-def _size(pixels: np.ndarray) -> str:
-    channels, height, width = pixels.shape
-    return f"{width}×{height}, {'grey' if channels == 1 else 'colour'}"
+def _data_set(name: str, split: str, skip_bad_images: int) -> Samples:
+    """`data.load_samples`; CodingError where there is no such data set, or no package that it would need."""
+    try:
+        return load_samples(name, split=split, skip_bad_images=skip_bad_images)
+    except FileNotFoundError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise CodingError(f"{_not_here('image or folder', name)}, nor a data set of that name: {reason}") from error
+    except ModuleNotFoundError as error:
+        if name in BUILT_IN:
+            raise CodingError(f"{name} needs scikit-learn: pip install 'ddpm_hf[codec]'") from error
+        missing = _not_here("image or folder", name)
+        raise CodingError(f"{missing}; for a data set of that name: pip install 'ddpm_hf[train]'") from error
+
+
+def read_file(file: str) -> bytes:
+    """What `compress` wrote there, not looked into. Raises CodingError where there is no file; OSError."""
+    path = Path(file)
+    if not path.exists():
+        raise CodingError(f"{_not_here('file', file)}; give one that ddpm-hf compress wrote")
+    if path.is_dir():
+        raise CodingError(f"{file} is a folder; give a file that ddpm-hf compress wrote")
+    return path.read_bytes()
+
+
+def _not_here(kind: str, name: str) -> str:
+    where = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+    return f"there is no {kind} {name}{where}"
+
+
+def counted(number: int, what: str) -> str:
+    """(1, "image") → "1 image", (2000, "image") → "2,000 images"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _size(shape: Sequence[int]) -> str:
+    """Of [C, H, W]: "500×300 in colour"."""
+    channels, height, width = shape
+    return f"{width}×{height} {({1: 'grey', 3: 'in colour'}).get(channels, f'with {channels} channels')}"
 
 
 def write_images(folder: Path, decoded: Decoded) -> None:
@@ -333,10 +385,15 @@ def _checksum(batch: np.ndarray) -> int:
     return zlib.crc32(batch.astype(np.uint8).tobytes())
 
 
-def check_levels(levels: np.ndarray, shape: tuple[int, ...], num_levels: int | None) -> None:
-    """Raises CodingError unless `levels` are images that a model of `shape` can code."""
-    if levels.ndim != 4 or not len(levels) or levels.shape[1:] != shape or levels.dtype.kind not in "iu":
+def check_levels(levels: np.ndarray, shape: tuple[int, ...], num_levels: int | None, name: str | None = None) -> None:
+    """Raises CodingError unless `levels` are images that a model of `shape` can code; `name` is one's, to name it."""
+    if len(shape) != 3:
+        raise CodingError("the codec is for images, and this is a model of points")
+    if levels.ndim != 4 or not len(levels) or levels.dtype.kind not in "iu":
         raise CodingError(f"images are {levels.dtype} {list(levels.shape)}; this model codes integers [N, *{shape}]")
+    if levels.shape[1:] != shape:
+        found = f"{f'{name} is' if name else 'images are'} {_size(levels.shape[1:])}"
+        raise CodingError(f"{found}; this model is for {_size(shape)}, and nothing is cropped or resized")
     if num_levels is None or not 2 <= num_levels <= 256 or levels.min() < 0 or levels.max() >= num_levels:
         raise CodingError(
             f"levels run from {levels.min()} to {levels.max()}, for num_levels={num_levels}, which is 256 at most"

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -232,17 +233,44 @@ def test_the_installed_command_helps_and_says_where_it_runs(installed, tmp_path)
         (["evaluate", CHECKPOINT, "--metrics", "fid", "--dataset", "images"], "eval"),
         (["demo", CHECKPOINT], "demo"),
         (["compress", CHECKPOINT, "images", "-o", "x"], "codec"),
+        (["compress", CHECKPOINT, "digits", "-o", "x"], "codec"),
         (["evaluate", CHECKPOINT, "--dataset", "digits"], "train"),
     ],
-    ids=["eval", "demo", "codec", "train"],
+    ids=["eval", "demo", "codec", "codec of digits", "train"],
 )
 def test_a_missing_extra_is_asked_for_by_its_name(installed, tmp_path, command, extra):
-    """In one line, by what needs it; run before the extra `train` is brought below."""
+    """In one line, by what needs it; run before extras are brought below."""
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images" / "one.png")
     asked = run_in(installed, "ddpm-hf", *command, cwd=tmp_path)
     assert asked.returncode == 1 and "Traceback" not in asked.stderr
     assert re.search(rf"pip install ['\"]ddpm_hf\[{extra}\]['\"]", asked.stderr.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_the_extra_codec_brings_what_its_page_runs(installed, tmp_path):
+    """The commands below `pip install` in docs/codec.md, in few steps, and a folder of images; without `train`."""
+    page = (ROOT / "docs" / "codec.md").read_text(encoding="utf-8")
+    ((extra, block),) = re.findall(r'^pip install "ddpm_hf\[(\w+)\]"\n(.*?)^```', page, re.MULTILINE | re.DOTALL)
+    (site,) = installed.glob("lib/python*/site-packages")
+    link_packages(site, *PROJECT["dependencies"], *PROJECT["optional-dependencies"][extra])
+    assert not any((site / name).exists() for name in ("datasets", "transformers", "matplotlib"))
+    checked = run_in(installed, "python", "-m", "pip", "check", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stdout
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8), 99).save(tmp_path / "images" / "one.png")
+    folder = ["compress model_cards/ddpm-digits images -o one", "decompress model_cards/ddpm-digits one -o back"]
+    commands = [*block.splitlines(), *(f"ddpm-hf {command}" for command in folder)]
+    assert len(commands) == 4
+    for command in commands:
+        program, *words = shlex.split(command)
+        less = ["--steps", "5", "--fit_images", "4"] if words[0] == "compress" else []
+        done = run_in(installed, program, *words, *less, cwd=tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+    assert (tmp_path / "digits.npy").is_file()
+    with Image.open(tmp_path / "back" / "one.png") as image:
+        assert set(image.tobytes()) == {99}
 
 
 @pytest.mark.slow
