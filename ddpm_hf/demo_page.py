@@ -20,6 +20,7 @@ from .data import to_model_range
 from .demo_tasks import (
     BACKGROUNDS,
     MAX_FILE_BYTES,
+    NUM_FRAMES,
     WEIGHTS,
     Bound,
     Frame,
@@ -59,17 +60,17 @@ def picture_html(picture: Image.Image, caption: str) -> str:
     return f'<figure><img class="{kind}" src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
-def row_html(*figures_html: str, title: str = "") -> str:
+def row_html(*figures_html: str, title: str = "", kind: str = "") -> str:
+    """Figures side by side, as many as there is room for; of the kind `nine`, nine in a row or three."""
     heading = f"<h3>{html.escape(title)}</h3>" if title else ""
-    return f'{heading}<div class="pictures">{"".join(figures_html)}</div>'
+    return f'{heading}<div class="pictures {kind}">{"".join(figures_html)}</div>'
 
 
 def frames_html(frames: Sequence[Frame], shown: int) -> str:
-    """All frames, of which SHOW_FRAME shows the one whose t is nearest to the slider's; at first to `shown`."""
-    first = min(frames, key=lambda frame: abs(frame.t - shown))
+    """All frames, of which SHOW_FRAME shows the one that the slider counts, from 1; at first that of `shown`."""
     parts = []
-    for frame in frames:
-        hidden = "" if frame is first else " hidden"
+    for i, frame in enumerate(frames, start=1):
+        hidden = "" if i == shown else " hidden"
         pair = (
             picture_html(frame.x_t, f"x_t at t = {frame.t}"),
             picture_html(frame.x_start, f"x̂_0 as seen from t = {frame.t}"),
@@ -87,7 +88,7 @@ def bound_html(model: Model, levels: Tensor, result: Bound, one_in: str) -> str:
         (f"L_1 to L_{len(result.terms) - 1}, the reverse steps", result.kl),
         ("L_0, the decoder", result.decoder),
     )
-    cells = "".join(f'<tr><th scope="row">{name}</th><td>{value:.4f}</td></tr>' for name, value in rows)
+    cells = "".join(f'<tr><th scope="row">{name}</th><td>{value:.2f}</td></tr>' for name, value in rows)
     table = f'<table><thead><tr><th scope="col">part</th><th scope="col">bits/dim</th></tr></thead>{cells}</table>'
     sure = "every term" if one_in == "all" else f"{one_in} of the terms"
     note = f"An estimate: from {sure}, with one draw of x_t for each, on {model.num_levels} levels per pixel."
@@ -104,7 +105,7 @@ def bound_plot(result: Bound) -> Image.Image:
     axes: Any = figure.subplots()
     t = np.arange(1, len(result.terms) + 1)
     axes.plot(t, np.where(result.terms > 0, result.terms, np.nan), ".", markersize=3)
-    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim of L_{t-1}")
+    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="bits/dim of $L_{t-1}$")
     axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
@@ -116,17 +117,32 @@ def bound_plot(result: Bound) -> Image.Image:
 CSS = """
 .pictures { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 .pictures figure { margin: 0; max-width: 100%; text-align: center; }
-.pictures img { max-width: 100%; height: auto; }
-.pictures img.png, #samples img { image-rendering: pixelated; }
+.pictures img { max-width: 100%; height: auto; margin: 0 auto; }
+.pictures img.png, #samples img, .dropped img[data-look=small] { image-rendering: pixelated; }
+.pictures.nine { display: grid; grid-template-columns: repeat(9, minmax(0, max-content)); }
+.pictures.nine img { image-rendering: auto; }
+#samples img { max-height: 480px; padding: 36px 0 8px; }
+.dropped img[data-look=small] { width: 100%; height: 100%; object-fit: contain; }
+.dropped img[data-look=broken] { display: none; }
+.dropped :has(> img[data-look=broken]) { display: flex; align-items: center; height: 100%; }
+.dropped :has(> img[data-look=broken])::after { content: "The browser cannot show this file."; }
 .pictures figcaption { font-size: 0.875rem; }
+@media (max-width: 1000px) { .pictures.nine { grid-template-columns: repeat(3, minmax(0, max-content)); } }
 @media (max-width: 480px) { [role=tablist] button, .tab-container button { padding: 0 6px; } }
 """
-SHOW_FRAME = """(t) => {
+SHOW_FRAME = """(shown) => {
   const frames = [...document.querySelectorAll("#frames [data-t]")];
-  const far = (frame) => Math.abs(frame.dataset.t - t);
-  const nearest = frames.reduce((best, frame) => (best && far(best) <= far(frame) ? best : frame), null);
-  for (const frame of frames) frame.hidden = frame !== nearest;
+  frames.forEach((frame, i) => { frame.hidden = i + 1 !== shown; });
   return [];
+}"""
+LOOK_AT_IMAGES = """() => {
+  const look = (event) => {
+    const image = event.target;
+    if (image.tagName !== "IMG") return;
+    const small = Math.max(image.naturalWidth, image.naturalHeight) <= 96;
+    image.dataset.look = event.type === "error" ? "broken" : small ? "small" : "large";
+  };
+  for (const type of ["load", "error"]) document.addEventListener(type, look, true);
 }"""
 
 
@@ -210,7 +226,7 @@ class Page:
 
     def _image_field(self) -> tuple[Any, Any]:
         """Where an image is dropped, and what is put behind a transparent one."""
-        image: Any = gr.Image(label="Image", sources=["upload", "clipboard"], height=240)
+        image: Any = gr.Image(label="Image", sources=["upload", "clipboard"], height=240, elem_classes="dropped")
         # the file as it came: only `decode_image` opens what visitors send (a subclass would make gradio write a .pyi)
         image.preprocess = lambda payload: payload and payload.path
         background = gr.Radio(list(BACKGROUNDS), value="white", label="Behind transparent images")
@@ -299,14 +315,18 @@ class Page:
         with gr.Row():
             grid = gr.Image(
                 label="Samples", alt_text="One sample per seed, in the order of the seeds", elem_id="samples",
-                type="pil", format="png", interactive=False, buttons=["download", "fullscreen"], height=480,
+                type="pil", format="png", interactive=False, buttons=["download", "fullscreen"],
             )  # fmt: skip
             with gr.Column():
-                t = self._time_slider("from the noise, right, to the samples, left", from_zero=True, share=0.5)
-                frames = gr.HTML("<p>Draw samples, then move t.</p>", js_on_load=None)
-        t.change(None, t, None, js=SHOW_FRAME, queue=False, api_visibility="private")
+                moment = gr.Slider(
+                    1, NUM_FRAMES + 1, NUM_FRAMES // 2 + 1, step=1, label="Moment",
+                    info="from the noise, left, to the samples, right",
+                )  # fmt: skip
+                frames = gr.HTML("<p>Draw samples, then choose a moment.</p>", js_on_load=None)
+        moment.change(None, moment, None, js=SHOW_FRAME, queue=False, api_visibility="private")
 
-        def work(report: Report, model: Model, text: str, steps: Any, scheduler: str, t: int) -> tuple:
+        def work(report: Report, model: Model, text: str, steps: Any, scheduler: str, moment: Any) -> tuple:
+            shown = whole("Moment", moment, 1, NUM_FRAMES + 1)
             drawn = sample(
                 model,
                 seeds=seeds_in(text, self.parse_seeds, MAX_SEEDS["samples"]),
@@ -314,9 +334,11 @@ class Page:
                 scheduler=self.schedulers[scheduler],
                 report=report,
             )
-            return drawn.grid, frames_html(drawn.frames, t)
+            last = len(drawn.frames)
+            shown = min(shown, last)
+            return drawn.grid, frames_html(drawn.frames, shown), gr.update(maximum=last, value=shown)
 
-        self._runs(start, work, [seeds, steps, scheduler, t], [grid, frames])
+        self._runs(start, work, [seeds, steps, scheduler, moment], [grid, frames, moment])
 
     def _interpolate_tab(self) -> None:
         gr.Markdown(
@@ -349,7 +371,7 @@ class Page:
             samples = [picture_html(image, f"seed {seed}") for seed, image in zip(pair, sources, strict=True)]
             blends = [picture_html(image, f"λ = {w:g}") for w, image in zip(WEIGHTS, between, strict=True)]
             return row_html(*samples, title="The two samples") + row_html(
-                *blends, title=f"Between them, t = {t_taken}"
+                *blends, title=f"Between them, t = {t_taken}", kind="nine"
             )
 
         self._runs(start, work, [ends, noise_seed, steps, t], [result])
@@ -441,6 +463,7 @@ def launch(page: Any, *, host: str, port: int) -> str:
             mcp_server=False,
             max_file_size=MAX_FILE_BYTES,
             css=CSS,
+            js=LOOK_AT_IMAGES,
             theme=theme(),
         )
     except OSError:

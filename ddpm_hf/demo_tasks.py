@@ -8,6 +8,7 @@ the work.
 import argparse
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from .sampling import reverse_process
 
 DIGITS_LEVELS = 17
 MAX_FILE_BYTES = 20 * 2**20
-NUM_FRAMES = 30  # of the denoising, and how many of the seeds they show
+NUM_FRAMES = 25  # of the denoising, without its end, and how many of the seeds they show
 SHOWN_SEEDS = 16
 WEIGHTS = [i / 8 for i in range(9)]
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
@@ -178,7 +179,7 @@ def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | N
     def look(x_t: Tensor, t: Tensor, output: Tensor) -> None:
         nonlocal done
         total = len(chosen.timesteps)
-        if done in np.linspace(0, total - 1, NUM_FRAMES).round():
+        if done in {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}:
             timestep = min(max(round(float(t[0])), 0), model.num_timesteps - 1)  # some samplers' are fractions
             kept.append((timestep, x_t[:SHOWN_SEEDS].float().cpu(), output[:SHOWN_SEEDS].float().cpu()))
         done += 1
@@ -191,7 +192,7 @@ def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | N
         for t, x_t, output in kept
     ]
     end = _grid(images[:SHOWN_SEEDS])
-    return Samples(_grid(images, min_side=96), [*frames, Frame(0, end, end)])
+    return Samples(_grid(images, min_side=96, side=384), [*frames, Frame(0, end, end)])
 
 
 def interpolate(
@@ -271,12 +272,14 @@ def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Repor
     return Bound(prior + kl + decoder, prior, kl, decoder, shown)
 
 
-def _grid(images: Tensor, min_side: int = 64) -> Image.Image:
-    return pictures.image_grid(pictures.as_pictures(images), min_side=min_side)
+def _grid(images: Tensor, *, min_side: int = 64, side: int = 256) -> Image.Image:
+    """Each image enlarged to `min_side` pixels, few of them to more, so that the grid comes to `side`."""
+    columns = math.ceil(math.sqrt(len(images)))
+    return pictures.image_grid(pictures.as_pictures(images), min_side=max(min_side, side // columns))
 
 
 def enlarged(images: Tensor) -> list[Image.Image]:
-    return [pictures.image_grid([picture]) for picture in pictures.as_pictures(images)]
+    return [pictures.image_grid([picture], min_side=128) for picture in pictures.as_pictures(images)]
 
 
 # ---- what visitors type and drop -----------------------------------------------------------------------------------

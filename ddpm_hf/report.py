@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .results import RESULTS, read_results, shown_value
 
 REPORT = "report.html"
@@ -72,7 +74,7 @@ def write_report(
     parts = [
         _state(metrics, step, num_steps, seconds_left),
         _curves(folder),
-        _samples_over_time(folder),
+        _samples_over_time(folder, num_steps),
         _evaluation(folder),
         *(_section(heading, _table(rows[1:], columns=rows[0])) for heading, rows in (tables or {}).items()),
         _grids(folder),  # last, being many
@@ -107,8 +109,8 @@ def _state(metrics: Sequence[Mapping[str, Any]], step: int, num_steps: int, seco
         names = {"epoch": "epoch", "loss": "loss", "grad_norm": "gradient norm, before clipping"}
         names |= {"learning_rate": "learning rate", "images_per_s": "images/s"}
         last = metrics[-1]
-        rows += [(label, last[name]) for name, label in names.items() if name in last]
-        rows.append(("first and last line of metrics.jsonl", f"{_time(metrics[0])} to {_time(last)}"))
+        rows += [(label, _rounded(last[name])) for name, label in names.items() if name in last]
+        rows.append(("trained", f"{_time(metrics[0])} to {_time(last)}"))
     rows.append(("written", _time({"time_utc": datetime.now(UTC).isoformat(timespec="seconds")})))
     state = "finished" if step >= num_steps else f"{math.floor(100 * step / num_steps)} % done"
     bar = f'<progress max="{num_steps}" value="{step}">{state}</progress>\n'
@@ -121,11 +123,27 @@ def _curves(folder: Path) -> str:
     return _section("Curves", _image("curves.png", "loss and gradient norm over steps"))
 
 
-def _samples_over_time(folder: Path) -> str:
+def _samples_over_time(folder: Path, num_steps: int) -> str:
     if not (folder / "samples_over_time.png").is_file():
         return _section("Samples over time", "<p>None yet.</p>\n")
     picture = _image("samples_over_time.png", "samples of the averaged weights, from the first grid to the last")
-    return _section("Samples over time", f"{picture}<p>Averaged (EMA) weights, from the first grid to the last.</p>\n")
+    told = f"<p>Averaged (EMA) weights, from the first grid to the last.{_lag(folder, num_steps)}</p>\n"
+    return _section("Samples over time", picture + told)
+
+
+def _lag(folder: Path, num_steps: int) -> str:
+    """That averaged weights cannot follow in so few steps, where options.yaml says so."""
+    try:
+        decay = yaml.safe_load((folder / "options.yaml").read_text(encoding="utf-8"))["ema_decay"]
+        if num_steps * (1 - decay) >= 5:
+            return ""
+    except (yaml.YAMLError, ValueError, KeyError, TypeError, OSError, RecursionError):  # training does not end for it
+        return ""
+    return (
+        f" {num_steps:,} steps are too short for ema_decay {_text(decay)}: the averaged weights, which are saved, lag "
+        "behind the raw ones, whose grids are at the end of this page; ema_decay "
+        f"{max(0.0, 1 - 5 / num_steps):.4g} or less would fit."
+    )
 
 
 def _grids(folder: Path) -> str:
@@ -177,6 +195,13 @@ def _text(value: object) -> str:
         value = {None: "none", True: "true", False: "false"}[value]
     shown = f"{value:.6g}" if isinstance(value, float) else str(value)
     return html.escape("".join(c if c.isprintable() else " " for c in shown))
+
+
+def _rounded(value: object) -> object:
+    """A measured number with three digits; other values as they are."""
+    if not isinstance(value, float):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _time(record: Mapping[str, Any]) -> str:

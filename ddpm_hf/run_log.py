@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -54,16 +55,25 @@ def cut_metrics(path: Path, step: int) -> None:
         temporary.replace(path)
 
 
+def can_be_drawn_on(stream: Any) -> bool:
+    """Whether it is a terminal that has a size: those that programs open may be 0 wide or high."""
+    try:
+        return stream.isatty() and min(os.get_terminal_size(stream.fileno())) > 0
+    except OSError:
+        return False
+
+
 class Progress:
     """One line: step, time left, images/s, loss and learning rate, of which the last three come from `tell`.
 
-    A terminal shows it under a bar and draws it anew about once a second. Elsewhere, as in a file, it is printed to
-    stderr when there is something new to tell, at most once a minute, and at the end.
+    A terminal shows it under a bar and draws it anew about once a second. Elsewhere, as in a file or in a terminal
+    that does not tell its size, it is printed to stderr when there is something new to tell, at most once a minute,
+    and at the end.
     """
 
     def __init__(self, *, first_step: int, num_steps: int, enabled: bool):
         self.first_step, self.step, self.num_steps, self.enabled = first_step, first_step, num_steps, enabled
-        self.is_terminal = sys.stderr.isatty()
+        self.is_terminal = can_be_drawn_on(sys.stderr)
         self.started, self.shown, self.told = math.nan, -math.inf, ""
         self.bar = tqdm(
             total=num_steps,

@@ -72,7 +72,7 @@ def same(picture: Image.Image, other: Image.Image) -> bool:
 
 
 def enlarged(images: torch.Tensor) -> list[Image.Image]:
-    return [image_grid([picture]) for picture in as_pictures(images)]
+    return [image_grid([picture], min_side=128) for picture in as_pictures(images)]
 
 
 def some_levels(model: Model) -> torch.Tensor:
@@ -129,13 +129,26 @@ def test_samples_and_frames_are_those_of_algorithm_2(colour):
     assert same(drawn.frames[-1].x_t, image_grid(as_pictures(images[:16])))
 
 
+@pytest.mark.parametrize("steps", [1, 24, 25, 26, 50, 100])
+def test_frames_are_evenly_spread_over_any_chain(tiny_unet, tiny_scheduler, steps):
+    pipe = DDPMPaperPipeline(tiny_unet(), tiny_scheduler(num_train_timesteps=100))
+    pipe.set_progress_bar_config(disable=True)
+    drawn = demo_tasks.sample(Model(pipe, 256), seeds=[0], steps=steps, scheduler=None, report=ignored)
+    times = [frame.t for frame in drawn.frames]
+    assert len(times) == min(steps, demo_tasks.NUM_FRAMES) + 1 and times[-1] == 0
+    if steps == 100:
+        assert times == list(range(100, -1, -4))
+    else:
+        assert times == sorted(set(times), reverse=True)
+
+
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws_what_the_command_draws(grey, checkpoints, tmp_path, scheduler):
     drawn = demo_tasks.sample(grey, seeds=[3, 4], steps=5, scheduler=SCHEDULERS[scheduler], report=ignored)
     arguments = ["--seeds", "3,4", "--steps", "5", "--scheduler", scheduler, "--fast", "--device", "cpu"]
     main(["sample", str(checkpoints / "grey"), *arguments, "-o", str(tmp_path / "x.npy")])
     images = torch.from_numpy(np.load(tmp_path / "x.npy")).permute(0, 3, 1, 2)
-    assert same(drawn.grid, image_grid(as_pictures(images), min_side=96))
+    assert same(drawn.grid, image_grid(as_pictures(images), min_side=192))  # few are enlarged to more
     times = [frame.t for frame in drawn.frames]
     assert times == sorted(times, reverse=True) and times[-1] == 0 and 6 <= times[0] <= 10
     for frame in drawn.frames[:-1]:
@@ -147,7 +160,7 @@ def test_a_learned_variance_is_no_part_of_x_start(tiny_unet, tiny_scheduler):
     pipe.set_progress_bar_config(disable=True)
     drawn = demo_tasks.sample(Model(pipe, 256), seeds=[0], steps=10, scheduler=None, report=ignored)
     expected = figures.progressive_x_start(pipe, seeds=[0], after_steps=[1])[0]
-    assert same(drawn.frames[0].x_start, image_grid(as_pictures(expected)))
+    assert same(drawn.frames[0].x_start, image_grid(as_pictures(expected), min_side=256))
 
 
 @pytest.mark.parametrize(("t", "steps", "taken"), [(0, 10, 0), (5, 10, 5), (6, 5, 5), (10, 10, 10)])
@@ -331,7 +344,7 @@ def page_of(models: dict[str, Model], max_seconds: float = 60) -> Page:
 
 def test_frames_are_all_there_and_one_is_shown():
     blank = Image.new("L", (8, 8))
-    text = frames_html([Frame(t, blank, blank) for t in (10, 6, 3, 0)], shown=5)
+    text = frames_html([Frame(t, blank, blank) for t in (10, 6, 3, 0)], shown=2)
     assert re.findall(r'data-t="(\d+)"( hidden)?>', text) == [
         ("10", " hidden"),
         ("6", ""),
@@ -418,7 +431,7 @@ def test_sliders_follow_the_checkpoint(grey):
     page.build()
     updates = page._limits("grey")
     assert [(u["minimum"], u["maximum"], u["value"]) for u in updates[:3]] == [(1, 10, 10)] * 3
-    assert [(u["minimum"], u["maximum"], u["step"]) for u in updates[3:]] == [(0, 10, 1), (0, 10, 1), (1, 10, 1)]
+    assert [(u["minimum"], u["maximum"], u["step"]) for u in updates[3:]] == [(0, 10, 1), (1, 10, 1)]
     assert all(u["minimum"] < u["value"] < u["maximum"] for u in updates[3:])
 
 
@@ -630,6 +643,11 @@ def zero(tmp_path) -> Path:
     return tmp_path / "zero.png"
 
 
+def is_small(length: float) -> bool:
+    """Too small for an image on a wide screen."""
+    return length < 120
+
+
 def draw_few(page: Visit) -> None:
     page.text("Seeds", "0-3")
     page.number("Steps", 40)
@@ -644,25 +662,32 @@ def test_sampling_and_the_slider_over_t(visit):
     draw_few(page)
     assert page.panel.get_by_role("figure").count() == 2  # x_t and x̂_0
     picture = page.figure(re.compile("x_t at")).get_by_role("img")
-    before, caption = picture.get_attribute("src"), picture.get_attribute("alt")
     asked = len(page.requests)
-    slider = page.panel.get_by_role("slider", name="range slider for t")
+    slider = page.panel.get_by_role("slider", name="range slider for Moment")
+    expect(slider).to_have_attribute("max", "26")
     slider.focus()
-    seen = []
-    for key in ("Home", "End", *["ArrowLeft"] * 5):
-        slider.press(key)
-        page.tab.wait_for_timeout(300)
+    slider.press("Home")
+    seen, times = [], []
+    for _ in range(26):  # every stop of the slider is a moment of its own
+        page.tab.wait_for_timeout(100)
         assert page.panel.get_by_role("figure").count() == 2
         seen.append(picture.get_attribute("src"))
-        assert seen[-1] != before or picture.get_attribute("alt") == caption
-    assert seen[0] != seen[1] and len(set(seen)) >= 4
+        times.append(int(str(picture.get_attribute("alt")).removeprefix("x_t at t = ")))
+        slider.press("ArrowRight")
+    assert len(set(seen)) == 26 and times == sorted(set(times), reverse=True) and times[-1] == 0
     assert len([url for url in page.requests[asked:] if not url.startswith("data:")]) == 0  # nothing was recomputed
-    slider.press("Home")
-    expect(picture).to_have_attribute("alt", "x_t at t = 0")
     page.tab.get_by_role("combobox", name="Scheduler").click()
     page.tab.get_by_role("option", name="ddim").click()
     page.button("Draw samples").click()
-    expect(page.figure("x_t at t = 0").get_by_role("img")).not_to_have_attribute("src", seen[0])
+    expect(page.figure("x_t at t = 0").get_by_role("img")).not_to_have_attribute("src", str(seen[-1]))
+    page.number("Steps", 5)  # fewer moments: the slider ends earlier, and stays on the last
+    page.button("Draw samples").click()
+    expect(slider).to_have_attribute("max", "6")
+    expect(page.panel.get_by_role("spinbutton", name="number input for Moment")).to_have_value("6")
+    expect(page.figure("x_t at t = 0")).to_be_visible()
+    slider.press("ArrowLeft")
+    expect(page.figure("x_t at t = 0")).to_be_hidden()
+    expect(page.figure(re.compile("x_t at"))).to_be_visible()
 
 
 @pytest.mark.slow
@@ -674,6 +699,9 @@ def test_interpolation(visit):
     page.button("Interpolate").click()
     expect(page.figure("λ = 0.125")).to_be_visible()
     assert page.panel.get_by_role("figure").count() == 11
+    boxes = [image.bounding_box() for image in page.panel.get_by_role("figure").get_by_role("img").all()]
+    assert not [box for box in boxes if is_small(box["width"]) or is_small(box["height"])]
+    assert len({box["y"] for box in boxes}) == 2  # the nine in one row
     for text, message in (("3", "Two seeds: give two"), ("2,3", "Seed of the noise: give another than 2")):
         page.text("Two seeds", text)
         page.button("Interpolate").click()
@@ -703,9 +731,30 @@ def test_bits(visit, zero):
         page.panel.get_by_role("radio", name=terms, exact=True).check()
         page.button("Measure").click()
         expect(page.panel.get_by_text("on 17 levels per pixel")).to_contain_text(terms.replace("all", "every term"))
-        totals.append(float(page.panel.get_by_role("row", name="total").get_by_role("cell").inner_text()))
-    assert all(1 < total < 10 for total in totals) and totals[0] != totals[1]
+        totals.append(page.panel.get_by_role("row", name="total").get_by_role("cell").inner_text())
+    assert all(re.fullmatch(r"[1-9]\.\d\d", total) for total in totals) and totals[0] != totals[1]
     expect(page.figure("Bits/dim of each term over t, both axes logarithmic")).to_be_visible()
+
+
+@pytest.mark.slow
+def test_a_dropped_image_is_large_enough_to_see_however_small_it_is(visit, zero, tmp_path):
+    page = visit()
+    page.open("Noise")
+    shown = page.panel.locator("img").first
+    (tmp_path / "broken.png").write_text("no image")
+    for path, look, rendering in (
+        (Path(saved(tmp_path, Image.new("L", (8, 8)), "tiny.png")), "small", "pixelated"),
+        (zero, "large", "auto"),
+        (tmp_path / "broken.png", "broken", "auto"),
+    ):
+        page.drop(path)
+        expect(page.panel.locator("img").first).to_have_attribute("data-look", look)
+        assert shown.evaluate("image => getComputedStyle(image).imageRendering") == rendering
+        if look == "broken":  # no icon of a broken image
+            expect(shown).to_be_hidden()
+        else:
+            assert not is_small(shown.bounding_box()["height"])
+        page.panel.get_by_role("button", name="Remove Image").click()
 
 
 @pytest.mark.slow
@@ -747,9 +796,9 @@ def test_with_the_keyboard_alone(visit, zero):
     keyboard.press("ArrowRight")
     tab_to(page, "button", "Draw samples")
     keyboard.press("Enter")
-    tab_to(page, "slider", "range slider for t")
+    tab_to(page, "slider", "range slider for Moment")
     expect(page.figure(re.compile("x_t at"))).to_be_visible()
-    keyboard.press("Home")
+    keyboard.press("End")
     expect(page.figure("x_t at t = 0")).to_be_visible()
 
     page = visit()
@@ -789,6 +838,8 @@ def test_on_a_narrow_screen(visit, zero):
         assert page.tab.get_by_role("tab", name=name, exact=True).is_visible()
     draw_few(page)
     check_width()
+    grid, box = page.tab.locator("#samples img").bounding_box(), page.tab.locator("#samples").bounding_box()
+    assert grid["width"] > 280 and 0 <= box["height"] - grid["height"] < 10
     for name, button, caption in (
         ("Interpolate", "Interpolate", "λ = 1"),
         ("Noise", "Diffuse and denoise", "seed 3"),
@@ -902,17 +953,17 @@ def test_no_other_checkpoints_or_files_can_be_asked_for(address, checkpoints):
     ]
     (draw,) = (i for i, inputs in functions if "Scheduler" in inputs)
     (noise,) = (i for i, inputs in functions if "Image" in inputs and "Steps" in inputs)
-    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 0])["success"]
+    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 1])["success"]
     for name in (str(checkpoints / "grey"), "google/ddpm-cifar10-32", "../colour"):
-        answer = asked(address, draw, [name, "0", 5, "ddpm", 0])
+        answer = asked(address, draw, [name, "0", 5, "ddpm", 1])
         assert not answer["success"] and "not in the list of choices" in answer["output"]["error"]
-    assert not asked(address, draw, ["ddpm-digits", "0", 10**9, "ddpm", 0])["success"]
+    assert not asked(address, draw, ["ddpm-digits", "0", 10**9, "ddpm", 1])["success"]
     path = str(ROOT / "docs" / "pictures" / "digits.png")
     for image in ({"path": path}, {"path": path, "url": f"file://{path}"}, {"url": "http://127.0.0.1:9/x.png"}):
         image["meta"] = {"_type": "gradio.FileData"}
         answer = asked(address, noise, ["ddpm-digits", image, "white", "0", 5, 100])
         assert not answer["success"]
-    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 0])["success"]
+    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 1])["success"]
 
 
 @pytest.mark.slow

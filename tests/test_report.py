@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -128,14 +129,14 @@ def test_an_empty_run_has_a_page(tmp_path):
 
 
 def test_it_says_where_the_run_stands(tmp_path):
-    metrics = [line(1, loss=9.0), line(61, loss=0.123456789, images_per_s=12.5, epoch=0.25)]
+    metrics = [line(1, loss=9.0), line(61, loss=0.123456789, images_per_s=1234.5, epoch=17.8149)]
     write_report(tmp_path, metrics=metrics, step=61, num_steps=1000, seconds_left=7300.0)
     page = Page(tmp_path)
     assert page.row("step") == ["61 of 1,000"] and page.named("progress")[0]["value"] == "61"
     assert page.row("time left") == ["about 2.0 h, when this was written"]
-    assert page.row("loss") == ["0.123457"] and page.row("images/s") == ["12.5"] and page.row("epoch") == ["0.25"]
+    assert page.row("loss") == ["0.123"] and page.row("images/s") == ["1,234"] and page.row("epoch") == ["17.8"]
     assert page.row("learning rate") == ["0.0002"]
-    assert page.row("first and last line of metrics.jsonl") == ["2026-11-20 10:01 UTC to 2026-11-20 11:01 UTC"]
+    assert page.row("trained") == ["2026-11-20 10:01 UTC to 2026-11-20 11:01 UTC"]
 
 
 def test_a_run_that_is_over_has_no_time_left(tmp_path):
@@ -162,6 +163,24 @@ def test_it_shows_every_grid_with_its_step_and_kind_the_newest_first(tmp_path):
     assert places == sorted(places) and page.text.count("raw weights") == 4
     assert page.text.count("averaged (EMA) weights") == 5
     assert all(image["alt"] for image in page.named("img"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("ema_decay: 0.995", "200 steps are too short for ema_decay 0.995: .* ema_decay 0.975 or less would fit"),
+        ("ema_decay: 0.9999", "too short for ema_decay 0.9999"),
+        *((f"ema_decay: {value}", "") for value in ("0.975", "0", "<b>", "")),
+        *((text, "") for text in ("a: b", "[", "[" * 10_000, "3", "\0", None)),
+    ],
+)
+def test_it_says_where_averaged_weights_cannot_follow(tmp_path, options, told):
+    Image.new("L", (8, 8)).save(tmp_path / "samples_over_time.png")
+    if options is not None:
+        (tmp_path / "options.yaml").write_text(options, encoding="utf-8")
+    write_report(tmp_path, metrics=[], step=200, num_steps=200)
+    text = Page(tmp_path).text
+    assert re.search(told, text) if told else "too short" not in text
 
 
 def test_tables_are_shown_under_their_headings(tmp_path):
@@ -313,7 +332,7 @@ def test_a_run_and_its_resumption_tell_what_they_are(tmp_path):
     page = train(4)
     assert page.row("step") == ["4 of 4"] and len(links_lead_to_files(page, folder)) == 6
     first = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["time_utc"]
-    assert page.row("first and last line of metrics.jsonl")[0].startswith(f"{first[:10]} {first[11:16]} UTC to ")
+    assert page.row("trained")[0].startswith(f"{first[:10]} {first[11:16]} UTC to ")
 
     write_results(folder / "evaluation.json", [RESULT])
     assert train(4).row("bits/dim")[0] == "2.9312 ± 0.0123"  # the same command again

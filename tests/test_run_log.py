@@ -71,10 +71,10 @@ ALL_FOUR = r"(\d[\d,]*)/1,000, (.+) left, 1,234 img/s, loss 0\.0312, lr 2\.0e-04
 NUMBERS = {"images_per_s": 1234.4, "loss": 0.03123, "learning_rate": 2e-4}
 
 
-def open_terminal(columns: int) -> tuple[int, int]:
-    """A pseudo terminal so wide: the end from which to read what it gets, and the end of those who write."""
+def open_terminal(columns: int, rows: int = 24) -> tuple[int, int]:
+    """A pseudo terminal of this size: the end from which to read what it gets, and the end of those who write."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     return master, slave
 
 
@@ -88,9 +88,9 @@ def all_from(master: int) -> str:
     return drawn.decode()
 
 
-def in_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
-    """Make stderr a terminal of 80 columns; what it got is told once, and then it is closed."""
-    master, slave = open_terminal(80)
+def in_terminal(monkeypatch: pytest.MonkeyPatch, columns: int = 80, rows: int = 24) -> Callable[[], str]:
+    """Make stderr a terminal of this size; what it got is told once, and then it is closed."""
+    master, slave = open_terminal(columns, rows)
     for name in ("COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
     stream = os.fdopen(slave, "w", encoding="utf-8")
@@ -117,6 +117,22 @@ def test_in_a_terminal_one_line_of_80_columns_tells_all_four(clock, monkeypatch)
     found = re.search(ALL_FOUR + "$", lines[-1])
     assert found and found.groups() == ("101", "45 min")  # 899 steps of 3 s, and the 3 s since the last
     assert lines[-1].startswith(" 10%|") and "█" in lines[-1]
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(0, 0), (0, 24), (80, 0)])
+def test_a_terminal_without_a_size_gets_lines_as_a_file_does(clock, monkeypatch, columns, rows):
+    terminal = in_terminal(monkeypatch, columns, rows)
+    progress = Progress(first_step=0, num_steps=20, enabled=True)  # so few that a terminal holds what bars would draw
+    for _ in range(20):
+        progress.update()
+        clock.now += 30.0
+        progress.tell(**NUMBERS)
+    progress.close()
+    lines = terminal().splitlines()
+    assert 9 <= len(lines) <= 11
+    for line in lines[1:-1]:
+        assert re.fullmatch("step " + ALL_FOUR.replace("1,000", "20"), line)
+    assert lines[-1] == "step 20/20, 1,234 img/s, loss 0.0312, lr 2.0e-04"
 
 
 def test_a_terminal_is_not_drawn_on_more_than_once_a_second(clock, monkeypatch):
@@ -186,6 +202,13 @@ def test_a_real_run_in_a_terminal_and_into_a_file(tmp_path):
     assert any("sampling" in line for line in bars)
     assert re.fullmatch(r"100%\|█+\| 6/6, [\d,.]+ img/s, loss \d\.\d{4}, lr \d\.\de-\d\d", bars[-1])
     assert all(len(line.replace("\x1b[A", "")) < 80 for line in bars)
+
+    command[-1] = str(tmp_path / "unknown size")
+    master, slave = pty.openpty()  # 0 x 0, until somebody sets its size
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    told = [line for line in re.split(r"[\r\n]+", all_from(master)) if line.startswith("step ")]
+    assert process.wait() == 0 and told[-1].startswith("step 6/6, ")
 
     command[-1] = str(tmp_path / "again")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
