@@ -338,6 +338,8 @@ def test_interrupt_waits_for_the_child_and_shows_no_stack(ready):
             start_new_session=True,
             stdout=subprocess.PIPE,
             stderr=error,
+            # what a script starts in the background ignores it, and so do these tests then, and their children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process,
     ):
         assert process.stdout

@@ -449,7 +449,8 @@ def train(
         ending, step = state.step == options.num_steps, state.step
         stopping = all_agree_to_stop(run, signals)
         if ending or step % options.log_every == 0:
-            learning_rate = float(state.optimizer.param_groups[0]["lr"])
+            num_before = state.num_updates - (not accelerator.optimizer_step_was_skipped)  # which this step went by
+            learning_rate = learning_rate_of(options, num_before)
             log.write(step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=learning_rate)
         with log.paused():
             if not stopping:
