@@ -405,9 +405,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand; a mistake, or a missing package, ends with exit code 1 and one line on stderr."""
     args = build_parser().parse_args(argv)
-    if getattr(args, "batch_size", 1) < 1:
-        sys.exit(f"ddpm-hf: --batch_size {args.batch_size} must be at least 1")
     try:
+        check_in_range("--batch_size", getattr(args, "batch_size", None), 1)
         args.function(args)
     except (ValueError, OSError) as error:
         sys.exit(f"ddpm-hf: {error}")

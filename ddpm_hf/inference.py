@@ -495,10 +495,9 @@ def speed_up(
     """A pipeline with the same scheduler and the weights that `pipe` has now, for faster sampling.
 
     `dtype`, float32 or bfloat16, is what the network computes in; x_t stays float32. Not every CPU is faster in
-    bfloat16: try it. On a CPU the network becomes a
-    `FastUNet`, on a GPU a `GraphedUNet`, which `compile` makes faster again: it takes half a minute for every batch
-    size, so it is for many samples in batches of one size. Either takes memory of its own (on a CPU up to 2.5 times
-    the weights); drop `pipe` where it is not needed.
+    bfloat16: try it. On a CPU the network becomes a `FastUNet`, on a GPU a `GraphedUNet`, which `compile` makes faster
+    again: it takes half a minute for every batch size, so it is for many samples in batches of one size. Either takes
+    memory of its own (on a CPU up to 2.5 times the weights); drop `pipe` where it is not needed.
 
     Raises ValueError for other networks than a DDPMPaperUNet, other precisions and devices, and `compile` on a CPU,
     where it brings nothing.

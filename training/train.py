@@ -250,8 +250,8 @@ class TrainingOptions:
 
 # What may differ between a run and its resumption; everything else changes the mathematics.
 FREE_TO_CHANGE = {
-    *("output_dir", "num_steps", "num_workers", "allow_tf32", "compile", "gradient_checkpointing", "cpu_threads"),
-    *("cuda_graphs",),
+    *("output_dir", "num_steps", "num_workers", "cpu_threads"),
+    *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
@@ -339,7 +339,8 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     state.step += 1
     launch(run, update_weights)
     if state.loss_history is not None:
-        for t, losses in [accelerator.gather((batch.t, losses)) for batch, losses in parts]:  # by row of the batch
+        for batch, losses in parts:
+            t, losses = accelerator.gather((batch.t, losses))  # of all processes, by row of the global batch
             state.loss_history.update(t.cpu().numpy(), losses.cpu().numpy())
     if accelerator.optimizer_step_was_skipped:  # then learning rate and averaged weights wait as well
         state.overflows_in_a_row += 1
