@@ -54,8 +54,10 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ddpm_hf import checkpoints  # noqa: E402
-from ddpm_hf.run_log import read_metrics  # noqa: E402
+from ddpm_hf.runs import (
+    checkpoints,  # noqa: E402
+    read_metrics,  # noqa: E402
+)
 
 SCRIPT = ROOT / "training" / "train.py"
 PATIENCE_S = 60  # for the survivors of a kill

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .randomness import keyed_generator, keyed_generators
-from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
+from .scheduler import GaussianDiffusion, paper_scheduler
 
 # Below this width in standard deviations, a bin's probability is its density times its width: the difference of two
 # distribution functions would lose more to rounding in float32 (2e-4) than the curvature left out (4e-8 x²).
@@ -147,24 +147,6 @@ def _term(diffusion: GaussianDiffusion, p: Any, x_start: Tensor, x_t: Tensor, t:
     mean = torch.where(is_first, p.mean, x_start)
     decoder = -discretized_log_likelihood_nats(x_start, mean, p.log_variance, num_levels=num_levels)
     return _bits_per_dim(torch.where(is_first, decoder, kl))
-
-
-# ---- the bound of a model ------------------------------------------------------------------------------------------
-
-
-def paper_scheduler(scheduler: Any) -> Any:
-    """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration.
-
-    Raises ValueError for one that is no DDPM, and for stock's `learned` variance, which means something else here.
-    """
-    if hasattr(scheduler, "diffusion"):
-        return scheduler
-    name = type(scheduler).__name__
-    if name not in DDPMPaperScheduler._compatibles:
-        raise ValueError(f"{name} is not a scheduler of a DDPM: it must be one of {DDPMPaperScheduler._compatibles}")
-    if scheduler.config.get("variance_type") == "learned":
-        raise ValueError(f"variance_type='learned' of {name} is not a log-variance; it has no equivalent here")
-    return DDPMPaperScheduler.from_config(scheduler.config)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from .likelihood import vb_terms_bpd
-from .scheduler.scheduling_ddpm_paper import GaussianDiffusion
+from .scheduler import GaussianDiffusion
 
 
 def simple_loss(

@@ -15,7 +15,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .scheduler.scheduling_ddpm_paper import GaussianDiffusion
+from .scheduler import GaussianDiffusion
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ Where a picture counts time it counts diffusion steps, t + 1, which is the paper
 extra `train`.
 """
 
+import importlib
 import io
 import math
 import os
@@ -15,9 +16,6 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
-
-from .figures import PointProcess
-from .likelihood import RateDistortion
 
 CAPTION_HEIGHT = 28  # in pixels, of a line of text
 
@@ -150,65 +148,17 @@ def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
         axes.set_ylabel(key)
         axes.grid(alpha=0.3)
     axes.set_xlabel("step")
-    return _drawn(figure)
+    return drawn(figure)
 
 
-def rate_distortion_plot(curve: RateDistortion) -> Image.Image:
-    """Distortion and rate over reverse steps, and distortion over rate, as in the paper's Figure 5.
-
-    Needs matplotlib, of the extra `train`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    steps, rate, distortion = "reverse steps", "rate (bits/dim)", "distortion (RMSE on [0, 255])"
-    lines = (
-        (curve.num_reverse_steps, curve.rmse, steps, distortion),
-        (curve.num_reverse_steps, curve.rate_bpd, steps, rate),
-        (curve.rate_bpd, curve.rmse, rate, distortion),
-    )
-    for axes, (x, y, x_label, y_label) in zip(figure.subplots(1, 3), lines, strict=True):
-        axes.plot(x, y, linewidth=1.5)
-        axes.set(xlabel=x_label, ylabel=y_label)
-        axes.grid(alpha=0.3)
-        if y_label == rate:
-            axes.set_yscale("log")  # half of the steps cost less than a hundredth of the bits
-    return _drawn(figure)
-
-
-def point_process_plot(process: PointProcess) -> Image.Image:
-    """Three rows of panels, one column per timestep: forward process, reverse process, learned score.
-
-    Arrows longer than the median of their panel are drawn at its length: the score grows with the distance from the
-    data, and those in its midst would be dots. Needs matplotlib, of the extra `train`.
-    """
-    from matplotlib.figure import Figure
-
-    columns = len(process.timesteps)
-    figure = Figure(figsize=(2.6 * columns + 0.4, 8), layout="constrained")
-    grid = figure.subplots(3, columns, squeeze=False)
-    for i, t in enumerate(process.timesteps):
-        forward, reverse, score = grid[:, i]
-        forward.set_title("data" if t < 0 else f"{t + 1} steps" if t else "1 step")
-        forward.scatter(*process.forward[i].T, s=1, color="tab:blue")
-        reverse.scatter(*process.reverse[i].T, s=1, color="tab:orange")
-        limits = tuple(process.positions[i, [0, -1], 0].tolist())
-        for axes in grid[:, i]:
-            axes.set(xlim=limits, ylim=limits, aspect="equal")
-        if t < 0:
-            score.set_axis_off()
-            continue
-        lengths = process.scores[i].norm(dim=1, keepdim=True)
-        arrows = process.scores[i] / lengths.clamp(min=lengths.median())
-        score.scatter(*process.forward[i].T, s=1, color="tab:blue", alpha=0.3)
-        score.quiver(*process.positions[i].T, *arrows.T, angles="xy", scale=20, width=0.005)
-    grid[0, 0].set_ylabel("forward process →")
-    grid[1, 0].set_ylabel("← reverse process")
-    grid[2, next((i for i, t in enumerate(process.timesteps) if t >= 0), 0)].set_ylabel("learned score")
-    return _drawn(figure)
-
-
-def _drawn(figure: Any) -> Image.Image:
+def drawn(figure: Any) -> Image.Image:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer)
+
+
+def __getattr__(name: str) -> Any:
+    """Two plots stood here before they moved to `figures`."""
+    if name in ("point_process_plot", "rate_distortion_plot"):
+        return getattr(importlib.import_module("ddpm_hf.figures"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .likelihood import paper_scheduler
 from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .scheduler import paper_scheduler
 
 
 class ReverseStep(NamedTuple):

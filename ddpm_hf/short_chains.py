@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .likelihood import discretized_log_likelihood_nats, paper_scheduler
-from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
+from .likelihood import discretized_log_likelihood_nats
+from .scheduler import DDPMPaperScheduler, GaussianDiffusion, paper_scheduler
 
 
 def step_costs_bpd(diffusion: GaussianDiffusion, x_start_mse: np.ndarray) -> np.ndarray:

@@ -22,15 +22,14 @@ from diffusers import HeunDiscreteScheduler
 from PIL import Image
 from torch import Tensor
 
-from ddpm_hf import DDPMPaperPipeline, checkpoints
-from ddpm_hf.batches import share_of
-from ddpm_hf.cli import main as ddpm_hf
-from ddpm_hf.cuda_graphs import NUM_WARM_UP, Recorded
+from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf.cli.commands import main as ddpm_hf
 from ddpm_hf.inference import GraphedUNet, speed_up
 from ddpm_hf.likelihood import bits_per_dim
-from ddpm_hf.options import parse_options
+from ddpm_hf.machine import Recorded
+from ddpm_hf.machine.cuda_graphs import NUM_WARM_UP
 from ddpm_hf.randomness import normal
-from ddpm_hf.run_log import read_metrics
+from ddpm_hf.runs import checkpoints, parse_options, read_metrics, share_of
 from training import train as train_py
 
 ROOT = Path(__file__).resolve().parent.parent

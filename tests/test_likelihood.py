@@ -22,12 +22,12 @@ from ddpm_hf.likelihood import (
     bits_per_dim,
     discretized_log_likelihood_nats,
     gaussian_kl_nats,
-    paper_scheduler,
     prior_bpd,
     rate_distortion,
     vb_terms_bpd,
 )
 from ddpm_hf.randomness import keyed_generator
+from ddpm_hf.scheduler import paper_scheduler
 
 PAPER = GaussianDiffusion(np.linspace(1e-4, 0.02, 1000))
 PREDICTION_TYPES = {"eps": "epsilon", "xstart": "sample", "xprev": "previous_sample"}

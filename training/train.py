@@ -56,29 +56,28 @@ from accelerate.utils import broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from ddpm_hf import (
-    DDPMPaperMLP,
-    DDPMPaperPipeline,
-    DDPMPaperScheduler,
-    DDPMPaperUNet,
-    GaussianDiffusion,
-    checkpoints,
-    hub,
-)
-from ddpm_hf.batches import Batch, KeyedBatches, prefetched, share_of
-from ddpm_hf.card import environment, public_options
-from ddpm_hf.cuda_graphs import Recorded
+from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet, GaussianDiffusion
 from ddpm_hf.data import Samples, load_samples, to_model_range
+from ddpm_hf.hub import BackgroundUploads, publishing as hub
+from ddpm_hf.machine import Recorded, Stopped, StopSignals, join_processes
 from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
-from ddpm_hf.options import parse_options, to_yaml
-from ddpm_hf.processes import join_processes
 from ddpm_hf.randomness import keyed_seed
-from ddpm_hf.report import Table
-from ddpm_hf.run_log import RunLog, cut_metrics, start_trackers
+from ddpm_hf.runs import (
+    Batch,
+    KeyedBatches,
+    RunLog,
+    TrainingState,
+    checkpoints,
+    environment,
+    parse_options,
+    prefetched,
+    public_options,
+    share_of,
+    to_yaml,
+)
+from ddpm_hf.runs.log import cut_metrics, start_trackers
+from ddpm_hf.runs.report import Table
 from ddpm_hf.sampling import sample_together
-from ddpm_hf.signals import Stopped, StopSignals
-from ddpm_hf.training_state import TrainingState
-from ddpm_hf.uploads import BackgroundUploads
 
 logger = logging.getLogger("train")
 CONFIGS = Path(__file__).parent / "configs"

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ddpm_hf.batches import KeyedBatches
 from ddpm_hf.data import Samples, load_samples, to_model_range
+from ddpm_hf.runs import KeyedBatches
 
 from .networks import largest
 from .processes import alone

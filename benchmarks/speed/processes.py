@@ -13,7 +13,7 @@ import numpy as np
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
 from ddpm_hf.convert import pipeline_to_stock
-from ddpm_hf.run_log import read_metrics
+from ddpm_hf.runs import read_metrics
 
 from .networks import CIFAR10, DIGITS, ROOT, build_unet, largest
 from .sampling import FAST, FAST_BF16, PLAIN

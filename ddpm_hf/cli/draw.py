@@ -1,0 +1,239 @@
+"""The subcommand `ddpm-hf draw`: what the paper draws, one function per kind of picture."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .. import figures, likelihood, pictures
+from ..data import Samples, is_image_folder, real_samples, to_model_range
+from ..hub import load_model
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..scheduler import paper_scheduler
+from .arguments import add_skip_bad_images, default_device, parse_device, parse_seeds
+
+WEIGHTS = [i / 10 for i in range(11)]  # λ of the interpolations, as in the paper's Figures 8 and 9
+NUM_NEAREST = 8
+NUM_FRAMES = 50  # of an animation
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Draw a figure of the paper from a checkpoint."""
+    output = Path(args.output)
+    suffixes = (".png", ".gif") if args.picture is progressive else (".png",)
+    if output.suffix.lower() not in suffixes:
+        raise ValueError(f"--output {output}: give a {' or a '.join(suffixes)}")
+    pipe = load_model(args.checkpoint, None)[0].to(args.device)
+    draws, wanted = ("points" if about else "images" for about in (len(pipe.sample_shape) == 1, args.kind == "points"))
+    if draws != wanted:
+        raise ValueError(f"draw {args.kind} is for {wanted}; {args.checkpoint} draws {draws}")
+    try:
+        drawn = args.picture(args, pipe)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; it comes with the extra `train`") from None
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(drawn, list):
+        pictures.save_animation(output, drawn)
+    else:
+        drawn.save(output)
+    print(f"{args.kind} in {output}")
+
+
+# ---- one function per kind -----------------------------------------------------------------------------------------
+
+
+def progressive(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | list[Image.Image]:
+    """What the chain expects of its end after more and more reverse steps (Figs. 6, 14); one row per seed."""
+    total = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+    animated = Path(args.output).suffix.lower() == ".gif"
+    count = NUM_FRAMES if animated else 10
+    numbers = sorted({max(1, total * i // count) for i in range(count + 1)})
+    frames = figures.progressive_x_start(pipe, seeds=args.seeds, after_steps=numbers, num_inference_steps=args.steps)
+    if not animated:
+        return _grid(frames.transpose(0, 1), _seed_labels(args.seeds), [str(n) for n in numbers], "steps")
+    grids = [pictures.image_grid(pictures.as_pictures(frame)) for frame in frames]
+    return [pictures.captioned(grid, f"{n} of {total} steps") for grid, n in zip(grids, numbers, strict=True)]
+
+
+def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Samples that share x_t, for four t: the first seed's chain, continued from there by each other seed (Fig. 7)."""
+    timesteps = figures.chain_timesteps(pipe, (1, 0.75, 0.5, 0.25), num_inference_steps=args.steps)
+    first, *others = args.seeds
+    latents = figures.shared_latents(
+        pipe, seed=first, seeds=others, timesteps=timesteps, num_inference_steps=args.steps
+    )
+    images = torch.cat([latents.x_t[:, None], latents.samples], dim=1)
+    return _grid(images, _step_labels(timesteps), ["x_t", *_seed_labels(others)])
+
+
+def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Interpolation between two real images that are diffused to t and denoised (Fig. 8); one row per seed."""
+    sources = _sources(args, pipe)
+    total = paper_scheduler(pipe.scheduler).diffusion.num_timesteps
+    if args.timestep is not None and not 0 <= args.timestep < total:
+        raise ValueError(f"--timestep {args.timestep} must lie in [0, {total})")
+    (half,) = figures.chain_timesteps(pipe, (0.5,), num_inference_steps=args.steps)
+    images = figures.interpolation(
+        pipe,
+        *sources,
+        t=half if args.timestep is None else args.timestep,
+        weights=WEIGHTS,
+        seeds=args.seeds,
+        num_inference_steps=args.steps,
+    )
+    return _between(args, sources, images, _seed_labels(args.seeds))
+
+
+def coarse_to_fine(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Interpolation between two real images at nine t, from pure noise to the pixels themselves (Fig. 9)."""
+    sources = _sources(args, pipe)
+    timesteps = figures.chain_timesteps(pipe, [i / 8 for i in range(8, -1, -1)], num_inference_steps=args.steps)
+    images = figures.coarse_to_fine(
+        pipe, *sources, timesteps=timesteps, weights=WEIGHTS, seed=args.seed, num_inference_steps=args.steps
+    )
+    return _between(args, sources, images, _step_labels(timesteps))
+
+
+def nearest(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Samples, each beside the training images that are nearest to it: the paper's check against copying."""
+    samples = _samples(args, pipe, "train")
+    drawn: Any = pipe(seeds=args.seeds, num_inference_steps=args.steps, output_type="pt", return_dict=False)[0]
+    k = min(NUM_NEAREST, len(samples))
+    found = figures.nearest_images(drawn, samples, k=k)
+    neighbours = [to_model_range(samples.batch(row.numpy()), samples.num_levels) for row in found.indices]
+    for seed, index, distance in zip(args.seeds, found.indices[:, 0], found.distances[:, 0], strict=True):
+        print(f"seed {seed}: nearest is image {index} of {samples.name}, at distance {distance:.3f}")
+    images = torch.cat([drawn.cpu()[:, None], figures.unit_range(torch.stack(neighbours))], dim=1)
+    return _grid(images, _seed_labels(args.seeds), ["sample", *(str(i) for i in range(1, k + 1))])
+
+
+def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Rate and distortion of progressive lossy compression over reverse steps, on real images (Fig. 5)."""
+    if args.num_images < 1:
+        raise ValueError(f"--num_images {args.num_images} must be at least 1")
+    samples = _samples(args, pipe, "test")
+    images = samples.batch(range(min(args.num_images, len(samples))))
+    terms = likelihood.bits_per_dim(
+        pipe.unet,
+        pipe.scheduler,
+        to_model_range(images, samples.num_levels),
+        seed=args.seed,
+        clip_denoised=paper_scheduler(pipe.scheduler).clip_denoised(),
+        num_levels=samples.num_levels,
+        num_inference_steps=args.steps,
+        progress=True,
+    )
+    print(f"{len(images)} images of {samples.name}: {float(terms.total_b.mean()):.3f} bits/dim")
+    return figures.rate_distortion_plot(likelihood.rate_distortion(terms))
+
+
+def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Forward process, reverse process and learned score of a model of points in the plane; one point per seed."""
+    samples = _samples(args, pipe, "test")
+    if len(args.seeds) > len(samples):
+        raise ValueError(f"--seeds: got {len(args.seeds)}; {samples.name} has {len(samples)} points")
+    timesteps = figures.chain_timesteps(pipe, (0, 0.03, 0.15, 1), num_inference_steps=args.steps)
+    data = samples.batch(range(len(args.seeds)))
+    process = figures.point_process(pipe, data, seeds=args.seeds, timesteps=timesteps, num_inference_steps=args.steps)
+    return figures.point_process_plot(process)
+
+
+# ---- data and labels -----------------------------------------------------------------------------------------------
+
+
+def _samples(args: argparse.Namespace, pipe: DDPMPaperPipeline, split: str) -> Samples:
+    """The data set that was asked for; `split` where none was, unless it is a folder, which has but one."""
+    dataset = args.dataset or ("digits" if pipe.sample_shape == (1, 8, 8) else None)
+    if dataset is None:
+        raise ValueError(
+            f"--dataset is missing: name data of samples {pipe.sample_shape}, as the network was trained on"
+        )
+    split = args.split or ("train" if is_image_folder(dataset) else split)
+    return real_samples(dataset, split, pipe.sample_shape, skip_bad_images=args.skip_bad_images)
+
+
+def _sources(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Tensor:
+    """The two images to interpolate between, [2, C, H, W] in [−1, 1]."""
+    samples = _samples(args, pipe, "test")
+    if not all(0 <= i < len(samples) for i in args.images):
+        raise ValueError(f"--images {args.images}: {samples.name} has 0 to {len(samples) - 1}")
+    return to_model_range(samples.batch(args.images), samples.num_levels)
+
+
+def _grid(images: Tensor, row_labels: Sequence[str], column_labels: Sequence[str], corner: str = "") -> Image.Image:
+    """Images [R, C, ...] in [0, 1] in rows and columns."""
+    rows = [pictures.as_pictures(row) for row in images]
+    return pictures.labelled_grid(rows, row_labels=row_labels, column_labels=column_labels, corner=corner)
+
+
+def _between(args: argparse.Namespace, sources: Tensor, images: Tensor, row_labels: Sequence[str]) -> Image.Image:
+    """Interpolations [R, L, C, H, W] between their sources."""
+    ends = figures.unit_range(sources).expand(len(images), *sources.shape)
+    columns = torch.cat([ends[:, :1], images, ends[:, 1:]], dim=1)
+    first, last = (f"no. {i}" for i in args.images)
+    return _grid(columns, row_labels, [first, *(str(weight) for weight in WEIGHTS), last])
+
+
+def _seed_labels(seeds: Sequence[int]) -> list[str]:
+    return [f"seed {seed}" for seed in seeds]
+
+
+def _step_labels(timesteps: Sequence[int]) -> list[str]:
+    return [f"{t + 1} steps" for t in timesteps]
+
+
+# ---- options -------------------------------------------------------------------------------------------------------
+
+
+def add_parser(commands: Any) -> None:
+    """Add `draw` and its kinds to an argparse subparsers object; each kind takes only the options that it uses."""
+    command = commands.add_parser("draw", help=draw.__doc__, description=draw.__doc__)
+    kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
+
+    def add(picture: Callable, seeds: str | None = None, seeds_help: str = "one row each") -> Any:
+        name = picture.__name__
+        kind = kinds.add_parser(name, help=picture.__doc__, description=picture.__doc__)
+        kind.set_defaults(function=draw, picture=picture)
+        kind.add_argument("checkpoint", help="a training run, a pipeline's folder, or a repository on the Hub")
+        kind.add_argument("--steps", type=int, help="reverse steps; default: the checkpoint's own")
+        kind.add_argument("--device", type=parse_device, default=default_device())
+        kind.add_argument("-o", "--output", default=f"{name}.png", help=f"default: {name}.png")
+        if seeds is None:
+            kind.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
+        else:
+            kind.add_argument(
+                "--seeds", type=parse_seeds, default=seeds, metavar="0-15,20", help=f"{seeds_help}; default: {seeds}"
+            )
+        return kind
+
+    def add_data(kind: Any, split: str) -> None:
+        kind.add_argument("--dataset", help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder")
+        kind.add_argument("--split", help=f"default: {split}; a folder has only train")
+
+    def add_images(kind: Any, split: str) -> None:
+        add_data(kind, split)
+        add_skip_bad_images(kind)
+
+    def add_sources(kind: Any) -> None:
+        add_images(kind, "test")
+        kind.add_argument(
+            "--images", type=int, nargs=2, default=[0, 1], metavar=("I", "J"), help="which two; default: 0 1"
+        )
+
+    add(progressive, seeds="0-7").description += " An --output .gif shows them one after the other."
+    add(shared, seeds="0-8", seeds_help="the first draws x_t, each other one sample of it")
+    kind = add(interpolate, seeds="0-3")
+    kind.add_argument("--timestep", type=int, metavar="T", help="0-based; default: half of the network's, 499 of 1000")
+    add_sources(kind)
+    add_sources(add(coarse_to_fine))
+    add_images(add(nearest, seeds="0-7"), "train")
+    kind = add(rate_distortion)
+    add_images(kind, "test")
+    kind.add_argument("--num_images", type=int, default=64, help="from the first; default: 64")
+    kind = add(points, seeds="0-999", seeds_help="one point each")
+    add_data(kind, "test")
+    kind.set_defaults(skip_bad_images=0)  # points do not come in files

@@ -1,0 +1,5 @@
+"""Networks and pipelines from elsewhere: the paper's TensorFlow checkpoints → ours, stock diffusers ⇄ ours."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,171 @@
+"""Networks and pipelines of stock diffusers ⇄ ours."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from torch import nn
+
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..scheduler import DDPMPaperScheduler
+from ..unet.unet_ddpm_paper import DDPMPaperUNet
+
+# ---- stock diffusers ------------------------------------------------------------------------------------------------
+
+# What the paper's UNet has where UNet2DModel has a choice.
+_PAPER_VALUES: dict[str, Any] = {
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "mid_block_type": "UNetMidBlock2D",
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 0,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "act_fn": "silu",
+    "norm_eps": 1e-6,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "time_embedding_dim": None,  # None stands for 4 · block_out_channels[0]
+    "attention_head_dim": None,  # None stands for the level's channels: one head
+    "attn_norm_num_groups": None,  # None stands for norm_num_groups
+}
+_SHARED = ("sample_size", "in_channels", "out_channels", "layers_per_block", "dropout", "norm_num_groups")
+_DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}  # stock's block types, and whether they have attention
+_UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
+
+
+Model = TypeVar("Model", DDPMPaperUNet, UNet2DModel)
+
+
+def _refuse(key: str, value: Any, needed: str) -> NoReturn:
+    raise ValueError(f"UNet2DModel has {key}={value!r}, which the paper's UNet cannot express; it needs {needed}")
+
+
+def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the `DDPMPaperUNet` that computes what UNet2DModel does with `stock`. Raises ValueError."""
+    channels = tuple(stock["block_out_channels"])
+    down, up = stock["down_block_types"], stock["up_block_types"]
+    for key, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
+        if not set(types) <= known.keys():
+            _refuse(key, types, f"only {' and '.join(known)}")
+    attention = [_DOWN[block] for block in down]
+    if attention != [_UP[block] for block in reversed(up)]:
+        _refuse("up_block_types", up, f"attention on the same levels as down_block_types={down}")
+
+    heads = {channels[-1]} | {c for c, has in zip(channels, attention, strict=True) if has}  # of the middle, of levels
+    same = {  # explicit values that mean the same as the paper's
+        "time_embedding_dim": stock["time_embedding_dim"] == 4 * channels[0],
+        "attention_head_dim": heads == {stock["attention_head_dim"]},
+        "attn_norm_num_groups": stock["attn_norm_num_groups"] == stock["norm_num_groups"],
+        "act_fn": stock["act_fn"] == "swish",
+    }
+    needed = {
+        "time_embedding_dim": f"None or {4 * channels[0]}",
+        "attention_head_dim": f"one head, so None or the channels of every level with attention, {sorted(heads)}",
+    }
+    for key, value in _PAPER_VALUES.items():
+        if stock[key] != value and not same.get(key):
+            _refuse(key, stock[key], needed.get(key, repr(value)))
+    size = stock["sample_size"]
+    if size is None:
+        _refuse("sample_size", None, "a side or (height, width): load the network with sample_size=32, for example")
+    side = size if isinstance(size, int) else max(size)
+    return {
+        **{key: stock[key] for key in _SHARED},
+        "block_out_channels": channels,
+        "attention_resolutions": tuple(side >> level for level, has in enumerate(attention) if has),
+    }
+
+
+def _with_weights_of(source: nn.Module, network: type[Model], config: Mapping[str, Any]) -> Model:
+    """A `network` with copies of the source's weights, on its device, in its dtype and mode. ValueError for NaNs."""
+    weights = source.state_dict()
+    if bad := [name for name, x in weights.items() if x.device.type != "meta" and not torch.isfinite(x).all()]:
+        raise ValueError(f"the weights of the {type(source).__name__} are not finite: {', '.join(bad)}")
+    with torch.device("meta"):  # without memory, or random numbers for weights that are replaced at once
+        model = network(**config)
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    return model.train(source.training)
+
+
+def from_stock(unet: UNet2DModel) -> DDPMPaperUNet:
+    """The same network as our class, outputs equal to 1e-5, e.g. of `google/ddpm-cifar10-32`.
+
+    Weights are copied and keep their dtype and device. Raises ValueError naming the configuration's key, its value
+    and what is needed, if UNet2DModel does with it what the paper's UNet does not; also where they are not finite.
+    """
+    if not isinstance(unet, UNet2DModel):
+        raise ValueError(f"unet is a {type(unet).__name__}; a UNet2DModel can be converted")
+    return _with_weights_of(unet, DDPMPaperUNet, _paper_config(unet.config))
+
+
+def to_stock(unet: DDPMPaperUNet) -> UNet2DModel:
+    """The same network as diffusers' class, outputs equal to 1e-5; `from_stock` gives back exactly the same weights.
+
+    Weights are copied and keep their dtype and device. A network with learned variance (out_channels twice
+    in_channels) converts too, but not its meaning: the second half of our channels is a log-variance, as in the
+    paper's code, while stock's DDPMScheduler takes its `learned` for the variance and `learned_range` for a place
+    between the two fixed ones. Raises ValueError for other networks, and for weights that are not finite.
+    """
+    if not isinstance(unet, DDPMPaperUNet):
+        raise ValueError(f"unet is a {type(unet).__name__}; a DDPMPaperUNet can be converted")
+    config = unet.config
+    size, levels = config["sample_size"], len(config["block_out_channels"])
+    side = size if isinstance(size, int) else max(size)
+    attention = [side >> level in config["attention_resolutions"] for level in range(levels)]
+    block_types = {
+        "down_block_types": tuple("AttnDownBlock2D" if has else "DownBlock2D" for has in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if has else "UpBlock2D" for has in reversed(attention)),
+    }
+    shared = {key: config[key] for key in (*_SHARED, "block_out_channels")}
+    return _with_weights_of(unet, UNet2DModel, {**_PAPER_VALUES, **shared, **block_types})
+
+
+def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipeline:
+    """Our pipeline for one with stock's UNet2DModel and DDPMScheduler, or for the folder or repository of such a one.
+
+    Our `from_pretrained` runs stock's parts as they are; this makes them ours.
+    Raises ValueError for what ours cannot express: see `from_stock` and `DDPMPaperScheduler`.
+    """
+    pipe = stock if isinstance(stock, DiffusionPipeline) else DDPMPaperPipeline.from_pretrained(stock)
+    unet, scheduler = pipe.unet, pipe.scheduler
+    if not isinstance(unet, UNet2DModel) or not isinstance(scheduler, DDPMScheduler):
+        raise ValueError(
+            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
+            "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
+        )
+    if scheduler.config["variance_type"] == "learned":  # ours would accept the word, in the paper's sense
+        raise ValueError(
+            "variance_type='learned' means a variance in stock's DDPMScheduler and a log-variance in ours: if the "
+            "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
+        )
+    ours = DDPMPaperScheduler.from_config(scheduler.config)
+    return DDPMPaperPipeline(from_stock(unet), ours)  # type: ignore[arg-type]
+
+
+def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
+    """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
+
+    The paper code's own schedules travel as `trained_betas`. Raises ValueError for points, and for what stock's
+    DDPMScheduler has no word for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
+    """
+    unet, scheduler = pipe.unet, pipe.scheduler
+    if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler):
+        raise ValueError(
+            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
+            "DDPMPaperScheduler can be converted"
+        )
+    unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
+    for key, value in unknown:
+        if scheduler.config[key] == value:
+            raise ValueError(f"stock's DDPMScheduler has no {key} that means what {value!r} does here")
+    if "inference_timesteps" in scheduler.config:
+        raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
+    stock = DDPMScheduler.from_config(scheduler.config)
+    return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]

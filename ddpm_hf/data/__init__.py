@@ -1,0 +1,5 @@
+"""Any set of images or points → batches by index. Knows nothing of diffusion."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,15 @@
+from .cache import first_of as first_of
+from .decoding import FORMATS as FORMATS, BadImage as BadImage, decode_image as decode_image
+from .samples import (
+    BUILT_IN as BUILT_IN,
+    Samples as Samples,
+    digits_labels as digits_labels,
+    is_image_folder as is_image_folder,
+    to_model_range as to_model_range,
+)
+from .sources import (
+    default_cache_dir as default_cache_dir,
+    image_files as image_files,
+    load_samples as load_samples,
+    real_samples as real_samples,
+)

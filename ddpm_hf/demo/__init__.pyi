@@ -1,0 +1,3 @@
+from .page import Page as Page, launch as launch
+from .space import write_space as write_space
+from .tasks import load as load

@@ -1,0 +1,338 @@
+"""What the demo page computes: checkpoints, images that were dropped, and what is drawn of them.
+
+Nothing here knows of the page. t is the paper's, from 1 to T, and t = 0 is x_0, unless a docstring says otherwise. A
+`report` is called with the part of the work that is done after each evaluation of the network; what it raises ends
+the work.
+"""
+
+import argparse
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from .. import figures, pictures
+from ..data import FORMATS, decode_image, to_model_range
+from ..figures import predicted_x_start
+from ..hub import load_model
+from ..inference import speed_up
+from ..likelihood import bits_per_dim, subset_edges
+from ..pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
+from ..runs import read_options
+from ..sampling import reverse_process
+from ..scheduler import paper_scheduler
+
+DIGITS_LEVELS = 17
+MAX_FILE_BYTES = 20 * 2**20
+NUM_FRAMES = 25  # of the denoising, without its end, and how many of the seeds they show
+SHOWN_SEEDS = 16
+WEIGHTS = [i / 8 for i in range(9)]
+BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
+
+Report = Callable[[float], None]
+
+
+# ---- checkpoints ---------------------------------------------------------------------------------------------------
+
+
+class Model(NamedTuple):
+    """A pipeline that draws images with 1 or 3 channels, and the levels of the data it was trained on."""
+
+    pipe: DDPMPaperPipeline
+    num_levels: int
+
+    @property
+    def process(self) -> Any:
+        """Its scheduler as one of ours."""
+        return paper_scheduler(self.pipe.scheduler)
+
+    @property
+    def num_timesteps(self) -> int:
+        """T."""
+        return self.process.diffusion.num_timesteps
+
+    @property
+    def default_steps(self) -> int:
+        return self.process.chain().num_timesteps
+
+
+def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[str, Model]:
+    """The models by the names that the page shows: a folder's own, or a repository's; on a CPU sped up where `fast`.
+
+    Raises ValueError where a checkpoint cannot be shown: points, other channels than 1 or 3, names that are the same.
+    """
+    models: dict[str, Model] = {}
+    for checkpoint in checkpoints:
+        name = checkpoint_name(checkpoint)
+        if name in models:
+            raise ValueError(f"two checkpoints are called {name}; rename the folder of one")
+        pipe, _ = load_model(checkpoint, None)
+        shape = pipe.sample_shape
+        if len(shape) != 3 or shape[0] not in (1, 3):
+            kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"
+            raise ValueError(f"the page shows images of 1 or 3 channels; {checkpoint} draws {kind}")
+        pipe.to(device)
+        if fast and type(pipe.unet).__name__ == "DDPMPaperUNet" and pipe.unet.device.type in ("cpu", "cuda"):
+            pipe = speed_up(pipe)
+        pipe.set_progress_bar_config(disable=True)
+        models[name] = Model(pipe, num_levels(checkpoint, shape))
+    return models
+
+
+def checkpoint_name(checkpoint: str) -> str:
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
+
+
+def num_levels(checkpoint: str, sample_shape: tuple[int, ...]) -> int:
+    """17 for a model of the digits, else 256: by the run's options, else by the size of its images."""
+    options = Path(checkpoint) / "options.yaml"
+    if options.is_file():
+        is_digits = read_options(options).get("dataset_name") == "digits"
+    else:
+        is_digits = sample_shape == (1, 8, 8)
+    return DIGITS_LEVELS if is_digits else 256
+
+
+# ---- what the page computes ----------------------------------------------------------------------------------------
+
+
+class Frame(NamedTuple):
+    """One moment of the denoising: t, and a grid each of x_t and x̂_0(x_t, t)."""
+
+    t: int
+    x_t: Image.Image
+    x_start: Image.Image
+
+
+class Samples(NamedTuple):
+    """A grid of one image per seed, and the way there, of the first seeds, t descending to 0."""
+
+    grid: Image.Image
+    frames: list[Frame]
+
+
+class Reconstruction(NamedTuple):
+    """x_0 and x_t of one seed's noise, and x_0 ∼ p_θ(x_0 | x_t) by seed, all enlarged; t as it was taken."""
+
+    t: int
+    original: Image.Image
+    x_t: list[Image.Image]
+    denoised: list[Image.Image]
+
+
+class Bound(NamedTuple):
+    """The bound of one image in bits/dim, each term an estimate from one draw of the noise.
+
+    terms: by t from 1 to T, [T]; the paper's L_{t−1}. NaN where t was not drawn.
+    """
+
+    total: float
+    prior: float
+    kl: float
+    decoder: float
+    terms: np.ndarray
+
+
+@contextlib.contextmanager
+def _watched(unet: Any, look: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
+    """Call look(x_t, t, model_output) after each evaluation of the network."""
+    hook = unet.register_forward_hook(lambda _, inputs, output: look(inputs[0], inputs[1], output.sample))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _counted(report: Report, total: int) -> Callable[..., None]:
+    """A look for `_watched` that reports 1/total, 2/total, … of the work."""
+    done = 0
+
+    def look(*_: Tensor) -> None:
+        nonlocal done
+        done += 1
+        report(min(done / total, 1.0))
+
+    return look
+
+
+def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | None, report: Report) -> Samples:
+    """Algorithm 2, or another sampler of the same process: `scheduler` is a class of diffusers, None the model's own.
+
+    Raises ValueError for steps or seeds that the pipeline refuses.
+    """
+    own = model.pipe.scheduler
+    chosen = getattr(diffusers, scheduler).from_config(own.config) if scheduler else copy.copy(own)
+    pipe = DDPMPaperPipeline(model.pipe.unet, chosen)
+    pipe.set_progress_bar_config(disable=True)
+    kept: list[tuple[int, Tensor, Tensor]] = []
+    done = 0
+
+    def look(x_t: Tensor, t: Tensor, output: Tensor) -> None:
+        nonlocal done
+        total = len(chosen.timesteps)
+        if done in {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}:
+            timestep = min(max(round(float(t[0])), 0), model.num_timesteps - 1)  # some samplers' are fractions
+            kept.append((timestep, x_t[:SHOWN_SEEDS].float().cpu(), output[:SHOWN_SEEDS].float().cpu()))
+        done += 1
+        report(min(done / total, 1.0))
+
+    with _watched(pipe.unet, look):
+        images: Any = pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
+    frames = [
+        Frame(t + 1, *(_grid(figures.unit_range(x)) for x in (x_t, predicted_x_start(model.process, output, x_t, t))))
+        for t, x_t, output in kept
+    ]
+    end = _grid(images[:SHOWN_SEEDS])
+    return Samples(_grid(images, min_side=96, side=384), [*frames, Frame(0, end, end)])
+
+
+def interpolate(
+    model: Model, *, ends: tuple[int, int], t: int, steps: int, noise_seed: int, report: Report
+) -> tuple[int, list[Image.Image], list[Image.Image]]:
+    """Samples of two seeds, and `figures.interpolation` between them at nine weights (Fig. 8).
+
+    Returns t as it was taken, the nearest of the chain; the two samples; the nine images. Raises ValueError.
+    """
+    timestep, remaining = nearest_timestep(model, t, steps)
+    look = _counted(report, steps + remaining)
+    with _watched(model.pipe.unet, look):
+        x_start: Any = model.pipe(seeds=ends, num_inference_steps=steps, output_type="latent", return_dict=False)[0]
+        between = figures.interpolation(
+            model.pipe,
+            *x_start.clamp(-1, 1),
+            t=timestep,
+            weights=WEIGHTS,
+            seeds=[noise_seed],
+            num_inference_steps=steps,
+        )
+    return timestep + 1, enlarged(figures.unit_range(x_start)), enlarged(between[0])
+
+
+def noise_and_back(
+    model: Model, levels: Tensor, *, t: int, steps: int, seeds: Sequence[int], report: Report
+) -> Reconstruction:
+    """An image, as `fitted` returns it, diffused to t (Eq. 4) and denoised from there, with the noise of each seed."""
+    x_start = to_model_range(levels, model.num_levels)
+    timestep, remaining = nearest_timestep(model, t, steps)
+    generators = seeded_generators(seeds)
+    x = x_start.expand(len(seeds), *x_start.shape)
+    noise = randn_tensor(tuple(x.shape), generator=generators, dtype=torch.float32)
+    x_t = x = model.process.diffusion.q_sample(x, timestep, noise)
+    with _watched(model.pipe.unet, _counted(report, remaining)):
+        for step in reverse_process(
+            model.pipe, x_t, generators=generators, from_timestep=timestep, num_inference_steps=steps
+        ):
+            x = step.x
+    original, noisy, denoised = (enlarged(figures.unit_range(part)) for part in (x_start[None], x_t, x))
+    return Reconstruction(timestep + 1, original[0], noisy, denoised)
+
+
+def nearest_timestep(model: Model, t: int, steps: int) -> tuple[int, int]:
+    """The 0-based timestep of the chain of `steps` nearest to the paper's t, and the reverse steps from there.
+
+    t = 0 is −1, x_0 itself. Raises ValueError.
+    """
+    (timestep,) = figures.chain_timesteps(model.pipe, (t / model.num_timesteps,), num_inference_steps=steps)
+    return timestep, int((model.process.chain(steps).timesteps <= timestep).sum())
+
+
+def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Report) -> Bound:
+    """The bound on −log₂ p(x_0) / dim of an image (Eq. 5), as `fitted` returns it, from L_0 and one in so many others.
+
+    Raises ValueError.
+    """
+    scheduler = model.process
+    total = scheduler.chain().num_timesteps
+    count = min(total, 1 + max(1, total // one_in))
+    batch_size = max(1, min(64, count // 20))  # small enough for the work to be watched
+    with _watched(model.pipe.unet, _counted(report, -(-count // batch_size))):
+        terms = bits_per_dim(
+            model.pipe.unet,
+            scheduler,
+            to_model_range(levels, model.num_levels)[None],
+            seed=seed,
+            clip_denoised=scheduler.clip_denoised(),
+            num_levels=model.num_levels,
+            num_timesteps_subset=count,
+            batch_size=batch_size,
+        )
+    drawn = terms.terms_bt[0].numpy()
+    prior, kl, decoder = float(terms.prior_b[0]), float(drawn[1:].sum()), float(drawn[0])
+    weights = np.diff(edges := subset_edges(total, count)).repeat(np.diff(edges))  # of a drawn term
+    shown = np.where(drawn == 0, np.nan, drawn / weights)
+    return Bound(prior + kl + decoder, prior, kl, decoder, shown)
+
+
+def _grid(images: Tensor, *, min_side: int = 64, side: int = 256) -> Image.Image:
+    """Each image enlarged to `min_side` pixels, few of them to more, so that the grid comes to `side`."""
+    columns = math.ceil(math.sqrt(len(images)))
+    return pictures.image_grid(pictures.as_pictures(images), min_side=max(min_side, side // columns))
+
+
+def enlarged(images: Tensor) -> list[Image.Image]:
+    return [pictures.image_grid([picture], min_side=128) for picture in pictures.as_pictures(images)]
+
+
+# ---- what visitors type and drop -----------------------------------------------------------------------------------
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """A number from the page. Raises ValueError unless it is whole and in [least, most]."""
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value != value // 1
+        or not least <= value <= most
+    ):
+        raise ValueError(f"{name}: give a whole number from {least} to {most}")
+    return int(value)
+
+
+def seeds_in(text: str, parse_seeds: Callable[[str], list[int]], at_most: int) -> list[int]:
+    """'0-15,20' → [0, 1, …, 15, 20]. Raises ValueError."""
+    seeds: list[int] = []
+    for part in text.split(","):  # one by one, so that a long text cannot name millions
+        try:
+            seeds += parse_seeds(part[:100])
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"Seeds: {error}") from None
+        if len(seeds) > at_most:
+            raise ValueError(f"Seeds: give at most {at_most}")
+    return seeds
+
+
+def fitted(model: Model, path: str | None, background: str) -> Tensor:
+    """The dropped image as the model's data are: uint8 levels [C, H, W], the largest centred square, scaled.
+
+    Colour becomes grey by its luma (ITU-R 601-2) where the model draws grey, grey becomes three equal channels where
+    it draws colour. Raises ValueError for what is no image, damaged or too large.
+    """
+    if path is None or not Path(path).is_file():
+        raise ValueError("Drop an image first, or choose a file")
+    if Path(path).stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"The file is larger than {MAX_FILE_BYTES // 2**20} MB; shrink it")
+    channels, height, width = model.pipe.sample_shape
+    if height != width:
+        raise ValueError(f"This model draws {width} x {height}; only squares are cut out of images here")
+    try:
+        pixels = decode_image(path, background=BACKGROUNDS[background], resolution=width)
+    except ValueError as error:
+        raise ValueError(f"The file cannot be used: {error}") from None
+    if channels == 1 and len(pixels) == 3:
+        pixels = np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).convert("L"))[None]
+    levels = np.round(pixels * ((model.num_levels - 1) / 255)).astype(np.uint8)
+    return torch.from_numpy(np.broadcast_to(levels, (channels, height, width)).copy())
+
+
+def is_animated(path: str) -> bool:
+    with Image.open(path, formats=tuple(FORMATS)) as image:
+        return getattr(image, "is_animated", False)

@@ -1,0 +1,330 @@
+"""Evaluating a checkpoint: bits/dim, and distances between many samples and real images, with the whole protocol.
+
+Work is cut into pieces that do not depend on how many processes share it: 16 images of the bound, or one micro-batch
+of seeds (the last one filled up, and cut afterwards). A run that was killed goes on where it was; see `pieces`.
+Statistics are computed by the main process from the pieces in their order.
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..data import Samples, default_cache_dir, is_image_folder, real_samples, to_model_range
+from ..hub import load_model
+from ..inference import speed_up
+from ..likelihood import BoundTerms, bits_per_dim, rate_distortion
+from ..runs import checkpoints, environment, read_json, read_options, weights_sha256
+from ..scheduler import paper_scheduler
+from ..unet.unet_ddpm_paper import DDPMPaperUNet
+from . import metrics
+from .protocol import LEAST_SAMPLES, OF_SAMPLES, Protocol
+from .resumable import Pieces
+
+logger = logging.getLogger(__name__)
+IMAGES_PER_PIECE = 16
+
+
+def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerprint: str) -> bool:
+    """Whether this split of a data set is known to be what the network in the folder `checkpoint` was trained on.
+
+    By the fingerprint in a training checkpoint's manifest, or by the names in the options, which a finished run has
+    beside its model. False where neither is known, or can be read.
+    """
+    try:
+        manifest = read_json(Path(checkpoint) / checkpoints.MANIFEST)
+        file = Path(checkpoint) / "options.yaml"
+        options = manifest["options"] if manifest else read_options(file) if file.is_file() else {}
+        if manifest and manifest["dataset"]["fingerprint"] == fingerprint:
+            return True
+        if is_image_folder(dataset):  # a relative path was one from wherever training was started
+            return Path(options.get("train_data_dir") or "") == Path(dataset).resolve()
+        names = [options.get(f"dataset_{key}") for key in ("name", "split", "config")]
+        return names == [dataset, split, None]
+    except Exception:  # whatever is wrong with files that the model does not need
+        return False
+
+
+@contextlib.contextmanager
+def _counted(network: nn.Module, total: int, *, disable: bool) -> Iterator[None]:
+    """Inside, a progress bar counts the samples that the network is asked about, to `total`; then it is gone."""
+    with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=disable) as bar:
+
+        def count(_: nn.Module, inputs: tuple[Tensor, Any], output: Any) -> None:
+            bar.update(len(inputs[0]))
+
+        hook = network.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+
+def default_work_dir() -> Path:
+    return default_cache_dir() / "evaluation"
+
+
+# ---- one evaluation ------------------------------------------------------------------------------------------------
+
+
+class Evaluator:
+    """A model under a protocol, on this process's device; all processes of a run make the same one."""
+
+    def __init__(self, accelerator: Accelerator, checkpoint: str, protocol: Protocol, *, work_dir: Path | None = None):
+        self.accelerator, self.protocol = accelerator, protocol
+        self.work_dir = work_dir or default_work_dir()
+        self.pipe, self.weights = load_model(checkpoint, protocol.weights)
+        self.pipe.to(accelerator.device)
+        quiet = not accelerator.is_main_process
+        self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)
+        self.environment: dict[str, str] = broadcast_object_list([environment(accelerator.device)])[0]
+        self.model_identity = {
+            "weights": weights_sha256(self.pipe.unet.state_dict()),
+            "scheduler": {k: v for k, v in self.pipe.scheduler.config.items() if not k.startswith("_")},
+            "scheduler_class": type(self.pipe.scheduler).__name__,
+            "num_inference_steps": protocol.num_inference_steps,
+        }
+        self._data: dict[str, Samples] = {}
+        self._extractors: dict[str, Any] = {}
+        self._check()
+
+    def _check(self) -> None:
+        """What may turn out not to fit, before hours of work: data, sizes, packages. Raises ValueError."""
+        for metric in self.protocol.metrics:
+            if metric != "bpd":
+                if len(self.pipe.sample_shape) != 3:
+                    raise ValueError(f"{metric} is for images, and the model draws points {self.pipe.sample_shape}")
+                metrics.require_packages()
+            if self.protocol.dataset is not None:
+                self.protocol.split_for(metric)
+            if metric != "is" and len(self.data(metric)) < LEAST_SAMPLES[metric]:
+                name, size = self.data(metric).name, len(self.data(metric))
+                raise ValueError(f"{metric} needs {LEAST_SAMPLES[metric]} real images; {name} has {size}")
+
+    def run(self) -> Iterator[dict[str, Any]]:
+        """The result of each metric as it is there, on the main process; gone through by all processes."""
+        for metric in self.protocol.metrics:
+            if metric == "bpd":
+                self._tell_of_training_data()
+                measured = _bound_result(self.bound_terms(), self.bound_settings())
+            else:
+                measured = self.of_samples(metric)
+            if self.accelerator.is_main_process:
+                yield {"metric": metric, **measured, **self._about(metric)}
+            self.accelerator.wait_for_everyone()
+
+    def data(self, metric: str) -> Samples:
+        split = self.protocol.split_for(metric)
+        if split not in self._data:
+            assert self.protocol.dataset is not None
+            with self.accelerator.main_process_first():  # the first decodes, the others read what it cached
+                self._data[split] = real_samples(
+                    self.protocol.dataset,
+                    split,
+                    self.pipe.sample_shape,
+                    skip_bad_images=self.protocol.skip_bad_images,
+                )
+        return self._data[split]
+
+    def _pieces(self, kind: str, count: int, **identity: Any) -> Pieces:
+        return Pieces(self.work_dir, kind, {**identity, "environment": self.environment}, count)
+
+    # ---- bits/dim --------------------------------------------------------------------------------------------------
+
+    def _tell_of_training_data(self) -> None:
+        """A warning where the bound is of what the network was trained on; other metrics use that by convention."""
+        samples, split, dataset = self.data("bpd"), self.protocol.split_for("bpd"), self.protocol.dataset
+        assert dataset is not None
+        if self.accelerator.is_main_process and is_training_data(
+            self.pipe.name_or_path, dataset, split, samples.fingerprint
+        ):
+            remedy = "on a folder of held-out images" if is_image_folder(dataset) else "with --split test"
+            logger.warning(
+                "bits/dim of %s, split %s: the network was trained on these data, and new ones would have more; "
+                "measure it %s", samples.name, split, remedy)  # fmt: skip
+
+    def bound_settings(self) -> dict[str, Any]:
+        """The arguments of `bits_per_dim`."""
+        return {
+            "seed": self.protocol.seed,
+            "clip_denoised": paper_scheduler(self.pipe.scheduler).clip_denoised(),
+            "num_levels": self.data("bpd").num_levels,
+            "num_inference_steps": self.protocol.num_inference_steps,
+            "num_timesteps_subset": self.protocol.num_timesteps_subset,
+            "batch_size": 4 * self.protocol.batch_size,  # no gradients: more than in training fits
+        }
+
+    def bound_terms(self) -> BoundTerms:
+        """The bound of the data set's first `num_images` images; called by all processes, who all get it."""
+        samples, settings = self.data("bpd"), self.bound_settings()
+        num_images = min(self.protocol.num_images or len(samples), len(samples))
+        chain = paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps)
+        terms_per_image = self.protocol.num_timesteps_subset or chain.num_timesteps
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            first = piece * IMAGES_PER_PIECE
+            indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
+            x_start = to_model_range(samples.batch(list(indices)), samples.num_levels)
+            quiet = not self.accelerator.is_main_process
+            with _counted(self.pipe.unet, len(indices) * terms_per_image, disable=quiet):
+                terms = bits_per_dim(self.pipe.unet, self.pipe.scheduler, x_start, first_index=first, **settings)
+            return terms._asdict()
+
+        pieces = self._pieces(
+            "bpd",
+            math.ceil(num_images / IMAGES_PER_PIECE),
+            model=self.model_identity,
+            data=samples.fingerprint,
+            num_images=num_images,
+            **{name: value for name, value in settings.items() if name != "clip_denoised"},  # in the scheduler's
+        )
+        pieces.complete(self.accelerator, compute)
+        parts = list(pieces)
+        return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
+
+    # ---- metrics of samples ----------------------------------------------------------------------------------------
+
+    def of_samples(self, metric: str) -> dict[str, Any]:
+        """FID, IS, KID or FD-DINOv2 of samples of the model."""
+        protocol = self.protocol
+        extractor = self._extractor("dinov2" if metric == "fd_dinov2" else protocol.extractor)
+        if metric == "is" and "logits" not in extractor(self._blank_image()):
+            raise ValueError(f"is needs the logits of a classifier; {extractor.name} gives none")
+        details: dict[str, Any] = {"extractor": extractor.name, "seeds": self._seeds()}
+        reference = None
+        if metric != "is":
+            samples = self.data(metric)
+            reference = self._features(extractor, None, len(samples), samples=samples)
+            details["num_reference"] = len(samples)
+        drawn = self._features(extractor, self._sample_pieces(), protocol.num_samples)
+        if not self.accelerator.is_main_process:
+            return {}
+        value, spread = self._statistic(metric, drawn, reference)
+        name = metrics.metric_name(OF_SAMPLES[metric], protocol.num_samples)
+        details["num_samples"] = protocol.num_samples
+        return {"name": name, "value": value, "spread": spread, "protocol": details}
+
+    def _extractor(self, name: str) -> Any:
+        if name not in self._extractors:
+            with self.accelerator.main_process_first():  # the first may download its weights
+                self._extractors[name] = metrics.load_extractor(name).eval().to(self.accelerator.device)
+        return self._extractors[name]
+
+    def _blank_image(self) -> Tensor:
+        return torch.zeros(1, *self.pipe.sample_shape, dtype=torch.uint8, device=self.accelerator.device)
+
+    def _statistic(self, metric: str, drawn: Pieces, reference: Pieces | None) -> tuple[float, float | None]:
+        def stream(pieces: Pieces, name: str) -> Iterator[Tensor]:
+            return (piece[name] for piece in pieces)
+
+        if metric == "is":
+            return metrics.inception_score(stream(drawn, "logits"), seed=self.protocol.seed)
+        assert reference is not None
+        both = stream(drawn, "features"), stream(reference, "features")
+        if metric == "kid":
+            return metrics.kernel_distance(*both, seed=self.protocol.seed)
+        return metrics.frechet_distance(*both), None
+
+    def _seeds(self) -> str:
+        return f"{self.protocol.seed}-{self.protocol.seed + self.protocol.num_samples - 1}"
+
+    def _sample_pieces(self) -> Pieces:
+        """uint8 images of one micro-batch of seeds each; the last is filled up with further seeds."""
+        size, first_seed, pipe = self.protocol.batch_size, self.protocol.seed, self.pipe
+        if isinstance(pipe.unet, DDPMPaperUNet) and pipe.device.type == "cuda":
+            pipe = speed_up(pipe)  # the same network in the same precision; on a CPU it would be another sum
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            seeds = range(first_seed + piece * size, first_seed + (piece + 1) * size)
+            steps = self.protocol.num_inference_steps
+            images = pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
+            return {"images": (255 * images).round().to(torch.uint8)}
+
+        count = math.ceil(self.protocol.num_samples / size)
+        pieces = self._pieces("samples", count, model=self.model_identity, first_seed=first_seed, batch_size=size)
+        pieces.complete(self.accelerator, compute)
+        return pieces
+
+    def _features(
+        self, extractor: Any, images: Pieces | None, count: int, *, samples: Samples | None = None
+    ) -> Pieces:
+        """What `extractor` says about the first `count` images, of pieces of them or of a data set."""
+        size = self.protocol.batch_size
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            rows = range(piece * size, min((piece + 1) * size, count))
+            if images is not None:
+                batch = images.read(piece)["images"][: len(rows)]
+            else:
+                assert samples is not None and samples.num_levels is not None
+                batch = samples.batch(list(rows))
+                if samples.num_levels != 256:
+                    batch = (batch * (255 / (samples.num_levels - 1))).round().to(torch.uint8)
+            with torch.no_grad():
+                return extractor(batch.to(self.accelerator.device))
+
+        source = images.text if images is not None else samples.fingerprint if samples is not None else None
+        pieces = self._pieces(
+            "features", math.ceil(count / size), source=source, num_images=count, extractor=extractor.name, size=size
+        )
+        pieces.complete(self.accelerator, compute)
+        return pieces
+
+    @staticmethod
+    def _about_data(data: Samples, split: str) -> dict[str, Any]:
+        """Which data were measured; how many images were left out only where some were."""
+        skipped = {"num_skipped": len(data.skipped)} if data.skipped else {}
+        return {"name": data.name, "split": split, "fingerprint": data.fingerprint, **skipped}
+
+    def _about(self, metric: str) -> dict[str, Any]:
+        """What every result says about itself."""
+        data = None if metric == "is" else self.data(metric)
+        scheduler = self.pipe.scheduler
+        own_chain = paper_scheduler(scheduler).chain().num_timesteps
+        return {
+            "model": {
+                "weights": self.weights,
+                "weights_sha256": self.model_identity["weights"],
+                "scheduler": type(scheduler).__name__,
+                "variance_type": scheduler.config.get("variance_type"),
+                "num_inference_steps": self.protocol.num_inference_steps or own_chain,
+            },
+            "data": None if data is None else self._about_data(data, self.protocol.split_for(metric)),
+            "environment": {**self.environment, "num_processes": self.accelerator.num_processes},
+            "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+def _curve(terms: BoundTerms) -> dict[str, list[float]]:
+    steps, rate, rmse = rate_distortion(terms)
+    rounded = [[float(f"{x:.6g}") for x in values] for values in (rate, rmse)]
+    return {"num_reverse_steps": steps.tolist(), "rate_bpd": rounded[0], "rmse": rounded[1]}
+
+
+def _bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, Any]:
+    total = terms.total_b
+    return {
+        "name": "bits/dim",
+        "value": total.mean().item(),
+        "spread": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else None,
+        "parts": {
+            "prior_bpd": terms.prior_b.mean().item(),
+            "kl_bpd": terms.terms_bt[:, 1:].sum(dim=1).mean().item(),
+            "decoder_bpd": terms.terms_bt[:, 0].mean().item(),
+        },
+        **({} if settings["num_timesteps_subset"] else {"rate_distortion": _curve(terms)}),
+        "protocol": {
+            "num_images": len(total),
+            **{name: value for name, value in settings.items() if name != "batch_size"},
+            "clip_denoised": bool(settings["clip_denoised"]),
+        },
+    }

@@ -1,0 +1,63 @@
+"""What is measured, and how: the options of `ddpm-hf evaluate`."""
+
+from dataclasses import dataclass
+
+from ..data import is_image_folder
+
+METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
+OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
+# KID draws subsets of 1000, IS makes ten splits.
+LEAST_SAMPLES = {"bpd": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured, and how. The fields are the options of `ddpm-hf evaluate`.
+
+    dataset: a name that `data.load_samples` takes, or a folder of images.
+    split: of the data set; None: "test" for bits/dim and "train" for the other metrics, as the paper's FID.
+    num_samples: how many are drawn for FID, IS, KID and FD-DINOv2, of the seeds `seed`, `seed` + 1, ….
+    num_images: how many images, from the first, for bits/dim; None: all.
+    num_timesteps_subset: terms of the bound per image; None: all, else an unbiased estimate.
+    num_inference_steps: reverse steps; None: the checkpoint's own chain.
+    weights: "ema" or "raw" of a training run's checkpoint; None: what the pipeline has.
+    extractor: of FID, IS and KID: "inception", or module:factory (see `metrics.load_extractor`).
+    skip_bad_images: how many of a folder's or a table's may be left out. What is measured follows from those that
+        were, which the data's fingerprint and `num_skipped` of a result tell, and not from how many might have been.
+    """
+
+    dataset: str | None
+    metrics: tuple[str, ...] = ("bpd",)
+    split: str | None = None
+    num_samples: int = 50_000
+    num_images: int | None = None
+    num_timesteps_subset: int | None = None
+    num_inference_steps: int | None = None
+    seed: int = 0
+    batch_size: int = 64
+    weights: str | None = None
+    extractor: str = "inception"
+    skip_bad_images: int = 0
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.metrics) - set(METRICS):
+            raise ValueError(f"metrics {sorted(unknown)} are unknown; choose among {', '.join(METRICS)}")
+        for name in ("num_samples", "num_images", "num_timesteps_subset", "num_inference_steps", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for metric in set(self.metrics) - {"bpd"}:
+            if self.num_samples < LEAST_SAMPLES[metric]:
+                raise ValueError(f"num_samples={self.num_samples}: {metric} needs at least {LEAST_SAMPLES[metric]}")
+        if not 0 <= self.seed <= 2**32 - self.num_samples - self.batch_size:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2**32) with room for {self.num_samples} samples")
+        if self.dataset is None and set(self.metrics) != {"is"}:
+            raise ValueError("dataset is missing: every metric but `is` compares with real images")
+
+    def split_for(self, metric: str) -> str:
+        assert self.dataset is not None
+        if is_image_folder(self.dataset):
+            if self.split not in (None, "train"):
+                raise ValueError(f"split={self.split!r}: the folder {self.dataset} has none; give another folder")
+            return "train"
+        return self.split or ("test" if metric == "bpd" else "train")

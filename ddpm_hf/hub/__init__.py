@@ -1,0 +1,5 @@
+"""Checkpoints from and to the Hub: loading, publishing, model cards."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,119 @@
+"""Checkpoints by name: a folder, a training run, or a repository on the Hub → a pipeline."""
+
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..runs import checkpoints, model_folder, on_one_line
+
+# ---- the model and the data ----------------------------------------------------------------------------------------
+
+
+def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> DDPMPaperPipeline:
+    """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
+
+    `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is a slip, more likely than not, and
+    must not load what somebody else has under that name. Raises ValueError where there is neither, in one line with
+    what is like it here and what the Hub answered; what `from_pretrained` raises where there is one.
+    """
+    if os.path.isdir(checkpoint):
+        return DDPMPaperPipeline.from_pretrained(checkpoint, dtype=dtype)
+    name, parent = str(checkpoint), os.path.dirname(checkpoint)
+    if os.path.exists(name):
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:  # no repository can be called so
+        raise ValueError(_not_here(name)) from None
+    if os.path.isdir(parent):
+        more = f"; a repository of that name on the Hub is looked for only where there is no folder {parent}"
+        raise ValueError(_not_here(name, more))
+    return _from_the_hub(name, dtype)
+
+
+def _not_here(name: str, more: str = "") -> str:
+    """That there is no such folder, and which one with a similar name there is."""
+    path = Path(os.path.expanduser(name))
+    near = _nearest_folder(path)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return f"there is no folder {name}{where}{more}{f'; did you mean {near}?' if near else ''}"
+
+
+def _nearest_folder(path: Path) -> Path | None:
+    """The folder that is there and whose path differs from this one by slips in its names, or None."""
+    if os.path.isdir(path):
+        return path
+    parent = _nearest_folder(path.parent) if path.parent != path else None
+    if parent is None:
+        return None
+    _, names, _ = next(os.walk(parent), ("", [], []))  # none where it cannot be read
+    close = difflib.get_close_matches(path.name, sorted(names), n=1)  # a name that is there is closest to itself
+    return parent / close[0] if close else None
+
+
+def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
+    """A repository's pipeline. Raises ValueError with what the Hub answered, where that is why there is none."""
+    held: list[logging.LogRecord] = []  # diffusers says at once that it could not ask, before it looks into the cache
+    source = logging.getLogger("diffusers.pipelines.pipeline_utils")
+
+    def hold(record: logging.LogRecord) -> bool:
+        held.append(record)
+        return False
+
+    source.addFilter(hold)
+    try:
+        pipe = DDPMPaperPipeline.from_pretrained(name, dtype=dtype)
+    except Exception as error:  # the client's, its HTTP library's and diffusers' have no base in common
+        cause = _cause_at_the_hub(error)
+        if cause is None:
+            raise
+        raise ValueError(_not_here(name, f", and {cause}")) from error
+    finally:
+        source.removeFilter(hold)
+    for record in held:
+        source.handle(record)
+    return pipe
+
+
+def _cause_at_the_hub(error: BaseException | None) -> str | None:
+    """What the Hub answered, or that it did not; None where a repository was found and something else is wrong."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, OfflineModeIsEnabled):
+            return "it was not downloaded from the Hub before, which HF_HUB_OFFLINE forbids to ask"
+        if isinstance(error, EntryNotFoundError) and status is not None:
+            return f"the Hub's repository has no {DDPMPaperPipeline.config_name}"
+        if status in (401, 404):
+            return f"the Hub has no repository of that name, or not without `hf auth login` (HTTP {status})"
+        if status is not None:
+            what = "does not let you read it" if status == 403 else "is in trouble; try again later"
+            return f"the Hub {what} (HTTP {status})"
+        if any(base.__name__ == "TransportError" for base in type(error).__mro__):  # of httpx, or of httpx2
+            return f"the Hub cannot be reached ({on_one_line(str(error)) or type(error).__name__})"
+        error = error.__cause__
+    return None
+
+
+def load_model(checkpoint: str, weights: str | None) -> tuple[DDPMPaperPipeline, str]:
+    """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
+
+    Raises ValueError where raw weights are asked for and there are none.
+    """
+    folder = model_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else None
+    pipe = load_pipeline(folder or checkpoint)
+    if folder is None or not checkpoints.has(folder, "model"):
+        is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
+        if weights == "raw" or (weights == "ema" and not is_run):
+            raise ValueError(
+                f"weights={weights!r}: {checkpoint} is no training checkpoint and has one kind of weights"
+            )
+        return pipe, "ema" if is_run else "as saved"
+    if weights == "raw":
+        pipe.unet.load_state_dict(checkpoints.read(folder, "model"))
+    return pipe, weights or "ema"

@@ -1,0 +1,51 @@
+"""A network for sampling on a GPU, recorded as a CUDA graph."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..machine import Recorded
+from ..unet.unet_ddpm_paper import (
+    DDPMPaperUNet,
+)
+from .network import _sample_shape, _SamplingNetwork
+
+MAX_RECORDED = 8  # batch sizes on a GPU; then the oldest is forgotten
+
+
+class GraphedUNet(_SamplingNetwork):
+    """A copy of a network on a GPU, for each batch size recorded as a CUDA graph.
+
+    With `compile`, TorchInductor writes its kernels, for half a minute per batch size.
+    """
+
+    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, compile: bool):
+        super().__init__()
+        self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
+        self.sample_shape = _sample_shape(unet)
+        network: Any = copy.deepcopy(unet)
+        nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own warns of nothing
+        # its own kernels are faster channels last, PyTorch's GroupNorm is not
+        memory_format = torch.channels_last if compile else torch.contiguous_format
+        network.to(memory_format=memory_format)
+        if compile:
+            network.compile(fullgraph=True, dynamic=False)
+
+        def compute(x_t: Tensor, t: Tensor) -> Tensor:
+            x = x_t.to(compute_dtype).contiguous(memory_format=memory_format)
+            return network(x, t).sample.float().contiguous()
+
+        self._compute = compute  # not the network itself, whose weights would then be this one's
+        self._recorded: dict[tuple[int, torch.dtype], Recorded] = {}  # by the batch's size, and what t is counted in
+
+    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
+        key = len(sample), t.dtype
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            if len(self._recorded) >= MAX_RECORDED:  # each holds the activations of its batch
+                self._recorded.pop(next(iter(self._recorded)))
+            recorded = self._recorded[key] = Recorded(self._compute, self._device)
+        y: Any = recorded(sample, t.expand(len(sample)))
+        return y

@@ -1,0 +1,59 @@
+"""What networks for sampling have in common."""
+
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor
+
+from ..unet.unet_ddpm_paper import DDPMPaperUNet
+
+
+class _SamplingNetwork(ModelMixin):
+    """ε_θ(x_t, t) with the weights that a `DDPMPaperUNet` has now, for sampling alone.
+
+    It computes in `compute_dtype`, takes and returns float32, and holds nothing that could be trained or saved.
+    """
+
+    config: Any
+    compute_dtype: torch.dtype
+    sample_shape: tuple[int, ...]
+    _device: torch.device
+
+    @torch.no_grad()
+    def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
+        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W].
+
+        Raises ValueError for other shapes, and other devices than the one it was made for.
+        """
+        if sample.device != self._device:
+            raise ValueError(f"this network was sped up for {self._device}, and sample is on {sample.device}")
+        if tuple(sample.shape[1:]) != self.sample_shape:
+            raise ValueError(f"sample has shape {tuple(sample.shape)}; expected [B, {self.sample_shape}]")
+        t = torch.as_tensor(timestep).reshape(-1)
+        if len(t) not in (1, len(sample)):
+            raise ValueError(f"timestep has shape {tuple(t.shape)}; expected one, or one per sample, ({len(sample)},)")
+        y = self._forward(sample, t)
+        return UNet2DOutput(sample=y) if return_dict else (y,)
+
+    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
+        """`t` is [1] or [B]."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError("a network that was sped up holds no weights to save; save the pipeline it was made from")
+
+
+def _sample_shape(unet: DDPMPaperUNet) -> tuple[int, int, int]:
+    side: Any = unet.config["sample_size"]
+    height, width = (side, side) if isinstance(side, int) else side
+    return unet.config["in_channels"], height, width

@@ -1,0 +1,120 @@
+"""The random draws of Algorithm 1 (lines 2–4): which images, timesteps and noise, as a pure function of the step."""
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Samples
+from ..randomness import keyed_generator, normal
+
+
+class Batch(NamedTuple):
+    """x_0 as stored (uint8 levels [B, C, H, W], or float32 points [B, d]), t int64 [B] 0-based, ε float32 like x_0.
+
+    `quantiles` [B], uniform in [0, 1), are there for another distribution of t: one that changes as training goes on
+    cannot be drawn from ahead of time.
+    """
+
+    x_start: Tensor
+    t: Tensor
+    noise: Tensor
+    indices: np.ndarray
+    quantiles: np.ndarray
+
+    def to(self, device: torch.device) -> "Batch":
+        """The tensors on `device`, copied without waiting where the memory is pinned."""
+        x_start, t, noise = (x.to(device, non_blocking=True) for x in self[:3])
+        return self._replace(x_start=x_start, t=t, noise=noise)
+
+    def pin_memory(self) -> "Batch":
+        x_start, t, noise = (x.pin_memory() for x in self[:3])
+        return self._replace(x_start=x_start, t=t, noise=noise)
+
+
+class KeyedBatches:
+    """Every global batch of a run, and any rows of it.
+
+    The data is an endless row of epochs, each a permutation of all samples; batch `step` is the next
+    `global_batch_size` of it, so no sample is dropped at an epoch's end. Order, flips, t and noise are keyed
+    (seed, purpose, step or epoch, row): processes and accumulation steps only say who computes which rows, and a run
+    can start at any step. Raises ValueError when there are fewer samples than `global_batch_size`.
+    """
+
+    def __init__(self, samples: Samples, *, seed: int, global_batch_size: int, num_timesteps: int, random_flip: bool):
+        if len(samples) < global_batch_size:
+            raise ValueError(
+                f"{samples.name} has {len(samples)} samples, fewer than global_batch_size={global_batch_size}; "
+                "lower global_batch_size or add data"
+            )
+        self.samples, self.seed, self.random_flip = samples, seed, random_flip
+        self.global_batch_size, self.num_timesteps = global_batch_size, num_timesteps
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed before `step`."""
+        return step * self.global_batch_size / len(self.samples)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._epochs:
+            self._epochs = {
+                e: order for e, order in self._epochs.items() if e == epoch - 1
+            }  # a batch spans two at most
+            self._epochs[epoch] = keyed_generator(self.seed, "order", epoch).permutation(len(self.samples))
+        return self._epochs[epoch]
+
+    def indices(self, step: int) -> np.ndarray:
+        """Sample indices of the global batch `step`, int64 [global_batch_size]."""
+        epoch, start = divmod(step * self.global_batch_size, len(self.samples))
+        indices = self._order(epoch)[start : start + self.global_batch_size]
+        missing = self.global_batch_size - len(indices)
+        return np.concatenate([indices, self._order(epoch + 1)[:missing]]) if missing else indices
+
+    def rows(self, step: int, rows: range) -> Batch:
+        """The given rows of the global batch `step`."""
+        chosen = slice(rows.start, rows.stop)
+        indices = self.indices(step)[chosen]
+        flip = None
+        if self.random_flip:
+            flip = keyed_generator(self.seed, "flip", step).random(self.global_batch_size)[chosen] < 0.5
+        t = keyed_generator(self.seed, "t", step).integers(self.num_timesteps, size=self.global_batch_size)[chosen]
+        noise = normal(self.seed, "noise", step, rows, self.samples.sample_shape)
+        quantiles = keyed_generator(self.seed, "t quantile", step).random(self.global_batch_size)[chosen]
+        return Batch(self.samples.batch(indices, flip), torch.from_numpy(t.copy()), noise, indices, quantiles)
+
+
+def share_of(global_batch_size: int, micro_steps: int, micro_step: int, rank: int, world_size: int) -> range:
+    """The rows of a global batch that one process computes in one accumulation step.
+
+    Raises ValueError where they cannot be cut evenly.
+    """
+    parts = world_size * micro_steps
+    if global_batch_size % parts:
+        raise ValueError(
+            f"global_batch_size={global_batch_size} cannot be divided among {world_size} processes × "
+            f"gradient_accumulation_steps={micro_steps}; choose a multiple of {parts}"
+        )
+    size = global_batch_size // parts
+    start = (micro_step * world_size + rank) * size
+    return range(start, start + size)
+
+
+def prefetched(batches: KeyedBatches, wanted: Iterable[tuple[int, range]], *, pin_memory: bool) -> Iterator[Batch]:
+    """`batches.rows(step, rows)` for each wanted (step, rows), the next one prepared in a thread meanwhile."""
+
+    def prepare(step: int, rows: range) -> Batch:
+        batch = batches.rows(step, rows)
+        return batch.pin_memory() if pin_memory else batch
+
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        waiting = None
+        for step, rows in wanted:
+            following = worker.submit(prepare, step, rows)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()

@@ -1,0 +1,99 @@
+"""What training changes from step to step, and how it becomes files and comes back."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from ..objectives import LossHistory
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
+from . import checkpoints
+
+
+@dataclass
+class TrainingState:
+    """The network, its averaged weights, the optimizer, and the counters.
+
+    No random state belongs to it: every draw is keyed by `step` (see `randomness`).
+    """
+
+    unet: DDPMPaperUNet | DDPMPaperMLP
+    ema: EMAModel
+    optimizer: Any  # torch's, or Accelerate's wrapper of it
+    grad_scaler: Any | None = None  # of float16
+    loss_history: LossHistory | None = None  # of importance sampling
+    step: int = 0  # steps tried: the position in the data
+    num_updates: int = 0  # steps made: fewer where float16 overflowed; learning rate and EMA go by these
+    overflows_in_a_row: int = 0
+
+    @contextlib.contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Inside, the network has its averaged weights."""
+        self.ema.store(self.unet.parameters())
+        self.ema.copy_to(self.unet.parameters())
+        try:
+            yield
+        finally:
+            self.ema.restore(self.unet.parameters())
+
+    def save(self, folder: Path, scheduler: Any, manifest: Mapping[str, Any]) -> Path:
+        """Write `folder/step-N`: a pipeline with the averaged weights, and this state. For one process only."""
+        names = [name for name, _ in self.unet.named_parameters()]
+        slots = self.optimizer.state_dict()["state"]
+        tensors = {
+            "model": {name: parameter.detach().clone() for name, parameter in self.unet.named_parameters()},
+            "ema": dict(zip(names, self.ema.shadow_params, strict=True)),
+            "optimizer": {f"{names[i]}/{slot}": value for i, own in slots.items() for slot, value in own.items()},
+        }
+        if self.loss_history is not None:
+            tensors["loss_history"] = self.loss_history.state()
+        counters = {
+            "step": self.step,
+            "num_updates": self.num_updates,
+            "overflows_in_a_row": self.overflows_in_a_row,
+            "ema_steps": self.ema.optimization_step,
+            "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
+        }
+        with self.ema_weights():
+            pipe = DDPMPaperPipeline(self.unet, scheduler)
+            return checkpoints.write(
+                folder,
+                self.step,
+                save_pipeline=pipe.save_pretrained,
+                tensors=tensors,
+                state=counters,
+                manifest=manifest,
+            )
+
+    def restore(self, checkpoint: Path) -> None:
+        """Become the state that was saved there. Raises ValueError for a network of another architecture."""
+        names = [name for name, _ in self.unet.named_parameters()]
+        model, ema = checkpoints.read(checkpoint, "model"), checkpoints.read(checkpoint, "ema")
+        saved = {name: value.shape for name, value in model.items()}
+        if saved != {name: parameter.shape for name, parameter in self.unet.named_parameters()}:
+            raise ValueError(f"{checkpoint} holds another network than the options describe; it cannot be resumed")
+        with torch.no_grad():
+            for name, parameter in self.unet.named_parameters():
+                parameter.copy_(model[name])
+            for name, shadow in zip(names, self.ema.shadow_params, strict=True):
+                shadow.copy_(ema[name])
+        position = {name: i for i, name in enumerate(names)}
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in checkpoints.read(checkpoint, "optimizer").items():
+            name, slot = key.rsplit("/", 1)
+            slots.setdefault(position[name], {})[slot] = value.clone()
+        self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        counters = checkpoints.read_state(checkpoint)
+        self.step, self.num_updates = counters["step"], counters["num_updates"]
+        self.overflows_in_a_row, self.ema.optimization_step = counters["overflows_in_a_row"], counters["ema_steps"]
+        if self.grad_scaler is not None and counters["grad_scaler"] is not None:
+            self.grad_scaler.load_state_dict(counters["grad_scaler"])
+        # absent where a run goes on with importance sampling that began without: it then starts with no history
+        if self.loss_history is not None and checkpoints.has(checkpoint, "loss_history"):
+            self.loss_history.restore(checkpoints.read(checkpoint, "loss_history"))

@@ -1,0 +1,24 @@
+"""The paper's process of any scheduler that has one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .scheduling_ddpm_paper import DDPMPaperScheduler
+
+# ---- the bound of a model ------------------------------------------------------------------------------------------
+
+
+def paper_scheduler(scheduler: Any) -> Any:
+    """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration.
+
+    Raises ValueError for one that is no DDPM, and for stock's `learned` variance, which means something else here.
+    """
+    if hasattr(scheduler, "diffusion"):
+        return scheduler
+    name = type(scheduler).__name__
+    if name not in DDPMPaperScheduler._compatibles:
+        raise ValueError(f"{name} is not a scheduler of a DDPM: it must be one of {DDPMPaperScheduler._compatibles}")
+    if scheduler.config.get("variance_type") == "learned":
+        raise ValueError(f"variance_type='learned' of {name} is not a log-variance; it has no equivalent here")
+    return DDPMPaperScheduler.from_config(scheduler.config)

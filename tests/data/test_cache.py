@@ -1,0 +1,180 @@
+"""Many files → one array: the same content by every route, and a cache that is whole, right, or not used."""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddpm_hf.data import cache as image_cache
+from ddpm_hf.data.cache import STALE_PARTIAL_S, Cache, DecodeOptions, decode_all
+
+OPTIONS = DecodeOptions((255, 255, 255), None)
+IN_MEMORY = {"skip_bad_images": 0, "max_memory_bytes": 2**20, "num_workers": 0}
+MAPPED = {**IN_MEMORY, "max_memory_bytes": 0}
+
+
+@pytest.fixture
+def files(tmp_path) -> list[tuple[str, Path]]:
+    """Seven images of 6 x 4, grey but for the fourth."""
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(7)]
+    for i, path in enumerate(paths):
+        Image.fromarray(rng.integers(0, 256, (4, 6, 3) if i == 3 else (4, 6), dtype=np.uint8)).save(path)
+    return [(path.name, path) for path in paths]
+
+
+@pytest.fixture
+def cache(tmp_path) -> Cache:
+    return Cache(tmp_path / "cache", "name", "source", OPTIONS)
+
+
+def names_in(cache: Cache) -> list[str]:
+    return sorted(path.suffix for path in cache.path.parent.iterdir())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("max_memory_bytes", [0, 7 * 24, 7 * 72])  # mapped; mapped from the colour image on; in memory
+def test_every_route_gives_the_same_array_and_fingerprint(files, cache, max_memory_bytes, num_workers):
+    expected = np.stack([np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1) for _, path in files])
+    digest = hashlib.sha256(expected.tobytes() + b"|u1 (7, 3, 4, 6) 256").hexdigest()
+    decoded = decode_all(
+        files, OPTIONS, cache=cache, skip_bad_images=0, max_memory_bytes=max_memory_bytes, num_workers=num_workers
+    )
+    np.testing.assert_array_equal(decoded.array, expected)
+    assert not decoded.array.flags.writeable
+    assert decoded.fingerprint == digest == image_cache.fingerprint(expected, 256)
+    assert isinstance(decoded.array, np.memmap) == (max_memory_bytes < 7 * 72)
+    if max_memory_bytes < 7 * 72:
+        assert names_in(cache) == [".json", ".npy"]
+        np.testing.assert_array_equal(np.load(cache.path.with_suffix(".npy")), expected)
+    else:
+        assert not cache.path.parent.exists()
+
+
+def test_grey_images_alone_have_one_channel(files, cache):
+    assert decode_all(files[:3], OPTIONS, cache=cache, **IN_MEMORY).array.shape == (3, 1, 4, 6)
+
+
+@pytest.mark.parametrize("limits", [IN_MEMORY, MAPPED])
+def test_bad_images_leave_no_gap(files, cache, limits):
+    files[0][1].write_bytes(b"damaged")
+    files[5][1].write_bytes(b"damaged")
+    decoded = decode_all(files, OPTIONS, cache=cache, **{**limits, "skip_bad_images": 2})
+    kept = decode_all([files[i] for i in (1, 2, 3, 4, 6)], OPTIONS, cache=cache, **IN_MEMORY | {"skip_bad_images": 2})
+    np.testing.assert_array_equal(decoded.array, kept.array)
+    assert decoded.fingerprint == kept.fingerprint
+    assert [line.split(":")[0] for line in decoded.skipped] == ["0.png", "5.png"]
+
+
+def test_too_many_bad_images_are_named_and_leave_nothing_behind(files, cache):
+    for i in (1, 4):
+        files[i][1].write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"2 bad images: 1\.png: no readable.*; 4\.png: no readable.*=1 allows"):
+        decode_all(files, OPTIONS, cache=cache, **MAPPED | {"skip_bad_images": 1})
+    assert names_in(cache) == []
+
+
+def test_a_cache_made_with_more_patience_does_not_hide_its_bad_images(files, cache):
+    files[1][1].write_bytes(b"damaged")
+    decode_all(files, OPTIONS, cache=cache, **MAPPED | {"skip_bad_images": 1})
+    with pytest.raises(ValueError, match=r"1 bad image: 1\.png"):
+        decode_all(files, OPTIONS, cache=cache, **MAPPED)
+
+
+def test_nothing_usable_is_an_error(files, cache):
+    with pytest.raises(ValueError, match="none of the 1 images can be used: row 0: the row holds no image"):
+        decode_all([("row 0", None)], OPTIONS, cache=cache, **IN_MEMORY | {"skip_bad_images": 9})
+
+
+def test_two_sizes_are_named(files, cache, tmp_path):
+    Image.new("L", (5, 9)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"0\.png is 6 x 4, other\.png is 5 x 9; pass resolution"):
+        decode_all([*files, ("other.png", tmp_path / "other.png")], OPTIONS, cache=cache, **IN_MEMORY)
+
+
+def test_a_filled_cache_is_used_without_the_files(files, cache):
+    first = decode_all(files, OPTIONS, cache=cache, **MAPPED)
+    for _, path in files:
+        path.unlink()
+    again = decode_all(files, OPTIONS, cache=cache, **IN_MEMORY)
+    np.testing.assert_array_equal(again.array, first.array)
+    assert again[1:] == first[1:]
+
+
+def test_other_sources_and_options_never_find_it(files, cache):
+    decode_all(files, OPTIONS, cache=cache, **MAPPED)
+    folder = cache.path.parent
+    assert Cache(folder, "name", "source", OPTIONS).read() is not None
+    assert Cache(folder, "name", "changed", OPTIONS).read() is None
+    assert Cache(folder, "name", "source", DecodeOptions((0, 0, 0), None)).read() is None
+    assert Cache(folder, "name", "source", DecodeOptions((255, 255, 255), 4)).read() is None
+
+
+@pytest.mark.parametrize("damage", ["no record", "half a record", "no array", "half an array", "another's record"])
+def test_a_damaged_entry_is_made_again(files, cache, damage):
+    whole = decode_all(files, OPTIONS, cache=cache, **MAPPED)
+    record, array = cache.path.with_suffix(".json"), cache.path.with_suffix(".npy")
+    match damage:
+        case "no record":
+            record.unlink()
+        case "half a record":
+            record.write_text(record.read_text()[:40])
+        case "no array":
+            array.unlink()
+        case "half an array":
+            array.write_bytes(array.read_bytes()[:-100])
+        case "another's record":
+            record.write_text(json.dumps(json.loads(record.read_text()) | {"made_from": {}}))
+    assert cache.read() is None
+    again = decode_all(files, OPTIONS, cache=cache, **MAPPED)
+    assert again.fingerprint == whole.fingerprint
+    assert cache.read() is not None
+
+
+@pytest.mark.parametrize("killed_at", ["append", "commit"])
+def test_a_run_that_dies_while_it_fills_leaves_no_entry(files, cache, monkeypatch, killed_at):
+    """`discard` is disabled to leave what kill -9 would leave; a later run clears it away."""
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache._Store, "discard", lambda self: None)
+        patch.setattr(
+            *((image_cache._Store, "append", die) if killed_at == "append" else (image_cache.os, "fsync", die))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            decode_all(files[:3], OPTIONS, cache=cache, **MAPPED)
+    (leftover,) = cache.path.parent.iterdir()
+    assert leftover.suffix == ".partial" and cache.read() is None
+    fresh = cache.create_partial(0)  # another process at work: its file and the recent leftover stay
+    assert leftover.exists()
+    old = time.time() - 2 * STALE_PARTIAL_S
+    os.utime(leftover, (old, old))
+    decode_all(files[:3], OPTIONS, cache=cache, **MAPPED)
+    assert not leftover.exists() and Path(fresh.name).exists()
+    fresh.close()
+
+
+def test_a_full_disk_is_an_error_before_anything_is_decoded(files, cache, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match="need 168 bytes and 10 are free.*DDPM_HF_CACHE"):
+        decode_all(files, OPTIONS, cache=cache, **MAPPED)
+    assert names_in(cache) == []
+
+
+def test_decoding_leaves_the_global_generators_alone(files, cache):
+    torch.manual_seed(0)
+    np.random.seed(0)
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    decode_all(files, OPTIONS, cache=cache, **IN_MEMORY | {"num_workers": 2})
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)

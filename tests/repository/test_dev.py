@@ -1,0 +1,352 @@
+"""dev.py: without a network, and without installing anything. Each test runs a copy of it in a folder of its own."""
+
+import http.server
+import importlib.util
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+DEV_PY = Path(__file__).parents[2] / "dev.py"
+
+
+@pytest.fixture
+def dev(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A copy of dev.py as a module, beside a small pyproject.toml and constraints.txt. Its .venv is yet to be made."""
+    tree = tmp_path.resolve()
+    shutil.copy(DEV_PY, tree)
+    (tree / "pyproject.toml").write_text("[project]\n")
+    (tree / "constraints.txt").write_text("numpy==1.0\ntorch==1.2.3\n")
+    spec = importlib.util.spec_from_file_location("dev_copy", tree / "dev.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "wants_cpu_torch", lambda: False)
+    return module
+
+
+def add_program(dev: ModuleType, name: str, body: str = "") -> None:
+    """Put a shell script into .venv/bin. It appends its name and arguments to the file `calls`, then runs `body`."""
+    dev.BIN.mkdir(parents=True, exist_ok=True)
+    script = dev.BIN / name
+    script.write_text(f'#!/bin/sh\necho "{name} $*" >> "{dev.ROOT}/calls"\n{body}\n')
+    script.chmod(0o755)
+
+
+def add_venv(dev: ModuleType, python_body: str = "") -> None:
+    """A venv of shell scripts that dev.py takes for a working one."""
+    add_program(dev, "python", python_body)
+    add_program(dev, "pip", f'echo "pip 99 from {dev.VENV}/lib/site-packages/pip (python {dev.PYTHON})"')
+
+
+def calls(dev: ModuleType) -> list[str]:
+    """What the programs of add_program were called with, but for the question whether the venv works."""
+    log = dev.ROOT / "calls"
+    return [line for line in log.read_text().splitlines() if line != "pip --version"] if log.exists() else []
+
+
+INSTALLATION = "python -m pip install -c constraints.txt -e .[dev]"
+
+
+# ---- The environment ----
+
+
+def test_installs_once_and_again_when_a_file_changes(dev):
+    add_venv(dev)
+    dev.prepare_environment()
+    dev.prepare_environment()
+    assert calls(dev) == [INSTALLATION]
+
+    for name in ("pyproject.toml", "constraints.txt"):
+        with (dev.ROOT / name).open("a") as file:
+            file.write("# changed\n")
+        before = len(calls(dev))
+        dev.prepare_environment()
+        dev.prepare_environment()
+        assert calls(dev)[before:] == [INSTALLATION], name
+
+
+def test_fingerprint_depends_on_python_and_place(dev, monkeypatch):
+    first = dev.fingerprint()
+    monkeypatch.setattr(dev, "PYTHON", "3.99")
+    second = dev.fingerprint()
+    monkeypatch.setattr(dev, "VENV", dev.ROOT / "elsewhere")
+    assert len({first, second, dev.fingerprint()}) == 3
+
+
+def test_failed_pip_passes_its_code_on_and_is_repeated(dev, capfd):
+    add_venv(dev, "echo the reason >&2; exit 7")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stopped:
+            dev.prepare_environment()
+        assert stopped.value.code == 7
+        assert not dev.STAMP.exists()
+    assert calls(dev) == [INSTALLATION] * 2
+    error = capfd.readouterr().err
+    assert "the reason" in error and "HTTPS_PROXY" in error
+
+
+def test_interrupted_reinstallation_is_repeated(dev):
+    """A stamp of an earlier installation must not vouch for one that was broken off."""
+    add_venv(dev)
+    dev.prepare_environment()
+    constraints = dev.CONSTRAINTS.read_text()
+    dev.CONSTRAINTS.write_text(constraints + "new==1\n")
+    add_venv(dev, "exit 1")
+    with pytest.raises(SystemExit):
+        dev.prepare_environment()
+    dev.CONSTRAINTS.write_text(constraints)
+    add_venv(dev)
+    dev.prepare_environment()
+    assert calls(dev) == [INSTALLATION] * 3
+
+
+@pytest.mark.parametrize(
+    ("location", "python", "works"),
+    [("{venv}/lib", "{python}", True), ("/moved/.venv/lib", "{python}", False), ("{venv}/lib", "3.99", False)],
+)
+def test_venv_works_only_in_its_place_and_with_this_python(dev, location, python, works):
+    location, python = location.format(venv=dev.VENV), python.format(python=dev.PYTHON)
+    add_program(dev, "pip", f'echo "pip 99 from {location}/site-packages/pip (python {python})"')
+    assert dev.venv_works() is works
+
+
+def test_half_made_venv_is_made_anew(dev, monkeypatch):
+    add_program(dev, "python")  # and no pip
+    made = []
+    monkeypatch.setattr(dev, "make_venv", lambda: (made.append(True), add_venv(dev)))
+    dev.prepare_environment()
+    assert made == [True] and calls(dev) == [INSTALLATION]
+
+
+def test_venv_that_cannot_be_made_is_removed(dev, monkeypatch):
+    """Debian's venv module without its package fails after it has made half of .venv."""
+
+    def half_make(command: list, **_) -> subprocess.CompletedProcess:
+        add_program(dev, "python")
+        return subprocess.CompletedProcess(command, 1, stdout="ensurepip is not available", stderr="")
+
+    monkeypatch.setattr(dev.subprocess, "run", half_make)
+    with pytest.raises(SystemExit, match="ensurepip is not available") as stopped:
+        dev.make_venv()
+    assert dev.missing_venv_message() in stopped.value.code
+    assert not dev.VENV.exists()
+
+
+def test_missing_ensurepip_is_explained(dev):
+    (dev.ROOT / "sitecustomize.py").write_text("import sys\nsys.modules['ensurepip'] = None\n")
+    environment = os.environ | {"PYTHONPATH": str(dev.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "dev.py", "install"], cwd=dev.ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "ensurepip" in done.stderr and "Traceback" not in done.stderr
+    assert not dev.VENV.exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "remedy"),
+    [
+        ({"ID": "debian"}, "sudo apt install python{python}-venv"),
+        ({"ID": "linuxmint", "ID_LIKE": "ubuntu debian"}, "sudo apt install python{python}-venv"),
+        ({"ID": "rocky", "ID_LIKE": "rhel centos fedora"}, "sudo dnf install"),
+        ({"ID": "other"}, "python.org"),
+        (None, "python.org"),
+    ],
+)
+def test_missing_ensurepip_names_the_package(dev, monkeypatch, system, remedy):
+    def os_release() -> dict[str, str]:
+        if system is None:
+            raise OSError("no os-release")
+        return system
+
+    monkeypatch.setattr(platform, "freedesktop_os_release", os_release)
+    assert remedy.format(python=dev.PYTHON) in dev.missing_venv_message()
+
+
+# ---- Which torch ----
+
+
+@pytest.mark.parametrize(
+    ("system", "nvidia_smi", "expected"),
+    [("Linux", None, True), ("Linux", "/usr/bin/nvidia-smi", False), ("Darwin", None, False)],
+)
+def test_cpu_torch_is_for_linux_without_gpu(dev, monkeypatch, system, nvidia_smi, expected):
+    monkeypatch.undo()  # the fixture's wants_cpu_torch
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(shutil, "which", lambda name: {"nvidia-smi": nvidia_smi}[name])
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # /proc/driver/nvidia
+    assert dev.wants_cpu_torch() is expected
+
+
+def test_nvidia_driver_without_tools_is_a_gpu(dev, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(Path, "exists", lambda path: path == Path("/proc/driver/nvidia"))
+    assert dev.wants_cpu_torch() is False
+
+
+def test_unreachable_cpu_index_falls_through_in_one_line(dev, monkeypatch, capfd):
+    monkeypatch.setattr(dev, "wants_cpu_torch", lambda: True)
+    monkeypatch.setattr(dev, "CPU_WHEELS", "http://127.0.0.1:1")  # no one listens there
+    add_venv(dev)
+    dev.install_cpu_torch()
+    assert calls(dev) == []
+    printed = capfd.readouterr()
+    assert printed.out == "" and len(printed.err.splitlines()) == 1
+
+    dev.prepare_environment()
+    assert calls(dev) == [INSTALLATION] and dev.STAMP.exists()
+
+
+@pytest.mark.parametrize("python_body", ["", "echo noise >&2; exit 1"])
+def test_reachable_cpu_index_is_tried_first(dev, monkeypatch, capfd, python_body):
+    """When pip then fails all the same, it is quiet, and the ordinary installation follows."""
+    monkeypatch.setattr(dev, "wants_cpu_torch", lambda: True)
+    monkeypatch.setattr(dev, "reachable", lambda url: url == f"{dev.CPU_WHEELS}/torch/")
+    add_venv(dev, f'case "$*" in *--index-url*) {python_body or ":"};; esac')
+    dev.prepare_environment()
+    first, second = calls(dev)
+    assert first.startswith("python -m pip install") and first.endswith("torch==1.2.3")
+    assert "--no-deps" in first and f"--index-url {dev.CPU_WHEELS}" in first
+    assert second == INSTALLATION
+    assert "noise" not in capfd.readouterr().err
+
+
+def test_installed_torch_is_kept(dev, monkeypatch):
+    monkeypatch.setattr(dev, "wants_cpu_torch", lambda: True)
+    monkeypatch.setattr(dev, "reachable", lambda url: pytest.fail("asked the network for what is installed"))
+    (dev.VENV / f"lib/python{dev.PYTHON}/site-packages/torch-1.2.3+cpu.dist-info").mkdir(parents=True)
+    add_venv(dev)
+    dev.install_cpu_torch()
+    assert calls(dev) == []
+
+
+def test_reachable_means_that_a_server_answers(dev, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler) as server:
+        monkeypatch.setattr(server.RequestHandlerClass, "log_message", lambda *_: None)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert dev.reachable(url)
+        assert dev.reachable(f"{url}/refused")  # a server that turns this client away may let pip in
+        server.shutdown()
+    assert not dev.reachable(url)
+
+
+def test_constraints_pin_torch_without_a_local_tag():
+    lines = (DEV_PY.parent / "constraints.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("torch==")] == ["torch==2.13.0"]
+
+
+# ---- Commands ----
+
+
+@pytest.fixture
+def ready(dev: ModuleType) -> ModuleType:
+    """`dev` with an environment that is up to date."""
+    add_venv(dev)
+    dev.STAMP.write_text(dev.fingerprint())
+    return dev
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(dev, capsys, arguments):
+    assert dev.main(arguments) == 0
+    help_text = capsys.readouterr().out
+    assert all(f"dev.py {command} " in help_text for command in ("demo", "test", "check", "install"))
+    assert not dev.VENV.exists()
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(["tset"], "'tset'"), (["demo", "--fast"], "--fast")])
+def test_what_is_not_understood_is_named(dev, capsys, arguments, named):
+    assert dev.main(arguments) == 2
+    assert named in capsys.readouterr().err
+    assert not dev.VENV.exists()
+
+
+def test_test_passes_arguments_and_exit_code_on(ready):
+    add_program(ready, "python", "exit 5")
+    assert ready.main(["test", "-m", "slow", "-k", "a b"]) == 5
+    assert calls(ready) == ["python -m pytest -m slow -k a b"]
+
+
+@pytest.mark.parametrize(("ruff", "pyright"), [(0, 0), (1, 0), (0, 1)])
+def test_check_runs_both_and_fails_when_one_does(ready, ruff, pyright):
+    add_program(ready, "python", f'case "$*" in *ruff*) exit {ruff};; *) exit {pyright};; esac')
+    assert ready.main(["check"]) == max(ruff, pyright)
+    assert calls(ready) == ["python -m ruff check", "python -m pyright"]
+
+
+TRAINING = "accelerate launch training/train.py"
+SAMPLING = "ddpm-hf sample runs/digits --seeds 0-63 -o runs/digits/samples.png"
+
+
+def test_demo_trains_once(ready, capsys):
+    add_program(ready, "accelerate", "mkdir -p runs/digits && touch runs/digits/model_index.json")
+    add_program(ready, "ddpm-hf")
+    assert ready.main(["demo"]) == 0
+    assert "try next" in capsys.readouterr().out
+    assert ready.main(["demo"]) == 0
+    assert "To train again: rm -r runs/digits" in capsys.readouterr().err
+    assert calls(ready) == [TRAINING, SAMPLING, SAMPLING]
+
+
+@pytest.mark.parametrize(("training", "sampling", "ran"), [(3, 0, [TRAINING]), (0, 4, [TRAINING, SAMPLING])])
+def test_demo_passes_a_failure_on(ready, capsys, training, sampling, ran):
+    add_program(ready, "accelerate", f"exit {training}")
+    add_program(ready, "ddpm-hf", f"exit {sampling}")
+    assert ready.main(["demo"]) == training + sampling
+    assert calls(ready) == ran
+    assert "try next" not in capsys.readouterr().out
+
+
+def test_install_says_how_to_activate(ready, capsys):
+    assert ready.main(["install"]) == 0
+    assert "source .venv/bin/activate" in capsys.readouterr().err
+
+
+def test_environment_variables_reach_the_child(ready, monkeypatch):
+    monkeypatch.setenv("DDPM_HF_TEST", "seen")
+    add_program(ready, "python", 'echo "$DDPM_HF_TEST in $PWD" >> calls')
+    ready.main(["test"])
+    assert calls(ready)[-1] == f"seen in {ready.ROOT}"
+
+
+def test_child_ended_by_a_signal_fails_as_in_a_shell(ready):
+    add_program(ready, "python", "kill -9 $$")
+    assert ready.main(["test"]) == 128 + 9
+
+
+def test_interrupt_waits_for_the_child_and_shows_no_stack(ready):
+    """Ctrl-C reaches dev.py and its child together; a child that saves its work is left the time to."""
+    save_on_interrupt = "trap 'sleep 1; echo saved >> calls; exit 0' INT"
+    add_program(ready, "python", f"{save_on_interrupt}\nsleep 0.2; echo up\nfor i in $(seq 100); do sleep 0.1; done")
+    with (
+        (ready.ROOT / "error").open("w") as error,
+        subprocess.Popen(
+            [sys.executable, "dev.py", "test"],
+            cwd=ready.ROOT,
+            text=True,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=error,
+            # what a script starts in the background ignores it, and so do these tests then, and their children
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        assert process.stdout
+        while process.stdout.readline() != "up\n":
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert calls(ready)[-1] == "saved"
+    printed = (ready.ROOT / "error").read_text()
+    assert "Traceback" not in printed and "stopped" in printed

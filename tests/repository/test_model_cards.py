@@ -1,0 +1,88 @@
+"""The checkpoint that comes with the repository: loads, carries this package's code, and draws digits."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+
+from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf.data import load_samples, to_model_range
+from ddpm_hf.likelihood import bits_per_dim
+from ddpm_hf.runs import read_results, weights_sha256
+
+ROOT = Path(__file__).resolve().parents[1].parent
+DIGITS = ROOT / "model_cards" / "ddpm-digits"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DDPMPaperPipeline:
+    pipe = DDPMPaperPipeline.from_pretrained(DIGITS)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_its_samples_are_digits(pipe):
+    """A nearest-neighbour check in 50 steps; benchmarks/digits_quality.py measures the real thing in 1000.
+
+    A classifier of real digits recognises at least 7 of the 10 in 64 samples, and to it they lie about as far from its
+    decision borders as real ones do: noise, or one digit drawn 64 times, fails both.
+    """
+    real, labels = load_digits(return_X_y=True)
+    classifier = SVC(gamma=0.001, decision_function_shape="ovr").fit(real, labels)
+
+    def margins(images: np.ndarray) -> np.ndarray:
+        best = np.sort(classifier.decision_function(images), axis=1)
+        return best[:, -1] - best[:, -2]
+
+    images = pipe(seeds=range(64), num_inference_steps=50, output_type="np").images.reshape(64, -1) * 16
+    assert len(set(classifier.predict(images))) >= 7
+    assert np.median(margins(images)) > 0.9 * np.median(margins(real))
+    noise = np.random.default_rng(0).random((64, 64)) * 16
+    assert len(set(classifier.predict(noise))) < 7  # the check can fail
+
+
+def test_its_code_is_this_package_s():
+    """People are asked to trust the carried code, so sha256sum must settle what they run.
+
+    After a change to a shipped file bring it here, in Python:
+
+    >>> card = "model_cards/ddpm-digits"
+    >>> DDPMPaperPipeline.from_pretrained(card).save_config(card)
+    """
+    for carried, source in {
+        "pipeline.py": "pipeline_ddpm_paper.py",
+        "unet/unet_ddpm_paper.py": "unet/unet_ddpm_paper.py",
+        "scheduler/scheduling_ddpm_paper.py": "scheduler/scheduling_ddpm_paper.py",
+    }.items():
+        ours = hashlib.sha256((ROOT / "ddpm_hf" / source).read_bytes()).hexdigest()
+        assert hashlib.sha256((DIGITS / carried).read_bytes()).hexdigest() == ours, carried
+
+
+def test_it_is_small_and_tells_nothing_about_the_machine_that_made_it():
+    files = [path for path in DIGITS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 4_000_000
+    for path in files:
+        if path.suffix in (".json", ".yaml", ".md"):
+            assert "_name_or_path" not in path.read_text(encoding="utf-8")
+
+
+def test_the_bound_it_states_is_that_of_its_weights(pipe):
+    """The stored evaluation is of these weights and of all held-out digits, and the card says what it says.
+
+    An estimate from 8 terms of 64 images lies within 5 of its standard errors of it.
+    """
+    (result,) = read_results(DIGITS / "evaluation.json")
+    held_out = load_samples("digits", split="test")
+    assert result["model"]["weights_sha256"] == weights_sha256(pipe.unet.state_dict())
+    assert result["data"]["fingerprint"] == held_out.fingerprint
+    assert result["protocol"]["num_images"] == len(held_out)
+    (stated,) = ModelCard.load(DIGITS / "README.md").data.eval_results
+    assert (stated.metric_name, stated.metric_value) == (result["name"], round(result["value"], 4))
+    x_start = to_model_range(held_out.batch(range(64)), held_out.num_levels)
+    terms = bits_per_dim(pipe.unet, pipe.scheduler, x_start, seed=1, num_levels=17, num_timesteps_subset=8)
+    error = float(terms.total_b.std()) / 64**0.5
+    assert abs(float(terms.total_b.mean()) - result["value"]) < 5 * error
