@@ -1,7 +1,9 @@
 """Work on ddpm_hf. Needs Python >= 3.11 on Linux or macOS (on Windows: inside WSL), and nothing else.
 
     python3 dev.py demo             train on the digits (once), then draw runs/digits/samples.png
-    python3 dev.py test [ARGS...]   run the tests; ARGS go to pytest: -k scheduler, -m slow, -x
+    python3 dev.py test [TIER] [ARGS...]
+                                    run the quick tests, or those of one tier: unit, integration, slow, docs, long.
+                                    ARGS go to pytest: -k scheduler, -x
     python3 dev.py check            lint with ruff, check types with pyright
     python3 dev.py install          only make or update the environment
 
@@ -25,8 +27,10 @@ from pathlib import Path
 
 # The imports above and the syntax of the whole file suit an old Python 3 too, so that it gets as far as this message.
 if sys.version_info < (3, 11):  # noqa: UP036
-    sys.exit(f"dev.py needs Python 3.11 or newer, and {sys.executable} is {platform.python_version()}. "
-             "Install a newer Python and name it: python3.12 dev.py ...")
+    sys.exit(
+        f"dev.py needs Python 3.11 or newer, and {sys.executable} is {platform.python_version()}. "
+        "Install a newer Python and name it: python3.12 dev.py ..."
+    )
 
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
@@ -34,6 +38,14 @@ BIN = VENV / "bin"
 STAMP = VENV / "dev-installed"  # holds fingerprint() of what .venv was last completely installed from
 CONSTRAINTS = ROOT / "constraints.txt"
 DIGITS = "runs/digits"
+TIERS = {  # by pytest's markers; pyproject.toml says what they mean
+    "quick": "not slow and not docs and not long",
+    "unit": "not integration and not slow and not docs and not long",
+    "integration": "integration and not slow and not docs and not long",
+    "slow": "slow and not docs and not long",
+    "docs": "docs and not long",
+    "long": "long",
+}
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -89,9 +101,12 @@ def demo() -> int:
     return code
 
 
-def test(*pytest_arguments: str) -> int:
-    """Everything on all cores; with arguments, what they say."""
-    return run(BIN / "python", "-m", "pytest", *(pytest_arguments or ("-n", "auto")))
+def test(*arguments: str) -> int:
+    """Run the unit and integration tests, or the tier that is named, on all cores; else what ARGS say to pytest."""
+    if not arguments or arguments[0] in TIERS:
+        tier, *rest = arguments or ("quick",)
+        arguments = ("-n", "auto", "--dist", "worksteal", "-m", TIERS[tier], *rest)
+    return run(BIN / "python", "-m", "pytest", *arguments)
 
 
 def check() -> int:
@@ -122,8 +137,10 @@ def prepare_environment() -> None:
     install_cpu_torch()
     code = run(BIN / "python", "-m", "pip", "install", "-c", CONSTRAINTS.name, "-e", ".[dev]")
     if code:
-        say("pip could not install; its last lines say why. Most often it is the network: behind a proxy set "
-            "HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then run the same command again.")
+        say(
+            "pip could not install; its last lines say why. Most often it is the network: behind a proxy set "
+            "HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then run the same command again."
+        )
         sys.exit(code)
     STAMP.write_text(wanted)
 
@@ -172,8 +189,10 @@ def missing_venv_message() -> str:
         remedy = "sudo dnf install python3-libs python3-pip"
     else:
         remedy = "install your system's package with Python's venv and ensurepip modules, or a Python from python.org"
-    return (f"{sys.executable} cannot make a virtual environment: its module venv or ensurepip is missing or broken."
-            f"\n\n    {remedy}\n\nThen run the same command again.")
+    return (
+        f"{sys.executable} cannot make a virtual environment: its module venv or ensurepip is missing or broken."
+        f"\n\n    {remedy}\n\nThen run the same command again."
+    )
 
 
 def install_cpu_torch() -> None:
@@ -189,8 +208,19 @@ def install_cpu_torch() -> None:
         say("PyTorch's CPU wheels are out of reach, so torch comes from pip's ordinary index.")
         return
     # pip's complaints are hidden: if this matters, the ordinary installation will complain itself.
-    run(BIN / "python", "-m", "pip", "install", "--retries", "1", "--no-deps", "--index-url", CPU_WHEELS,
-        f"torch=={version}", stderr=subprocess.DEVNULL)
+    run(
+        BIN / "python",
+        "-m",
+        "pip",
+        "install",
+        "--retries",
+        "1",
+        "--no-deps",
+        "--index-url",
+        CPU_WHEELS,
+        f"torch=={version}",
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def wants_cpu_torch() -> bool:

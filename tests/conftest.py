@@ -1,8 +1,12 @@
-"""Fixtures that several test files share: the recorded truth, a measure of error, and tiny networks and schedulers."""
+"""The rule of the unit tier, and fixtures that several test files share: recorded truth, tiny networks, schedulers.
+
+The tiers are markers of pyproject.toml. A test without one is a unit test: quick, and in this process alone.
+"""
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,9 +21,35 @@ from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
 # tests of test_gpu.py ask for it. Processes that the tests start inherit it.
 if "DDPM_HF_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-torch.set_num_threads(
-    1
-)  # for tensors as small as the tests', threads only wait for each other: 100 times on a busy CPU
+# For tensors as small as the tests', threads only wait for each other: 100 times longer on a busy CPU.
+torch.set_num_threads(1)
+
+TIERS_THAT_MAY_START_PROCESSES = ("integration", "slow", "docs", "long")
+STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+running_unit_test = False
+
+
+def _refuse_processes(event: str, arguments: tuple) -> None:
+    """Fail a unit test that starts a process. An audit hook sees what libraries start as well, and cannot be removed.
+
+    pytest's own exception is no `Exception`, so that code under test does not catch it by accident.
+    """
+    if running_unit_test and event in STARTS_A_PROCESS:
+        pytest.fail(f"a unit test started a process ({event}: {arguments!r:.200}). Mark it: pytest.mark.integration")
+
+
+sys.addaudithook(_refuse_processes)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Say which tier runs now, fixtures included."""
+    global running_unit_test
+    running_unit_test = not any(item.get_closest_marker(tier) for tier in TIERS_THAT_MAY_START_PROCESSES)
+    try:
+        return (yield)
+    finally:
+        running_unit_test = False
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "course"
 CHAPTERS = sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))

@@ -43,6 +43,8 @@ from ddpm_hf.runs import parse_options
 from ddpm_hf.runs.options import OptionParser
 from ddpm_hf.scheduler.scheduling_ddpm_paper import make_betas
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,8 @@ import pytest
 import ddpm_hf
 from ddpm_hf import oracle
 
+pytestmark = pytest.mark.docs
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "errata.md"
 INTRODUCTION, *SECTIONS = re.split(r"^## \d+\. ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
 SNIPPET = re.compile(r"```python\n(.*?)```", re.DOTALL)

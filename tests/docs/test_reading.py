@@ -17,6 +17,8 @@ from ddpm_hf.cli.commands import build_parser
 from ddpm_hf.runs import parse_options
 from training import train as train_py
 
+pytestmark = pytest.mark.docs
+
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
