@@ -4,10 +4,11 @@
     python3 dev.py test [TIER] [ARGS...]
                                     run the quick tests, or those of one tier: unit, integration, slow, docs, long.
                                     ARGS go to pytest: -k scheduler, -x
-    python3 dev.py check            lint with ruff, check types with pyright
+    python3 dev.py check            lint with ruff, check types with pyright and who imports whom with import-linter
     python3 dev.py install          only make or update the environment
 
-Each command first brings .venv, beside this file, up to date with pyproject.toml and constraints.txt.
+Each command first brings .venv, beside this file, up to date with pyproject.toml and constraints.txt; `demo` installs
+what it needs, a third of the packages, and the others add the rest.
 Nothing is installed outside of it; deleting .venv undoes everything.
 """
 
@@ -35,8 +36,11 @@ if sys.version_info < (3, 11):  # noqa: UP036
 ROOT = Path(__file__).resolve().parent
 VENV = ROOT / ".venv"
 BIN = VENV / "bin"
-STAMP = VENV / "dev-installed"  # holds fingerprint() of what .venv was last completely installed from
+STAMP = VENV / "dev-installed"  # holds fingerprint() of what .venv was last completely installed from, and the extra
+DEMO, EVERYTHING = "digits", "dev"  # extras of pyproject.toml, of which the second contains the first
 CONSTRAINTS = ROOT / "constraints.txt"
+# Python compiles a module when it is first imported; to compile all of them here takes a minute and 400 MB more.
+PIP_INSTALL = (BIN / "python", "-m", "pip", "install", "--no-compile")
 DIGITS = "runs/digits"
 TIERS = {  # by pytest's markers; pyproject.toml says what they mean
     "quick": "not slow and not docs and not long",
@@ -80,7 +84,7 @@ def main(arguments: list[str]) -> int:
         say("Windows is not supported directly. Use WSL: `wsl --install`, then this command inside it.")
         return 1
     try:
-        prepare_environment()
+        prepare_environment(DEMO if name == "demo" else EVERYTHING)
         return commands[name](*rest)
     except KeyboardInterrupt:
         say("stopped.")
@@ -110,8 +114,13 @@ def test(*arguments: str) -> int:
 
 
 def check() -> int:
-    """Run both checkers, even when the first one complains."""
-    return max(run(BIN / "python", "-m", "ruff", "check"), run(BIN / "python", "-m", "pyright"))
+    """Run all checkers, even when one complains. The modules of benchmarks/ are found from that folder alone."""
+    return max(
+        run(BIN / "python", "-m", "ruff", "check"),
+        run(BIN / "python", "-m", "pyright"),
+        run(BIN / "lint-imports", "--no-cache"),
+        run(BIN / "lint-imports", "--no-cache", folder="benchmarks"),
+    )
 
 
 def install() -> int:
@@ -122,27 +131,28 @@ def install() -> int:
 # ---- The environment ----
 
 
-def prepare_environment() -> None:
-    """Make .venv and install the package with its development tools, unless exactly that is there already.
+def prepare_environment(extra: str) -> None:
+    """Make .venv and install the package with the packages of `extra`, unless they are there already.
 
     Raises SystemExit, after a message, when the venv cannot be made (code 1) or pip fails (pip's code).
     """
     wanted = fingerprint()
-    if (BIN / "python").exists() and STAMP.is_file() and STAMP.read_text() == wanted:
+    enough = {f"{wanted} {extra}", f"{wanted} {EVERYTHING}"}
+    if (BIN / "python").exists() and STAMP.is_file() and STAMP.read_text() in enough:
         return
     if not venv_works():
         make_venv()
     STAMP.unlink(missing_ok=True)
     say("installing into .venv. The first time this takes a few minutes.")
     install_cpu_torch()
-    code = run(BIN / "python", "-m", "pip", "install", "-c", CONSTRAINTS.name, "-e", ".[dev]")
+    code = run(*PIP_INSTALL, "-c", CONSTRAINTS.name, "-e", f".[{extra}]")
     if code:
         say(
             "pip could not install; its last lines say why. Most often it is the network: behind a proxy set "
             "HTTPS_PROXY, with a mirror PIP_INDEX_URL. Then run the same command again."
         )
         sys.exit(code)
-    STAMP.write_text(wanted)
+    STAMP.write_text(f"{wanted} {extra}")
 
 
 def fingerprint() -> str:
@@ -208,19 +218,8 @@ def install_cpu_torch() -> None:
         say("PyTorch's CPU wheels are out of reach, so torch comes from pip's ordinary index.")
         return
     # pip's complaints are hidden: if this matters, the ordinary installation will complain itself.
-    run(
-        BIN / "python",
-        "-m",
-        "pip",
-        "install",
-        "--retries",
-        "1",
-        "--no-deps",
-        "--index-url",
-        CPU_WHEELS,
-        f"torch=={version}",
-        stderr=subprocess.DEVNULL,
-    )
+    index = ("--retries", "1", "--no-deps", "--index-url", CPU_WHEELS)
+    run(*PIP_INSTALL, *index, f"torch=={version}", stderr=subprocess.DEVNULL)
 
 
 def wants_cpu_torch() -> bool:
@@ -247,10 +246,11 @@ def say(text: str) -> None:
     print(f"dev.py: {text}", file=sys.stderr, flush=True)
 
 
-def run(program: Path, *arguments: str, stderr: int | None = None) -> int:
-    """Print and run a command in the repository root; return its exit code, 128 + n when signal n ended it."""
-    print("$", shlex.join([str(program.relative_to(ROOT)), *arguments]), flush=True)
-    child = subprocess.Popen([program, *arguments], cwd=ROOT, stderr=stderr)
+def run(program: Path, *arguments: str, folder: str = ".", stderr: int | None = None) -> int:
+    """Print and run a command in a folder of the repository; return its exit code, 128 + n when signal n ended it."""
+    place = [] if folder == "." else ["cd", folder, "&&"]
+    print("$", *place, shlex.join([str(program.relative_to(ROOT)), *arguments]), flush=True)
+    child = subprocess.Popen([program, *arguments], cwd=ROOT / folder, stderr=stderr)
     try:
         code = child.wait()
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from speed import report
+from speed import documents, report
 from speed.cost_tables import table
 from speed.networks import counted
 
@@ -261,7 +261,7 @@ def main(argv: list[str]) -> int:
         parser.error("give either the results of run.py or --table")
     if args.table:
         print(table(report.read_json(args.table)))
-        report.rewrite_documents()
+        documents.rewrite_documents()
         return 0
     results = results_of(report.read_json(args.measured))
     if args.output:

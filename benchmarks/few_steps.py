@@ -14,28 +14,27 @@ what that costs in quality. Needs the extra `train`.
 import argparse
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from digits_quality import NUM_SAMPLES, quality
-from speed import report
+from speed import documents, report
+from speed.few_steps_tables import BF16, OURS, table
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.inference import speed_up
 
 CHECKPOINT = report.ROOT / "model_cards" / "ddpm-digits"
 STEPS = (10, 20, 25, 50, 100, 250, 1000)
-OURS, BF16 = "ours, respaced", "ours, bf16"
 STOCK = {
     "stock DDIM": "DDIMScheduler",
     "stock DPM-Solver++": "DPMSolverMultistepScheduler",
     "stock UniPC": "UniPCMultistepScheduler",
 }
 SOLVERS = ("stock DPM-Solver++", "stock UniPC")
-WITHIN = 1.1  # of the distance at 1000 steps
 
 
 def measure(pipe: DDPMPaperPipeline, steps: int, num_samples: int) -> dict[str, float]:
@@ -77,46 +76,6 @@ def measure_all(checkpoint: str | Path, steps: Sequence[int], num_samples: int) 
     return rows
 
 
-def least_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any] | None]:
-    """For each scheduler its row of fewest steps within 10 % of our distance at the most steps, if there is one."""
-    ours = [row for row in rows if row["scheduler"] == OURS]
-    allowed = WITHIN * max(ours, key=lambda row: row["steps"])["frechet_distance"]
-    found: dict[str, Mapping[str, Any] | None] = {}
-    for name in dict.fromkeys(row["scheduler"] for row in rows):
-        good = [row for row in rows if row["scheduler"] == name and row["frechet_distance"] <= allowed]
-        found[name] = min(good, key=lambda row: row["steps"], default=None)
-    return found
-
-
-def table(results: Mapping[str, Any], only: str | None = None) -> str:
-    """Distances by scheduler and steps, then the fewest steps that will do."""
-    rows = results["rows"]
-    steps = sorted({row["steps"] for row in rows})
-    by_place = {(row["scheduler"], row["steps"]): row for row in rows}
-    names = list(dict.fromkeys(row["scheduler"] for row in rows))
-    allowed = least_steps(rows)
-
-    def cell(name: str, num_steps: int) -> str:
-        row = by_place.get((name, num_steps))
-        return "" if row is None else f"{row['frechet_distance']:.1f} ({row['confident']:.0%})"
-
-    lines = [[name, *(cell(name, num_steps) for num_steps in steps)] for name in names]
-    distances = report.markdown(("Fréchet distance (sure)", *(f"{n} steps" for n in steps)), lines)
-    reference = by_place[OURS, steps[-1]]
-    verdicts = []
-    for name in names:
-        row = allowed[name]
-        if row is None:
-            verdicts.append([name, "none of these", "–", "–"])
-        else:
-            saved = 1 - row["cpu_s_per_image"] / reference["cpu_s_per_image"]
-            verdicts.append([name, str(row["steps"]), f"{row['cpu_s_per_image'] * 1e3:.3g} ms", f"{saved:.0%}"])
-    least = report.markdown(("", f"fewest steps within 10 % of {steps[-1]}", "CPU time per image", "saved"), verdicts)
-    real = f"{reference['frechet_distance_real']:.1f} ({reference['confident_real']:.0%})"
-    about = f"Real digits against other real digits: {real}. {results['num_samples']} samples each"
-    return f"{distances}\n\n{least}\n\n({about}; {report.origin(dict(results))})"
-
-
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="of the digits")
@@ -127,7 +86,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.table:
         print(table(report.read_json(args.table)))
-        report.rewrite_documents()
+        documents.rewrite_documents()
         return 0
     torch.set_num_threads(1)
     results = {"kind": "few steps", "num_samples": args.num_samples, **report.surroundings()}

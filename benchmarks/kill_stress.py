@@ -54,10 +54,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ddpm_hf.runs import (
-    checkpoints,  # noqa: E402
-    read_metrics,  # noqa: E402
-)
+from ddpm_hf.runs import checkpoints, read_metrics  # noqa: E402
 
 SCRIPT = ROOT / "training" / "train.py"
 PATIENCE_S = 60  # for the survivors of a kill

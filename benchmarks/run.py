@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from speed import report
+from speed import documents, report
 from speed.timing import Mismatch, Read, Timed, chosen, measure, unmeasured
 
 
@@ -79,8 +79,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.table or args.plot:
         if args.table:
-            print(report.table_of(report.read_json(args.table)))
-            for path in report.rewrite_documents():
+            print(documents.table_of(report.read_json(args.table)))
+            for path in documents.rewrite_documents():
                 print(f"renewed {path}", file=sys.stderr)
         if args.plot:
             report.plot(report.read_json(args.plot[0]), args.plot[1])
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> int:
     except Mismatch as error:
         print(f"run.py: not the same numbers, so nothing more is timed: {error}", file=sys.stderr)
         return 1
-    print("\n" + report.table_of(results))
+    print("\n" + documents.table_of(results))
     return 0
 
 

@@ -1,12 +1,11 @@
-"""Results as data, as a table and as a plot, and tables kept in the documents."""
+"""Results as data, as a table and as a plot."""
 
 import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from .networks import ROOT
 from .timing import Row
 
 UNMEASURED = "unmeasured"
-NOT_YET = "Not measured yet."
-BLOCK = re.compile(r"(<!-- (benchmarks/results/[\w.-]+\.json)(?:: ([\w -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pillow")
 CASES = {
     "sampling": "Sampling, whole pipelines; time per image and step",
@@ -181,54 +178,6 @@ def speed_table(results: dict[str, Any], only: str | None = None) -> str:
         if own:
             parts.append(f"{CASES[case]}:\n\n{markdown(HEADER, own)}")
     return "\n\n".join([*parts, f"({origin(results)})"] if only is None else parts)
-
-
-# ---- blocks in documents -------------------------------------------------------------------------------------------
-
-
-def tables() -> dict[str, Callable[[dict[str, Any], str | None], str]]:
-    """By the `kind` that results name, who makes their table."""
-    import few_steps
-
-    from .cost_tables import table as cost_table
-
-    return {"speed": speed_table, "few steps": few_steps.table, "cost": cost_table}
-
-
-def table_of(results: dict[str, Any], only: str | None = None) -> str:
-    return tables()[results["kind"]](results, only)
-
-
-def with_tables(text: str, root: Path = ROOT) -> str:
-    """The document with every block `<!-- benchmarks/results/X.json[: what] -->` … `<!-- end -->` made anew.
-
-    Where the file is not there, the block says that nothing was measured yet.
-    """
-
-    def fill(match: re.Match[str]) -> str:
-        path = root / match[2]
-        content = table_of(read_json(path), match[3]) if path.exists() else NOT_YET
-        return f"{match[1]}\n{content}\n\n{match[4]}"
-
-    return BLOCK.sub(fill, text)
-
-
-def documents(root: Path = ROOT) -> Iterator[Path]:
-    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
-        if path.exists() and BLOCK.search(path.read_text(encoding="utf-8")):
-            yield path
-
-
-def rewrite_documents(root: Path = ROOT) -> list[Path]:
-    """Bring all documents up to the results that lie there, and return those that changed."""
-    changed = []
-    for path in documents(root):
-        before = path.read_text(encoding="utf-8")
-        after = with_tables(before, root)
-        if after != before:
-            path.write_text(after, encoding="utf-8")
-            changed.append(path)
-    return changed
 
 
 # ---- plot ----------------------------------------------------------------------------------------------------------

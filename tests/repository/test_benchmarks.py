@@ -26,10 +26,10 @@ import codec as codec_files  # type: ignore  # noqa: E402
 import cost_model  # type: ignore  # noqa: E402
 import few_steps  # type: ignore  # noqa: E402
 import run as benchmark  # type: ignore  # noqa: E402
-from speed import checkpoint, cost_tables, data, report, sampling, timing, training  # type: ignore  # noqa: E402
+from speed import checkpoint, cost_tables, data, documents, few_steps_tables, report, sampling, timing, training  # type: ignore  # noqa: E402
 from speed.timing import STOCK, Difference, Mismatch, Read, Timed, Times, Work  # type: ignore  # noqa: E402
 
-from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf import DDPMPaperPipeline  # noqa: E402
 from ddpm_hf.codec import files as codec  # noqa: E402
 
 TINY: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16), "attention_resolutions": (4,)}
@@ -332,7 +332,7 @@ def results() -> dict[str, Any]:
 
 
 def test_the_table_says_what_the_json_says(results):
-    table = report.table_of(results)
+    table = documents.table_of(results)
     assert table.splitlines()[2:5] == [
         "| work | contestant | stock | ours | stock / ours (quartiles) | all cores, wall | target |  |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -343,13 +343,13 @@ def test_the_table_says_what_the_json_says(results):
     assert "| C | one | – | 1,234 images/s | – | – |  |  |" in table
     origin = "(the quick benchmark, 2020-06-19T00:00:00+00:00, commit abc1234+, Abacus, 2 cores (AVX2), GPU: none; "
     assert table.splitlines()[-1] == origin + "torch 2.13.0)"
-    targets = report.table_of(results, "targets").splitlines()[2:]
+    targets = documents.table_of(results, "targets").splitlines()[2:]
     cases, lines = zip(*(line.removeprefix("| ").split(": ", 1) for line in targets), strict=True)
     assert [line[:2] for line in lines] == ["A ", "B ", "D "] and {f"| {line}" for line in lines} <= set(
         table.splitlines()
     )
     assert cases == tuple(row["case"] for row in results["rows"] if row["target"])
-    assert "| A" in report.table_of(results, "sampling") and "| B" not in report.table_of(results, "sampling")
+    assert "| A" in documents.table_of(results, "sampling") and "| B" not in documents.table_of(results, "sampling")
 
 
 @pytest.mark.parametrize(
@@ -385,18 +385,18 @@ def test_documents_are_filled_from_results(results, tmp_path):
     blocks = "<!-- benchmarks/results/x.json: sampling -->\nold\n<!-- end -->\n"
     page.write_text(f"Before\n{blocks}between\n<!-- benchmarks/results/absent.json -->\n<!-- end -->\nafter\n")
     report.write_json(tmp_path / "benchmarks" / "results" / "x.json", results)
-    assert report.rewrite_documents(tmp_path) == [page]
+    assert documents.rewrite_documents(tmp_path) == [page]
     text = page.read_text()
-    assert report.table_of(results, "sampling") in text and "old" not in text
-    assert text.count(report.NOT_YET) == 1 and text.startswith("Before\n") and text.endswith("\nafter\n")
-    assert report.rewrite_documents(tmp_path) == []
+    assert documents.table_of(results, "sampling") in text and "old" not in text
+    assert text.count(documents.NOT_YET) == 1 and text.startswith("Before\n") and text.endswith("\nafter\n")
+    assert documents.rewrite_documents(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["speed.md", "scaling.md"])
 def test_the_tables_in_the_documents_are_those_of_the_results(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
-    assert len(report.BLOCK.findall(text)) == text.count("<!-- benchmarks/results/") >= 2
-    assert report.with_tables(text) == text, "python benchmarks/run.py --table FILE renews them"
+    assert len(documents.BLOCK.findall(text)) == text.count("<!-- benchmarks/results/") >= 2
+    assert documents.with_tables(text) == text, "python benchmarks/run.py --table FILE renews them"
 
 
 # ---- few steps ---------------------------------------------------------------------------------------------------
@@ -413,27 +413,29 @@ def step_rows(**distances: list[float]) -> list[dict[str, Any]]:
 
 def test_the_least_number_of_steps_within_a_tenth(results):
     """Of our 1000 steps: 11 is allowed where that has 10; a better one on the way does not move the bar."""
-    rows = step_rows(**{few_steps.OURS: [30.0, 9.0, 10.0], "stock DDIM": [11.0, 10.5, 12.0], "stock X": [20.0] * 3})
-    least = few_steps.least_steps(rows)
+    rows = step_rows(
+        **{few_steps_tables.OURS: [30.0, 9.0, 10.0], "stock DDIM": [11.0, 10.5, 12.0], "stock X": [20.0] * 3}
+    )
+    least = few_steps_tables.least_steps(rows)
     assert {name: row and row["steps"] for name, row in least.items()} == {
-        few_steps.OURS: 100,
+        few_steps_tables.OURS: 100,
         "stock DDIM": 10,
         "stock X": None,
     }
-    table = few_steps.table({**results, "kind": "few steps", "num_samples": 256, "rows": rows})
+    table = few_steps_tables.table({**results, "kind": "few steps", "num_samples": 256, "rows": rows})
     assert "| stock DDIM | 10 | 10 ms | 99% |" in table and "| stock X | none of these | – | – |" in table
-    assert f"| {few_steps.OURS} | 30.0 (50%) | 9.0 (50%) | 10.0 (50%) |" in table
+    assert f"| {few_steps_tables.OURS} | 30.0 (50%) | 9.0 (50%) | 10.0 (50%) |" in table
 
 
 def test_the_schedulers_mean_our_process():
     """Each samples the digits' β, from our configuration, with one network."""
     pipes = few_steps.pipelines(few_steps.CHECKPOINT)
     assert len(pipes) == 5
-    alphas = pipes[few_steps.OURS].scheduler.diffusion.alphas_cumprod
+    alphas = pipes[few_steps_tables.OURS].scheduler.diffusion.alphas_cumprod
     for name in few_steps.STOCK:
         found = pipes[name].scheduler.alphas_cumprod.numpy()
         np.testing.assert_allclose(found[:900], alphas[:900], rtol=2e-4)  # stock's are float32
-        assert pipes[name].unet is pipes[few_steps.OURS].unet
+        assert pipes[name].unet is pipes[few_steps_tables.OURS].unet
 
 
 # ---- files of the codec ------------------------------------------------------------------------------------------

@@ -2,17 +2,22 @@
 
 import http.server
 import importlib.util
+import itertools
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+pytestmark = pytest.mark.integration
 
 DEV_PY = Path(__file__).parents[2] / "dev.py"
 
@@ -52,7 +57,8 @@ def calls(dev: ModuleType) -> list[str]:
     return [line for line in log.read_text().splitlines() if line != "pip --version"] if log.exists() else []
 
 
-INSTALLATION = "python -m pip install -c constraints.txt -e .[dev]"
+INSTALLATION = "python -m pip install --no-compile -c constraints.txt -e .[dev]"
+FOR_THE_DEMO = INSTALLATION.replace("dev", "digits")
 
 
 # ---- The environment ----
@@ -60,17 +66,50 @@ INSTALLATION = "python -m pip install -c constraints.txt -e .[dev]"
 
 def test_installs_once_and_again_when_a_file_changes(dev):
     add_venv(dev)
-    dev.prepare_environment()
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
+    dev.prepare_environment("dev")
     assert calls(dev) == [INSTALLATION]
 
     for name in ("pyproject.toml", "constraints.txt"):
         with (dev.ROOT / name).open("a") as file:
             file.write("# changed\n")
         before = len(calls(dev))
-        dev.prepare_environment()
-        dev.prepare_environment()
+        dev.prepare_environment("dev")
+        dev.prepare_environment("dev")
         assert calls(dev)[before:] == [INSTALLATION], name
+
+
+def test_the_demo_installs_less_and_the_others_add_the_rest(dev):
+    add_venv(dev)
+    add_program(dev, "accelerate")
+    add_program(dev, "ddpm-hf")
+    for name in ("demo", "demo", "test", "demo", "install"):
+        dev.main([name])
+    installed = [call for call in calls(dev) if " install " in call]
+    assert installed == [FOR_THE_DEMO, INSTALLATION]
+
+
+def test_a_change_after_the_demo_installs_what_the_demo_needs(dev):
+    add_venv(dev)
+    dev.prepare_environment("dev")
+    dev.CONSTRAINTS.write_text("torch==1.2.4\n")
+    dev.prepare_environment("digits")
+    dev.prepare_environment("dev")
+    assert calls(dev) == [INSTALLATION, FOR_THE_DEMO, INSTALLATION]
+
+
+def test_the_extra_of_the_demo_is_part_of_the_rest(dev):
+    """Else "dev" in the stamp would promise more than there is."""
+    extras = tomllib.loads((DEV_PY.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+    def packages(extra: str) -> set[str]:
+        found: set[str] = set()
+        for line in extras[extra]:
+            inner = re.fullmatch(r"ddpm_hf\[(.+)\]", line)
+            found |= set().union(*map(packages, inner[1].split(","))) if inner else {line}
+        return found
+
+    assert packages(dev.DEMO) < packages(dev.EVERYTHING)
 
 
 def test_fingerprint_depends_on_python_and_place(dev, monkeypatch):
@@ -85,7 +124,7 @@ def test_failed_pip_passes_its_code_on_and_is_repeated(dev, capfd):
     add_venv(dev, "echo the reason >&2; exit 7")
     for _ in range(2):
         with pytest.raises(SystemExit) as stopped:
-            dev.prepare_environment()
+            dev.prepare_environment("dev")
         assert stopped.value.code == 7
         assert not dev.STAMP.exists()
     assert calls(dev) == [INSTALLATION] * 2
@@ -96,15 +135,15 @@ def test_failed_pip_passes_its_code_on_and_is_repeated(dev, capfd):
 def test_interrupted_reinstallation_is_repeated(dev):
     """A stamp of an earlier installation must not vouch for one that was broken off."""
     add_venv(dev)
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
     constraints = dev.CONSTRAINTS.read_text()
     dev.CONSTRAINTS.write_text(constraints + "new==1\n")
     add_venv(dev, "exit 1")
     with pytest.raises(SystemExit):
-        dev.prepare_environment()
+        dev.prepare_environment("dev")
     dev.CONSTRAINTS.write_text(constraints)
     add_venv(dev)
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
     assert calls(dev) == [INSTALLATION] * 3
 
 
@@ -122,7 +161,7 @@ def test_half_made_venv_is_made_anew(dev, monkeypatch):
     add_program(dev, "python")  # and no pip
     made = []
     monkeypatch.setattr(dev, "make_venv", lambda: (made.append(True), add_venv(dev)))
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
     assert made == [True] and calls(dev) == [INSTALLATION]
 
 
@@ -202,7 +241,7 @@ def test_unreachable_cpu_index_falls_through_in_one_line(dev, monkeypatch, capfd
     printed = capfd.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
 
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
     assert calls(dev) == [INSTALLATION] and dev.STAMP.exists()
 
 
@@ -212,7 +251,7 @@ def test_reachable_cpu_index_is_tried_first(dev, monkeypatch, capfd, python_body
     monkeypatch.setattr(dev, "wants_cpu_torch", lambda: True)
     monkeypatch.setattr(dev, "reachable", lambda url: url == f"{dev.CPU_WHEELS}/torch/")
     add_venv(dev, f'case "$*" in *--index-url*) {python_body or ":"};; esac')
-    dev.prepare_environment()
+    dev.prepare_environment("dev")
     first, second = calls(dev)
     assert first.startswith("python -m pip install") and first.endswith("torch==1.2.3")
     assert "--no-deps" in first and f"--index-url {dev.CPU_WHEELS}" in first
@@ -253,7 +292,7 @@ def test_constraints_pin_torch_without_a_local_tag():
 def ready(dev: ModuleType) -> ModuleType:
     """`dev` with an environment that is up to date."""
     add_venv(dev)
-    dev.STAMP.write_text(dev.fingerprint())
+    dev.STAMP.write_text(f"{dev.fingerprint()} dev")
     return dev
 
 
@@ -272,17 +311,50 @@ def test_what_is_not_understood_is_named(dev, capsys, arguments, named):
     assert not dev.VENV.exists()
 
 
+ON_ALL_CORES = "python -m pytest -n auto --dist worksteal -m "
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], "not slow and not docs and not long"),
+        (["unit"], "not integration and not slow and not docs and not long"),
+        (["slow", "-x"], "slow and not docs and not long -x"),
+        (["docs"], "docs and not long"),
+    ],
+)
+def test_a_tier_runs_on_all_cores(ready, words, expected):
+    assert ready.main(["test", *words]) == 0
+    assert calls(ready) == [ON_ALL_CORES + expected]
+
+
+def test_the_tiers_are_the_markers_of_pytest(dev):
+    """Each test is in one tier: its markers' first of long, docs, slow, integration, or unit."""
+    options = tomllib.loads((DEV_PY.parent / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    markers = {line.partition(":")[0] for line in options["markers"]}
+    assert markers == {"integration", "slow", "docs", "long"}
+    assert dev.TIERS["quick"] in options["addopts"]
+    tiers = [name for name in dev.TIERS if name != "quick"]
+    for chosen in itertools.product([False, True], repeat=len(markers)):
+        marked = dict(zip(markers, chosen, strict=True))
+        held = {name for name, rule in dev.TIERS.items() if eval(rule, {}, dict(marked))}
+        assert len(held & set(tiers)) == 1
+        assert ("quick" in held) == bool(held & {"unit", "integration"})
+
+
 def test_test_passes_arguments_and_exit_code_on(ready):
     add_program(ready, "python", "exit 5")
     assert ready.main(["test", "-m", "slow", "-k", "a b"]) == 5
     assert calls(ready) == ["python -m pytest -m slow -k a b"]
 
 
-@pytest.mark.parametrize(("ruff", "pyright"), [(0, 0), (1, 0), (0, 1)])
-def test_check_runs_both_and_fails_when_one_does(ready, ruff, pyright):
-    add_program(ready, "python", f'case "$*" in *ruff*) exit {ruff};; *) exit {pyright};; esac')
-    assert ready.main(["check"]) == max(ruff, pyright)
-    assert calls(ready) == ["python -m ruff check", "python -m pyright"]
+@pytest.mark.parametrize("complains", [None, "ruff", "pyright", "lint-imports"])
+def test_check_runs_all_and_fails_when_one_does(ready, complains):
+    add_program(ready, "python", f'case "$*" in *{complains}*) exit 3;; esac')
+    add_program(ready, "lint-imports", f"exit {3 * (complains == 'lint-imports')}")
+    (ready.ROOT / "benchmarks").mkdir()
+    assert ready.main(["check"]) == (3 if complains else 0)
+    assert calls(ready) == ["python -m ruff check", "python -m pyright", *["lint-imports --no-cache"] * 2]
 
 
 TRAINING = "accelerate launch training/train.py"
