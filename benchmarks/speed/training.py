@@ -21,8 +21,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from ddpm_hf.convert import to_stock
-from ddpm_hf.data import Samples, to_model_range
-from ddpm_hf.data.samples import fingerprint
+from ddpm_hf.data import Samples, fingerprint, to_model_range
 from ddpm_hf.runs import Batch, prefetched
 
 from .networks import CIFAR10, ROOT, counted, relative_rms, with_working_branches

@@ -4,6 +4,7 @@ from .samples import (
     BUILT_IN as BUILT_IN,
     Samples as Samples,
     digits_labels as digits_labels,
+    fingerprint as fingerprint,
     is_image_folder as is_image_folder,
     to_model_range as to_model_range,
 )

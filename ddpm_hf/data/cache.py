@@ -1,4 +1,4 @@
-"""Many image files → one uint8 array, decoded once: in memory, or in a memory-mapped file that the next run finds."""
+"""Many image files → one uint8 array, decoded once: in memory, or in a mapped file that later runs use."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import PIL
 import torch
 from torch.utils.data import DataLoader
 
+from ..machine import put_in_place, replaced
 from .decoding import BadImage, decode_image
-from .samples import NUM_LEVELS, _finish_digest
+from .samples import NUM_LEVELS, finish_digest
 
 CACHE_FORMAT = 1  # raise it when the same files would decode to other pixels
 STALE_PARTIAL_S = 3600.0
@@ -30,7 +31,7 @@ MOST_NAMED = 10  # bad images in one message
 
 
 class ImageFiles(Protocol):
-    """Encoded images in a fixed order; `files[i]` is (label for messages, what Pillow opens or None for a gap)."""
+    """Encoded images in a fixed order; `files[i]` is (label for messages, what Pillow opens, or None)."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[str, str | Path | BinaryIO | None]: ...
@@ -38,13 +39,13 @@ class ImageFiles(Protocol):
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What, besides the files, decides the pixels: see `images.decode_image`."""
+    """What besides the files decides the pixels: two arguments of `decode_image`."""
 
     background: tuple[int, int, int]
     resolution: int | None
 
 
-class Decoded(NamedTuple):
+class DecodedImages(NamedTuple):
     """`array` is uint8 [N, C, H, W], read-only; `skipped` says "label: reason" of each image left out of it."""
 
     array: np.ndarray
@@ -60,12 +61,12 @@ def decode_all(
     skip_bad_images: int,
     max_memory_bytes: int,
     num_workers: int,
-) -> Decoded:
+) -> DecodedImages:
     """All images in order; grey ones become RGB as soon as one of them is in colour. Uses `cache` if it is filled.
 
     Raises:
         ValueError: more than `skip_bad_images` cannot be used, or none can; sizes differ and no resolution is given.
-        OSError: the cache has not enough space.
+        OSError: the cache's disk has not enough space.
     """
     decoded = cache.read()
     if decoded is None:
@@ -76,9 +77,9 @@ def decode_all(
 
 def _fill(
     files: ImageFiles, options: DecodeOptions, cache: Cache, skip: int, max_memory_bytes: int, num_workers: int
-) -> Decoded:
-    # DataLoader brings ordered, bounded worker processes. The generator is its own: otherwise starting the loader
-    # would draw a number from torch's global one.
+) -> DecodedImages:
+    # DataLoader runs the worker processes, in order and with bounded memory. It gets a generator of its own: otherwise
+    # it would draw a number from torch's global one when it starts.
     loader = DataLoader(
         _Decoder(files, options),  # pyright: ignore[reportArgumentType]
         batch_size=None,
@@ -91,7 +92,7 @@ def _fill(
         for label, image in loader:
             if isinstance(image, str):
                 skipped.append(f"{label}: {image}")
-            if isinstance(image, str) or len(skipped) > skip:  # then the rest is only looked at, to name all bad ones
+            if isinstance(image, str) or len(skipped) > skip:  # after too many, only to name all bad images
                 continue
             if store is None:
                 store, first = _Store(len(files), image.shape, max_memory_bytes, cache), label
@@ -145,11 +146,11 @@ class _Decoder:
 
 
 def _unchanged(item: Any) -> Any:
-    return item  # a named function, as worker processes cannot be sent a lambda
+    return item  # a named function, because a lambda cannot be sent to worker processes
 
 
 class _Store:
-    """A growing uint8 array [N, C, H, W], hashed as it grows: in memory, or in a partial file when it gets large."""
+    """A growing uint8 array [N, C, H, W], hashed as it grows: in memory, or in a partial file if it is large."""
 
     def __init__(self, capacity: int, shape: tuple[int, ...], max_memory_bytes: int, cache: Cache):
         self.capacity, self.shape, self.max_memory_bytes, self.cache = capacity, shape, max_memory_bytes, cache
@@ -173,17 +174,17 @@ class _Store:
         self.count += 1
 
     def in_colour(self) -> _Store:
-        """The same images with three channels, to replace this store of grey ones, which is given up."""
+        """A store of the same images with three channels, in place of this one of grey images, which is discarded."""
         colour = _Store(self.capacity, (3, *self.shape[1:]), self.max_memory_bytes, self.cache)
         for image in self._array():
             colour.append(image)
         self.discard()
         return colour
 
-    def finish(self, skipped: tuple[str, ...]) -> Decoded:
+    def finish(self, skipped: tuple[str, ...]) -> DecodedImages:
         array = self._array()
         array.flags.writeable = False
-        decoded = Decoded(array, _finish_digest(self.digest, array, NUM_LEVELS), skipped)
+        decoded = DecodedImages(array, finish_digest(self.digest, array, NUM_LEVELS), skipped)
         if self.file is not None:
             self.cache.commit(self.file, decoded)
         return decoded
@@ -201,7 +202,7 @@ class _Store:
         return np.load(self.file.name, mmap_mode="r", allow_pickle=False)
 
     def _write_header(self, file: io.BufferedRandom) -> None:
-        """The .npy header with the present count; numpy pads it so that it stays as long whatever N."""
+        """Write the .npy header with the present count; numpy pads it, so that its length does not depend on N."""
         file.seek(0)
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.count, *self.shape)}
         np.lib.format.write_array_header_1_0(file, header)
@@ -209,10 +210,11 @@ class _Store:
 
 
 class Cache:
-    """One entry in a cache folder: `path`.npy, and `path`.json, which appears last and makes it valid.
+    """One entry in a cache folder: `path`.npy, and `path`.json, which appears last and makes the entry valid.
 
-    Its name and record say what it was made from, so that other files or options never find it. An entry that is
-    found is mapped, whatever would fit in memory. Its content is not hashed again: only its size is checked.
+    Its name and its record say what it was made from, so that other files or options never find it. An entry that is
+    found is always memory-mapped, even if it would fit in memory. Its content is not hashed again: only its size is
+    checked.
     """
 
     def __init__(self, folder: Path, name: str, source: str, options: DecodeOptions):
@@ -222,28 +224,28 @@ class Cache:
         self.made_from = json.loads(key)
         self.path = folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
-    def read(self) -> Decoded | None:
+    def read(self) -> DecodedImages | None:
         """The images, memory-mapped; None when they are not there, not complete or made from something else."""
         try:
             record = json.loads(self.path.with_suffix(".json").read_text())
-            # ValueError if it is cut short, EOFError if nothing is left
+            # raises ValueError if the file is cut short, EOFError if it is empty
             array = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
             if record["made_from"] != self.made_from or array.dtype != np.uint8 or array.ndim != 4:
                 return None
-            return Decoded(array, str(record["fingerprint"]), tuple(map(str, record["skipped"])))
+            return DecodedImages(array, str(record["fingerprint"]), tuple(map(str, record["skipped"])))
         except (OSError, ValueError, EOFError, KeyError, TypeError):
             return None
 
     def create_partial(self, num_bytes: int) -> io.BufferedRandom:
-        """A new file to fill, of this process alone; removes what killed processes left of the same entry.
+        """A new file for this process alone to fill; removes what killed processes left of the same entry.
 
         Raises:
-            OSError: `num_bytes` are more than the disk has free.
+            OSError: the disk has fewer than `num_bytes` free.
         """
         folder = self.path.parent
         folder.mkdir(parents=True, exist_ok=True)
         for partial in folder.glob(f"{self.path.name}.*.partial"):
-            if time.time() - partial.stat().st_mtime > STALE_PARTIAL_S:  # a living process appends all the time
+            if time.time() - partial.stat().st_mtime > STALE_PARTIAL_S:  # one still in use is younger
                 partial.unlink(missing_ok=True)
         free = shutil.disk_usage(folder).free
         if free < num_bytes:
@@ -251,13 +253,11 @@ class Cache:
             raise OSError(errno.ENOSPC, f"{need}; free some, or let DDPM_HF_CACHE name another folder", str(folder))
         return open(folder / f"{self.path.name}.{uuid.uuid4().hex}.partial", "w+b")
 
-    def commit(self, file: io.BufferedRandom, decoded: Decoded) -> None:
+    def commit(self, file: io.BufferedRandom, decoded: DecodedImages) -> None:
         """Puts the filled file in its place, so that a crash at any moment leaves a whole entry or none."""
-        with file:
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, self.path.with_suffix(".npy"))
+        file.close()
+        put_in_place(Path(file.name), self.path.with_suffix(".npy"), durable=True)
         record = {"made_from": self.made_from, "fingerprint": decoded.fingerprint, "skipped": decoded.skipped}
-        partial = Path(f"{file.name}.json.partial")
-        partial.write_text(json.dumps(record, indent=1))
-        os.replace(partial, self.path.with_suffix(".json"))
+        own = Path(f"{file.name}.json.partial")  # another process may fill the same entry
+        with replaced(self.path.with_suffix(".json"), temporary=own) as temporary:
+            temporary.write_text(json.dumps(record, indent=1))

@@ -1,7 +1,7 @@
 """One image file → uint8 pixels: what the file means, or a refusal that says why.
 
 Pillow opens almost anything, but a plain `convert("RGB")` saturates 16-bit grey, turns float pixels black and makes
-transparent pixels solid without a word. Here every kind of pixel has one stated meaning:
+transparent pixels solid, all without a warning. Here every kind of pixel has one stated meaning:
 
 =============================  =====================================================================================
 in the file                    comes out as
@@ -24,8 +24,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-# Pillow formats and the file names they are looked for under. The list is closed on purpose: some of Pillow's other
-# readers start external programs (EPS) or read documents (PDF), and what is inside a file need not match its name.
+# The Pillow formats that are read, and their file extensions. No others are: some of Pillow's readers start external
+# programs (EPS) or read documents (PDF), and a file's content need not match its name.
 FORMATS = {
     "PNG": (".png", ".apng"),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -56,15 +56,15 @@ def decode_image(
 ) -> np.ndarray:
     """uint8 pixels [C, H, W] of one image file, 0..255; C is 1 for grey and 3 for colour.
 
-    With `resolution`, the largest centred square is cut out and resized to [C, resolution, resolution], smaller images
-    upwards. The filter is Lanczos, which averages over all source pixels when it shrinks: crop and filter are those of
-    StyleGAN's dataset tool, of whose LSUN records the paper's code makes its training sets.
+    With `resolution`, the largest centred square is cut out and resized to [C, resolution, resolution]; smaller images
+    are enlarged. The filter is Lanczos, which averages over all source pixels when it shrinks. Crop and filter are
+    those of StyleGAN's dataset tool: the paper's code makes its training sets from that tool's LSUN records.
 
     Raises:
         BadImage: the file cannot be decoded, or its pixels have no certain meaning (see the table above).
     """
     if isinstance(file, str | Path) and Path(file).exists() and not Path(file).is_file():
-        raise BadImage("is a folder, a pipe or a device, no file")  # to open a pipe would wait for ever
+        raise BadImage("is a folder, a pipe or a device, no file")  # opening a pipe would never return
     try:
         with Image.open(file, formats=tuple(FORMATS)) as image:
             _refuse_what_pillow_misreads(image)

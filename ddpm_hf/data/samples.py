@@ -1,4 +1,4 @@
-"""A whole data set in one array, `Samples`, and the sets that need no download."""
+"""A whole data set in one array, `Samples`, and the sets that are built in."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    pass
-
-BUILT_IN = ("digits", "swiss_roll", "moons")
+BUILT_IN = ("digits", "swiss_roll", "moons")  # sets that need no download
+NUM_LEVELS = 256  # of decoded image files
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +85,11 @@ def to_model_range(batch: torch.Tensor, num_levels: int | None) -> torch.Tensor:
         num_levels: at least 2, or None for points.
 
     Raises:
-        ValueError: num_levels below 2, or levels that are not integers (scaled twice?).
+        ValueError: num_levels is below 2, or the levels are not integers (scaled twice?).
     """
     if num_levels is None:
         return batch.to(torch.float32)
-    if not _is_int(num_levels) or num_levels < 2:
+    if not is_integer(num_levels) or num_levels < 2:
         raise ValueError(f"num_levels={num_levels!r}: must be an integer, 2 or more, or None for points")
     if batch.is_floating_point() or batch.dtype == torch.bool:
         raise ValueError(f"batch: got {batch.dtype}; pass integer levels 0..{num_levels - 1}, not scaled values")
@@ -99,19 +97,31 @@ def to_model_range(batch: torch.Tensor, num_levels: int | None) -> torch.Tensor:
 
 
 def is_image_folder(dataset: str) -> bool:
-    """Whether a data set given by one word is a folder of images; a built-in name is none, whatever lies around."""
+    """Whether a data set given by one word is a folder of images; a folder named as a built-in set does not count."""
     return dataset not in BUILT_IN and Path(dataset).is_dir()
 
 
-def _is_int(value: object) -> bool:
+def is_integer(value: object) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's; a bool is none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Built-in sets: nothing to download
+def fingerprint(array: np.ndarray, num_levels: int | None) -> str:
+    """sha256 over content, dtype, shape and num_levels."""
+    return finish_digest(hashlib.sha256(np.ascontiguousarray(array).data), array, num_levels)
 
 
-def _built_in(name: str, split: str) -> Samples:
+def finish_digest(digest: Any, array: np.ndarray, num_levels: int | None) -> str:
+    """The fingerprint of an array whose content `digest` has seen; the shape comes last, as N may be known last."""
+    digest.update(f"{array.dtype.str} {array.shape} {num_levels}".encode())
+    return digest.hexdigest()
+
+
+# ---- built-in sets --------------------------------------------------------------------------------------------------
+
+
+def built_in_samples(name: str, split: str) -> Samples:
+    """One of `BUILT_IN`. Raises ValueError for a split other than "train" and "test"."""
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: {name} has 'train' and 'test'")
     array, num_levels = (_digits(split)[0], 17) if name == "digits" else (_points(name, split), None)
@@ -149,17 +159,3 @@ def _points(name: str, split: str) -> np.ndarray:
     else:
         points = (np.asarray(make_moons(10_000, noise=0.05, random_state=seed)[0]) - (0.5, 0.25)) / 1.5
     return np.ascontiguousarray(points, dtype=np.float32)
-
-
-NUM_LEVELS = 256
-
-
-def fingerprint(array: np.ndarray, num_levels: int | None) -> str:
-    """sha256 over content, dtype, shape and num_levels."""
-    return _finish_digest(hashlib.sha256(np.ascontiguousarray(array).data), array, num_levels)
-
-
-def _finish_digest(digest: Any, array: np.ndarray, num_levels: int | None) -> str:
-    """`digest` has seen the content; the shape comes last, for its N is only known when all images are decoded."""
-    digest.update(f"{array.dtype.str} {array.shape} {num_levels}".encode())
-    return digest.hexdigest()

@@ -1,8 +1,8 @@
-"""Any set of images or points → uint8 or float batches by index, deterministically.
+"""A data set by its name, its folder or its table → `Samples`.
 
-`load_samples` decodes everything once into one array, so that a batch is an index away and the same index is the same
-image in every process and on every day. Training draws its order, flips and noise by sample index (see DESIGN); that
-is why nothing here streams: a stream has no index to resume from or to key randomness by.
+`load_samples` decodes everything once into one array, so that the same index is the same image in every process and in
+every run. Nothing is streamed: a stream has no index by which randomness could be keyed, or from which a run could
+resume.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from PIL import ImageColor
 
 from .cache import Cache, DecodeOptions, ImageFiles, decode_all, first_of
 from .decoding import EXTENSIONS, MAX_PIXELS
-from .samples import NUM_LEVELS
+from .samples import BUILT_IN, NUM_LEVELS, Samples, built_in_samples, is_image_folder, is_integer
 
 if TYPE_CHECKING:
     import datasets
-from .samples import BUILT_IN, Samples, _built_in, _is_int, is_image_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +47,8 @@ def load_samples(
 ) -> Samples:
     """Every sample of one data set, decoded: from `dataset_name` or from `train_data_dir`, exactly one of the two.
 
-    Images have one channel when all of them are grey, else three. How each kind of file is read, and which are
-    refused, stands in `ddpm_hf.images`. The result depends on neither the number of workers nor where it is kept.
-    Nothing is streamed: exact resume and randomness keyed by sample need every image to have an index.
+    Images have one channel when all of them are grey, else three. `data.decoding` says how each kind of file is read,
+    and which kinds are refused. The result depends neither on the number of workers nor on where it is stored.
 
     Args:
         dataset_name: one of BUILT_IN; or what `datasets.load_dataset` takes: a local folder or a name on the Hub; or
@@ -59,35 +57,30 @@ def load_samples(
         split: "train" or "test" for BUILT_IN, any split of a named data set; a folder or a `Dataset` is all "train".
         resolution: images are centre-cropped to a square and resized to this many pixels; None takes them as they
             are, and then all must be of one size. Not for BUILT_IN.
-        image_column: None takes the first column of images. Only for `datasets`.
+        image_column: None takes the first column of images. Only for what `datasets` loads.
         dataset_config: which configuration of a named data set.
         background: a Pillow colour name or "#rrggbb" that shows through transparent pixels.
         skip_bad_images: how many unreadable or refused images to leave out before giving up.
         cache_dir: where decoded images go when they do not fit in memory; None means $DDPM_HF_CACHE, or
-            ~/.cache/ddpm_hf. An entry there is used again as long as the source and these options stay the same;
-            delete the folder to win back its space.
-        max_memory_bytes: largest array to hold in memory; a larger one is a memory-mapped file in `cache_dir`.
-        num_workers: processes that help to decode; 0 decodes in this one.
+            ~/.cache/ddpm_hf. An entry there is used again while the source and these options stay the same; delete
+            the folder to free its space.
+        max_memory_bytes: the largest array in memory; a larger one is a memory-mapped file in `cache_dir`.
+        num_workers: how many processes decode; 0 decodes in this process.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: the folder or data set is not there.
-        ValueError: no images in it, no such column, too many bad images, images of different sizes, bad arguments.
-        OSError: not enough space for the cache.
+        FileNotFoundError, NotADirectoryError: the folder or data set does not exist.
+        ValueError: it holds no images or has no such column, too many images are bad, sizes differ, or an argument is
+            wrong.
+        OSError: the cache's disk has not enough space.
     """
     if (dataset_name is None) == (train_data_dir is None):
         raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
-    counts = {"skip_bad_images": skip_bad_images, "max_memory_bytes": max_memory_bytes, "num_workers": num_workers}
-    for argument, value in counts.items():
-        if not _is_int(value) or value < 0:
-            raise ValueError(f"{argument}={value!r}: must be an integer, 0 or more")
-    largest = math.isqrt(MAX_PIXELS)
-    if resolution is not None and not (_is_int(resolution) and 1 <= resolution <= largest):
-        allowed = f"1 to {largest} pixels, or None to take images as they are"
-        raise ValueError(f"resolution={resolution!r}: must be an integer, {allowed}")
+    _require_counts(skip_bad_images=skip_bad_images, max_memory_bytes=max_memory_bytes, num_workers=num_workers)
+    _require_resolution(resolution)
     options = DecodeOptions(_parse_colour(background), resolution)
     if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
         _refuse_given(dataset_name, resolution=resolution, image_column=image_column, dataset_config=dataset_config)
-        return _built_in(dataset_name, split)
+        return built_in_samples(dataset_name, split)
     if train_data_dir is not None:
         _require_name("train_data_dir", train_data_dir)
         _refuse_given(train_data_dir, image_column=image_column, dataset_config=dataset_config)
@@ -108,9 +101,40 @@ def load_samples(
     return Samples(source.name, decoded.array, NUM_LEVELS, decoded.fingerprint, decoded.skipped)
 
 
+def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...], *, skip_bad_images: int = 0) -> Samples:
+    """The samples of a data set or of a folder of images; images are cropped and resized to `sample_shape`'s width.
+
+    Raises ValueError where the samples then have another shape than `sample_shape`, and what `load_samples` raises.
+    """
+    resolution = None if dataset in BUILT_IN else sample_shape[-1]
+    name, folder = (None, dataset) if is_image_folder(dataset) else (dataset, None)
+    samples = load_samples(
+        name, train_data_dir=folder, split=split, resolution=resolution, skip_bad_images=skip_bad_images
+    )
+    if samples.sample_shape != sample_shape:
+        raise ValueError(f"samples of shape {sample_shape} are needed, {samples.name} has {samples.sample_shape}")
+    return samples
+
+
 def default_cache_dir() -> Path:
     """$DDPM_HF_CACHE, or ~/.cache/ddpm_hf."""
     return Path(os.environ.get("DDPM_HF_CACHE") or "~/.cache/ddpm_hf").expanduser()
+
+
+# ---- the arguments --------------------------------------------------------------------------------------------------
+
+
+def _require_counts(**counts: Any) -> None:
+    for argument, value in counts.items():
+        if not is_integer(value) or value < 0:
+            raise ValueError(f"{argument}={value!r}: must be an integer, 0 or more")
+
+
+def _require_resolution(resolution: int | None) -> None:
+    largest = math.isqrt(MAX_PIXELS)
+    if resolution is not None and not (is_integer(resolution) and 1 <= resolution <= largest):
+        allowed = f"1 to {largest} pixels, or None to take images as they are"
+        raise ValueError(f"resolution={resolution!r}: must be an integer, {allowed}")
 
 
 def _require_name(argument: str, value: object) -> None:
@@ -134,22 +158,23 @@ def _parse_colour(background: str) -> tuple[int, int, int]:
     return colour
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sources: image files in a fixed order
+# ---- folders of images ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Source:
+    """Image files in a fixed order; `identity` changes whenever the files do."""
+
     name: str
     files: ImageFiles
-    identity: str  # changes whenever the files do
+    identity: str
 
 
 def image_files(root: Path) -> list[str]:
     """The images in a folder and below it, by extension, as sorted paths within it with forward slashes.
 
-    Hidden files are left out; others are named in a warning. Raises FileNotFoundError, NotADirectoryError, and
-    ValueError where there are none.
+    Hidden files are left out; a warning names the other files that are not images. Raises FileNotFoundError or
+    NotADirectoryError for a root that is no folder, and ValueError where it holds no images.
     """
     if not root.exists():
         raise FileNotFoundError(f"train_data_dir={str(root)!r}: no such folder; check the path")
@@ -180,12 +205,15 @@ def _folder(root: Path, split: str) -> _Source:
 
 
 def _printable(path: object) -> str:
-    """A path for messages, on one line and in letters that every terminal takes, whatever its name holds."""
+    """A path for messages: on one line, with an escape in place of every character that cannot be printed."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
 
 
 def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+# ---- data sets that `datasets` loads --------------------------------------------------------------------------------
 
 
 class _TableFiles:
@@ -194,7 +222,7 @@ class _TableFiles:
     def __init__(self, table: datasets.Dataset, column: str):
         import datasets
 
-        # datasets' own decoding hides what the file is (mode, orientation, damage); its bytes are all we want.
+        # datasets' own decoding hides what the file is (its mode, orientation, damage), so only its bytes are read.
         self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         self.column = column
 
@@ -261,15 +289,3 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         given = f"split={split!r}, dataset_config={config!r}"
         raise ValueError(f"dataset_name={str(dataset)!r} with {given} cannot be loaded: {reason}") from error
-
-
-def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...], *, skip_bad_images: int = 0) -> Samples:
-    """The data, images cropped and scaled to the model's size. Raises ValueError where they do not fit the model."""
-    resolution = None if dataset in BUILT_IN else sample_shape[-1]
-    name, folder = (None, dataset) if is_image_folder(dataset) else (dataset, None)
-    samples = load_samples(
-        name, train_data_dir=folder, split=split, resolution=resolution, skip_bad_images=skip_bad_images
-    )
-    if samples.sample_shape != sample_shape:
-        raise ValueError(f"the model draws samples {sample_shape}, {samples.name} has {samples.sample_shape}")
-    return samples

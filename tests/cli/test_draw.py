@@ -202,7 +202,7 @@ def test_points(points, tmp_path):
         (["interpolate", "--timestep", "3", "--steps", "5"], "from_timestep=3 is not one of this chain's 5"),
         (["coarse_to_fine", "--seed", "-1"], "seeds must be integers in [0, 2**32), got -1"),
         (["nearest", "--split", "tets"], "split='tets'"),
-        (["nearest", "--dataset", "moons"], "the model draws samples"),
+        (["nearest", "--dataset", "moons"], "samples of shape"),
         (["rate_distortion", "--num_images", "0"], "--num_images 0 must be at least 1"),
         (["points", "--dataset", "moons"], "draw points is for points; "),
     ],

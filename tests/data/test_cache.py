@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ddpm_hf.data import cache as image_cache
+from ddpm_hf.data import cache as image_cache, fingerprint
 from ddpm_hf.data.cache import STALE_PARTIAL_S, Cache, DecodeOptions, decode_all
 
 OPTIONS = DecodeOptions((255, 255, 255), None)
@@ -40,7 +40,10 @@ def names_in(cache: Cache) -> list[str]:
     return sorted(path.suffix for path in cache.path.parent.iterdir())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+WITH_WORKERS = pytest.param(2, marks=pytest.mark.integration)
+
+
+@pytest.mark.parametrize("num_workers", [0, WITH_WORKERS])
 @pytest.mark.parametrize("max_memory_bytes", [0, 7 * 24, 7 * 72])  # mapped; mapped from the colour image on; in memory
 def test_every_route_gives_the_same_array_and_fingerprint(files, cache, max_memory_bytes, num_workers):
     expected = np.stack([np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1) for _, path in files])
@@ -50,7 +53,7 @@ def test_every_route_gives_the_same_array_and_fingerprint(files, cache, max_memo
     )
     np.testing.assert_array_equal(decoded.array, expected)
     assert not decoded.array.flags.writeable
-    assert decoded.fingerprint == digest == image_cache.fingerprint(expected, 256)
+    assert decoded.fingerprint == digest == fingerprint(expected, 256)
     assert isinstance(decoded.array, np.memmap) == (max_memory_bytes < 7 * 72)
     if max_memory_bytes < 7 * 72:
         assert names_in(cache) == [".json", ".npy"]
@@ -171,6 +174,7 @@ def test_a_full_disk_is_an_error_before_anything_is_decoded(files, cache, monkey
     assert names_in(cache) == []
 
 
+@pytest.mark.integration
 def test_decoding_leaves_the_global_generators_alone(files, cache):
     torch.manual_seed(0)
     np.random.seed(0)

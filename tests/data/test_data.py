@@ -263,6 +263,7 @@ def test_cache_dir_comes_before_the_environment(folder, tmp_path, caches):
     assert len(list((tmp_path / "chosen").glob("*.npy"))) == 1 and not (caches / "ours").exists()
 
 
+@pytest.mark.integration
 def test_a_fresh_process_sees_the_same_data(folder):
     code = (
         "import sys; from ddpm_hf.data import load_samples; s = load_samples(train_data_dir=sys.argv[1], resolution=5)"
@@ -283,6 +284,7 @@ def table(images, **columns):
     return datasets.Dataset.from_dict({**columns, "picture": images}, features=datasets.Features(features))
 
 
+@pytest.mark.integration  # two of the doors decode in other processes
 def test_every_door_leads_to_the_same_samples(folder, tmp_path):
     images = pictures()
     in_memory = table(images, label=list(range(5)))

@@ -673,9 +673,9 @@ def test_data_that_do_not_fit_are_refused_before_any_sampling(evaluator, photos,
             list(evaluator(**{"metrics": (metric,), "num_samples": 4, **changed}).run())
         return str(error.value)
 
-    assert "the model draws samples (1, 8, 8), photos has (3, 8, 8)" in message(dataset=photos)
+    assert "samples of shape (1, 8, 8) are needed, photos has (3, 8, 8)" in message(dataset=photos)
     assert f"split='test': the folder {photos} has none; give another folder" in message(dataset=photos, split="test")
-    assert "the model draws samples (3, 8, 8), digits has (1, 8, 8)" in message(source=rgb)
+    assert "samples of shape (3, 8, 8) are needed, digits has (1, 8, 8)" in message(source=rgb)
     assert "split='validation': digits has 'train' and 'test'" in message(split="validation")
 
 
