@@ -30,8 +30,7 @@ import torch
 from PIL import Image
 from speed import report
 
-from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.codec import files as codec
+from ddpm_hf import DDPMPaperPipeline, codec
 from ddpm_hf.data import load_samples
 from ddpm_hf.short_chains import choose_timesteps
 

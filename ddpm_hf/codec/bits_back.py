@@ -1,16 +1,16 @@
-"""Bits-back coding with a diffusion model: what `codec` makes files of.
+"""Bits-back coding with a diffusion model: a stack of bits, and the chain that pushes images onto it.
 
 The bound of Eq. 3 is a code length (Section 4.3). Bits-back coding reaches it (Hinton & van Camp 1993; with ANS:
-Townsend et al. 2019): to send x_0, take x_1 … x_T off a stack of bits, by q, and put x_0 … x_T on it, by p. The bits
-taken are not lost: the receiver, who knows x_0 in the end, puts them back on a stack of its own. The order is
-Bit-Swap's (Kingma et al. 2019), which needs few bits to begin with: for t = 1 … T, pop x_t by q(x_t | x_{t−1}) and
-push x_{t−1} by p(x_{t−1} | x_t); then push x_T by p(x_T). The stack is an ANS coder (Duda 2009), constriction's.
+Townsend et al. 2019): to send x_0, pop x_1 … x_T from a stack of bits, by q, and push x_0 … x_T onto it, by p. The
+popped bits are not lost: the receiver, who knows x_0 in the end, pushes them back onto a stack of its own. The order
+is Bit-Swap's (Kingma et al. 2019), which needs few initial bits: for t = 1 … T, pop x_t by q(x_t | x_{t−1}) and
+push x_{t−1} by p(x_{t−1} | x_t); then push x_T by p(x_T). The stack is constriction's ANS coder (Duda 2009).
 
-Both sides must compute the same numbers to the last bit, on other threads and in other batches. So the network runs in
-float64, and its output is rounded to multiples of 2⁻⁸, far above what its kernels differ by (1e-13). What follows are
-single operations in float64, exact everywhere, and constriction's distribution function, compiled into it. An output
-within 1e-13 of the middle between two multiples could still go two ways, about once in 10¹⁰ numbers; `codec` finds
-that out by its checksums.
+Both sides must compute the same numbers to the last bit, with other threads and in other batches. So the network runs
+in float64, and its output is rounded to multiples of 2⁻⁸, far more than its kernels differ by (1e-13). What follows
+are single operations in float64, which are exact everywhere, and constriction's distribution function, which is
+compiled into it. An output within 1e-13 of the middle between two multiples could still be rounded either way, about
+once in 10¹⁰ numbers; the checksums of `files` detect that.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from ..likelihood import discretized_log_likelihood_nats
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import GaussianDiffusion
 
-OUTPUT_STEP = 2.0**-8  # to which the network's output is rounded
-# In standard deviations around the mean, where a latent has a code of its own. No code has a probability below 2⁻²⁴,
-# so wide windows cost. What p gets may lie anywhere; what q draws does not.
+OUTPUT_STEP = 2.0**-8  # the network's output is rounded to multiples of this
+# How many standard deviations around the mean a latent has a code of its own. No code has a probability below 2⁻²⁴,
+# so wide windows cost bits. What p codes may lie anywhere; what q draws does not.
 WINDOW, DRAWN_WINDOW = 20, 8
-RESERVE = 4  # words that an ANS coder wants below what it reads
+RESERVE = 4  # how many words an ANS coder needs below what it reads
 
 
 class CodingError(ValueError):
-    """Images or a model that cannot be coded, or a file that cannot be decoded; the message says why."""
+    """The images or the model cannot be coded, or the file cannot be decoded; the message says why."""
 
 
 # ---- the stack -----------------------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ def _constriction() -> Any:
 
 
 class Stack:
-    """A stack of bits. A sender's has an endless supply of random ones below; those never read are not sent."""
+    """A stack of bits. A sender's has endless random bits below; those that were never read are not sent."""
 
     def __init__(self, words: np.ndarray | None = None):
         stream = _constriction()
@@ -57,10 +57,10 @@ class Stack:
         self.coder = self.make() if words is None else self.make(words)
         self.is_sender = words is None
         self.num_supplied = 0
-        self.lowest = 0  # fewest words that there ever were, counted with all that were supplied
+        self.lowest = 0  # the fewest words that were ever on the stack, plus all words supplied later
 
     def _supply(self, num_symbols: int) -> None:
-        """Put random words below the others, unless there are enough to read so many symbols, of at most 24 bits."""
+        """Put random words below the others, unless there are enough for `num_symbols` symbols of at most 24 bits."""
         missing = num_symbols + RESERVE - self.coder.num_words()
         if self.is_sender and missing > 0:
             words = _random_words(self.num_supplied + missing)[self.num_supplied :]
@@ -77,21 +77,22 @@ class Stack:
         return symbols.astype(np.int64).reshape(mean.shape)
 
     def push(self, symbols: np.ndarray, low: int, high: int, mean: np.ndarray, std: float) -> None:
-        """What `pop` with the same distribution gives back."""
+        """Push symbols; `pop` with the same distribution returns them."""
         family = self.model.QuantizedGaussian(low, high)
         self.coder.encode_reverse(symbols.astype(np.int32).ravel(), family, mean.ravel(), np.full(mean.size, std))
 
     def draw_latent(self, mean: np.ndarray, std: float) -> np.ndarray:
-        """Integers under N(mean, std²), each in a window around its mean: what q draws, and `return_latent` undoes."""
+        """Pop integers under N(mean, std²), each in a window around its mean: a draw that `return_latent` undoes."""
         centre, width = np.rint(mean), math.ceil(DRAWN_WINDOW * std)
         return centre.astype(np.int64) + self.pop(-width, width, mean - centre, std)
 
     def return_latent(self, values: np.ndarray, mean: np.ndarray, std: float) -> None:
+        """Push back the bits from which `draw_latent` drew these values."""
         centre, width = np.rint(mean), math.ceil(DRAWN_WINDOW * std)
         self.push(values - centre.astype(np.int64), -width, width, mean - centre, std)
 
     def pop_latent(self, mean: np.ndarray, std: float) -> np.ndarray:
-        """What `push_latent` with the same distribution took."""
+        """The integers that `push_latent` pushed with the same distribution."""
         centre, width = np.rint(mean), math.ceil(WINDOW * std)
         offset = self.pop(-width, width, mean - centre, std)
         if (outside := np.abs(offset) == width).any():
@@ -100,9 +101,9 @@ class Stack:
         return centre.astype(np.int64) + offset
 
     def push_latent(self, values: np.ndarray, mean: np.ndarray, std: float) -> None:
-        """Push integers under N(mean, std²), those outside of a window around their mean with 32 bits more.
+        """Push integers under N(mean, std²); those outside a window around their mean take 32 bits more.
 
-        Raises CodingError for values 2³² from their mean.
+        Raises CodingError for values more than 2³² from their mean.
         """
         centre, width = np.rint(mean), math.ceil(WINDOW * std)
         offset = values - centre.astype(np.int64)
@@ -116,20 +117,21 @@ class Stack:
 
     @property
     def num_unread(self) -> int:
+        """How many of the supplied words were never read, and need not be sent."""
         return max(0, self.lowest - RESERVE)
 
     def words(self) -> np.ndarray:
-        """What is on the stack, bottom first, without the random words that were never read: uint32."""
+        """The words on the stack, bottom first, without the random words that were never read: uint32."""
         return self.coder.get_compressed()[self.num_unread :]
 
     def is_back_at_the_start(self) -> bool:
-        """Whether nothing is left but the random words."""
+        """Whether nothing but the random words is left."""
         left = self.coder.get_compressed()
         return bool(np.array_equal(left[::-1], _random_words(len(left))))
 
 
 def _random_words(num: int) -> np.ndarray:
-    """The first so many words of the supply, from the top down, none of them 0, which an ANS coder cannot end in."""
+    """The first `num` words of the supply, from the top down; none is 0, because an ANS coder cannot end in a 0."""
     raw = np.random.Philox(key=0).random_raw(num) >> np.uint64(32)
     return np.maximum(raw, 1).astype(np.uint32)
 
@@ -138,12 +140,12 @@ def _random_words(num: int) -> np.ndarray:
 
 
 class CodingChain:
-    """q and p of a chain for batches of latents, on grids; step i is the chain's, 0 the last of sampling.
+    """q and p of a chain for batches of latents, on grids; step i is the chain's, and step 0 is the last of sampling.
 
     A latent is an integer k for x = k δ_i. δ_i is the smaller of the standard deviations with which q and p draw it: a
-    finer grid gains nothing measurable, and needs more bits to start with.
+    finer grid gains nothing measurable, and needs more initial bits.
 
-    Raises CodingError for points, and for networks whose output is not ε, x_0 or v and nothing more.
+    Raises CodingError for points, and for networks that predict anything but ε, x_0 or v alone.
     """
 
     def __init__(self, pipe: DDPMPaperPipeline, scheduler: Any, num_levels: int, micro_batch: int | None):
@@ -165,7 +167,7 @@ class CodingChain:
         weights = chain.reverse_weights(self.prediction_type, self.variance_type)
         self.q_scale = np.sqrt(1 - chain.betas).tolist()
         self.q_std = np.sqrt(chain.betas).tolist()
-        # via float32: a last bit in which two machines' exp differ is rounded away
+        # via float32, which rounds away the last bit, in which the exp of two machines may differ
         self.p_std = [float(np.float32(sigma)) for *_, sigma in weights]
         self.grid = [min(pair) for pair in zip(self.q_std, [*self.p_std[1:], 1.0], strict=True)]
 
@@ -173,7 +175,7 @@ class CodingChain:
         return self.chain.num_timesteps
 
     def x_start(self, levels: np.ndarray) -> np.ndarray:
-        """Levels to [−1, 1], in float64."""
+        """x_0 in [−1, 1] of levels, float64."""
         return levels * 2 / (self.num_levels - 1) - 1
 
     @torch.no_grad()
@@ -196,7 +198,7 @@ class CodingChain:
         return p.mean.numpy()
 
     def encode(self, stack: Stack, levels: np.ndarray) -> float:
-        """Push a batch of levels [B, C, H, W]; returns its bound in bits at the latents that were drawn."""
+        """Push a batch of levels [B, C, H, W]; return its bound, in bits, at the latents that were drawn."""
         k_below, below, nats = levels, self.x_start(levels), 0.0
         for i in range(len(self)):
             q_mean = self.q_scale[i] * below
@@ -215,7 +217,7 @@ class CodingChain:
         return (nats + _nats(below, 0 * below, 1.0)) / math.log(2)
 
     def decode(self, stack: Stack, size: int) -> np.ndarray:
-        """Pop a batch of so many images: levels, int64 [B, C, H, W]."""
+        """Pop a batch of `size` images: levels, int64 [B, C, H, W]."""
         k = stack.pop_latent(np.zeros((size, *self.shape)), 1 / self.grid[-1])
         for i in reversed(range(len(self))):
             x = k * self.grid[i]
@@ -231,12 +233,12 @@ class CodingChain:
         return k
 
     def _in_levels(self, mean: np.ndarray, std: float) -> tuple[np.ndarray, float]:
-        """Of the decoder (Eq. 13): N(mean, std²) on [−1, 1] as one on [0, num_levels − 1], whose bins have width 1."""
+        """Mean and σ of the decoder's N(mean, std²) (Eq. 13) on the scale of levels, where bins have width 1."""
         per_unit = (self.num_levels - 1) / 2
         return (mean + 1) * per_unit, std * per_unit
 
 
 def _nats(x: np.ndarray, mean: np.ndarray, std: float, *, num_levels: int | None = None) -> float:
-    """−log N(x; mean, std²), summed; with `num_levels` that of the decoder's bins (Eq. 13)."""
+    """−log N(x; mean, std²), summed; with `num_levels`, of the decoder's bins (Eq. 13)."""
     x_, mean_, log_variance = torch.from_numpy(x), torch.from_numpy(mean), 2 * math.log(std)
     return -float(discretized_log_likelihood_nats(x_, mean_, log_variance, num_levels=num_levels).sum())

@@ -1,18 +1,14 @@
-"""The variational bound as a file: a lossless image codec. Experimental; needs the extra `codec`.
+"""Images → one file, and back exactly: `compress` and `decompress`.
 
-It is proof and teaching, not a practical compressor: it is slow, and for few or small images other formats win
-(docs/codec.md). How it codes: `bits_back`.
-
-A file: 8 bytes of magic, the first 16 of the SHA-256 of all the rest, the length of the header (4, little-endian), the
-header (JSON, deflated), a CRC-32 for each batch of images, and the stack. A flipped bit anywhere is an error, and so
-is a machine that computes otherwise than the one that wrote the file.
+A file consists of 8 bytes of magic, the first 16 bytes of the SHA-256 of all that follows, the length of the header
+(4 bytes, little-endian), the header (JSON, deflated), a CRC-32 for each batch of images, and the stack's words. A
+flipped bit anywhere is an error, and so is a machine that computes other numbers than the one that wrote the file.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,33 +21,28 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data import to_model_range
-from ..likelihood import BoundTerms, bits_per_dim
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
-from ..scheduler import DDPMPaperScheduler, paper_scheduler
-from ..short_chains import shortened
 from .bits_back import CodingChain, CodingError, Stack
-from .images import Decoded, _not_here, check_levels
-
-logger = logging.getLogger(__name__)
+from .chains import coding_scheduler
+from .images import Decoded, check_levels, not_here
+from .limits import LARGEST_BATCH, MAX_BATCH
 
 MAGIC = b"DDPMHF\x00\x01"  # the last byte is the format's version
 HASH_BYTES = 16
-MAX_BATCH, LARGEST_BATCH = 64, 4096  # images coded together
-MAX_HEADER, MAX_IMAGES = 2**26, 2**31  # in bytes, and a number: more is no file of ours
+MAX_HEADER_BYTES, MAX_IMAGES = 2**26, 2**31  # guards against hostile files that would allocate everything
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A coded set of images, and where its bits went. Lengths in bits; dims is the number of all values coded.
+    """A coded set of images, and what its bits are spent on; lengths are in bits.
 
     data: the file.
-    dims: number of images times C·H·W.
+    dims: how many values were coded, the number of images times C·H·W.
     bound_bits: −log₂ of p(x_0 … x_T) / q(x_1 … x_T | x_0) (Eq. 3) at the very latents that were coded, of the network
         as it is rounded: what an ideal coder would need.
     net_bits: what the images added to the stack.
-    initial_bits: what the stack had to hold before, which comes back when the file is decoded, but is in the file.
-    header_bits: everything else: magic, hash, header, checksums, and what is unused of the stack's last word.
+    initial_bits: what the stack had to contain before; decoding gives it back, but it is in the file.
+    header_bits: everything else: magic, hash, header, checksums, and the unused bits of the stack's last word.
     """
 
     data: bytes
@@ -67,88 +58,6 @@ class Encoded:
         return 8 * len(self.data) / self.dims
 
 
-def batch_sizes(num_images: int, max_batch: int) -> list[int]:
-    """How many images are coded together: a third of those before, from 1 on, but `max_batch` at most.
-
-    A batch takes its first latents from what the images before it left on the stack, so that only the first image
-    needs bits that are not there: those of the digits take 7 bits/dim at the deepest, and leave 2.
-    """
-    sizes, done = [], 0
-    while done < num_images:
-        sizes.append(min(max(1, done // 3), max_batch, num_images - done))
-        done += sizes[-1]
-    return sizes
-
-
-def read_file(file: str) -> bytes:
-    """What `compress` wrote there, not looked into. Raises CodingError where there is no file; OSError."""
-    path = Path(file)
-    if not path.exists():
-        raise CodingError(f"{_not_here('file', file)}; give one that ddpm-hf compress wrote")
-    if path.is_dir():
-        raise CodingError(f"{file} is a folder; give a file that ddpm-hf compress wrote")
-    return path.read_bytes()
-
-
-# ---- files ---------------------------------------------------------------------------------------------------------
-
-
-def model_hash(pipe: DDPMPaperPipeline) -> str:
-    """64 hex digits over the network's weights and all that its and the scheduler's configuration say."""
-    digest = hashlib.sha256()
-    for component in (pipe.unet, pipe.scheduler):
-        config = {key: value for key, value in component.config.items() if not key.startswith("_")}
-        digest.update(json.dumps([type(component).__name__, config], sort_keys=True, default=list).encode())
-    for name, tensor in sorted(pipe.unet.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def fit_chain(
-    pipe: DDPMPaperPipeline,
-    levels: Tensor | np.ndarray,
-    num_steps: int,
-    *,
-    num_levels: int = 256,
-    progress: bool = False,
-) -> dict[str, list]:
-    """`num_steps` timesteps for images like these, and the variances there, for `compress` to put into the file.
-
-    What `ddpm-hf shorten` makes of training data; here of `levels` [N, C, H, W], which go through the whole chain
-    once, so some dozens must do. Numbers have three digits. Raises ValueError as `shortened` does.
-    """
-    terms = bound(pipe, levels, num_levels=num_levels, progress=progress)
-    short = shortened(pipe.scheduler, terms.x_start_mse_bt.mean(dim=0), num_steps=num_steps, num_levels=num_levels)
-    mse = [float(f"{value:.3g}") for value in short.config["x_start_mse"]]
-    return {"inference_timesteps": list(short.config["inference_timesteps"]), "x_start_mse": mse}
-
-
-def bound(
-    pipe: DDPMPaperPipeline,
-    levels: Tensor | np.ndarray,
-    *,
-    num_levels: int = 256,
-    chain: Mapping[str, list] | None = None,
-    progress: bool = False,
-) -> BoundTerms:
-    """The bound (Eq. 5) of images under the chain that codes them: what to expect of `compress`, much sooner."""
-    scheduler = coding_scheduler(pipe, chain)
-    x_start, clip = to_model_range(torch.tensor(np.asarray(levels)), num_levels), scheduler.clip_denoised()
-    return bits_per_dim(
-        pipe.unet, scheduler, x_start, seed=0, num_levels=num_levels, clip_denoised=clip, progress=progress
-    )
-
-
-def coding_scheduler(pipe: DDPMPaperPipeline, chain: Mapping[str, Any] | None) -> DDPMPaperScheduler:
-    """The pipeline's scheduler, with the timesteps and variances of `chain` where there is one."""
-    scheduler = paper_scheduler(pipe.scheduler)
-    if chain is None:
-        return scheduler
-    short: Any = DDPMPaperScheduler.from_config(scheduler.config, variance_type="fitted", **chain)
-    return short
-
-
 def compress(
     pipe: DDPMPaperPipeline,
     levels: Tensor | np.ndarray,
@@ -160,16 +69,17 @@ def compress(
     micro_batch: int | None = None,
     progress: bool = False,
 ) -> Encoded:
-    """Images as a file, from which `decompress` with the same checkpoint gets them back exactly.
+    """A file of images, from which `decompress` with the same checkpoint restores them exactly.
 
     Args:
         pipe: a pipeline of images; the device of its network is used (the CPU in place of MPS, which has no float64).
-        levels: integers [N, C, H, W] in [0, num_levels), of the size and channels that the network is for.
+        levels: integers [N, C, H, W] in [0, num_levels), with the network's size and channels.
         num_levels: 256, or 17 for the digits.
-        chain: of `fit_chain`; by default the scheduler's own, which costs much where it is not `fitted` and short.
-        names: one per image, put into the file.
-        max_batch: images coded together, at most. It is in the file, for the receiver needs the same.
-        micro_batch: images that the network sees at once, by default all; not in the file.
+        chain: what `fit_chain` returns; by default the scheduler's own, which is costly unless it is `fitted` and
+            short.
+        names: one per image, stored in the file.
+        max_batch: the most images that are coded together. It is stored in the file, as the receiver needs the same.
+        micro_batch: how many images the network sees at once, by default all; not stored in the file.
         progress: show a progress bar.
 
     Raises CodingError for other images and for models that cannot be coded.
@@ -181,11 +91,11 @@ def compress(
         raise CodingError(f"names: got {len(names)} for {len(levels)} images")
     if not 1 <= max_batch <= LARGEST_BATCH:
         raise CodingError(f"max_batch={max_batch!r} must be an integer in [1, {LARGEST_BATCH}]")
-    stack, bound, checksums, first = Stack(), 0.0, [], 0
+    stack, bound_bits, checksums, first = Stack(), 0.0, [], 0
     with tqdm(total=len(levels), desc="compress", unit="img", disable=not progress) as bar:
         for size in batch_sizes(len(levels), max_batch):
             batch = levels[first : first + size].astype(np.int64)
-            bound += steps.encode(stack, batch)
+            bound_bits += steps.encode(stack, batch)
             checksums.append(_checksum(batch))
             first += size
             bar.update(size)
@@ -199,46 +109,17 @@ def compress(
         "names": None if names is None else list(names),
         "torch": torch.__version__,
     }
-    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
-    words = stack.words()
-    rest = b"".join(
-        [
-            struct.pack("<I", len(packed)),
-            packed,
-            np.array(checksums, dtype="<u4").tobytes(),
-            words.astype("<u4").tobytes(),
-        ]
-    )
-    data = MAGIC + hashlib.sha256(rest).digest()[:HASH_BYTES] + rest
+    data = _file(header, checksums, stack.words())
     net_bits = stack.coder.num_valid_bits() - 32 * stack.num_supplied
     initial_bits = 32 * (stack.num_supplied - stack.num_unread)
     return Encoded(
         data=data,
         dims=levels.size,
-        bound_bits=bound,
+        bound_bits=bound_bits,
         net_bits=net_bits,
         initial_bits=initial_bits,
         header_bits=8 * len(data) - net_bits - initial_bits,
     )
-
-
-def read_header(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """What a file says about itself, and what follows. Raises CodingError for anything but a whole, unchanged file."""
-    start = len(MAGIC) + HASH_BYTES + 4
-    if len(data) < start or data[: len(MAGIC) - 1] != MAGIC[:-1]:
-        raise CodingError("this is no file of ddpm-hf compress")
-    if data[: len(MAGIC)] != MAGIC:
-        raise CodingError(f"this file has format {data[len(MAGIC) - 1]}, and this version reads {MAGIC[-1]}")
-    rest = data[len(MAGIC) + HASH_BYTES :]
-    if hashlib.sha256(rest).digest()[:HASH_BYTES] != data[len(MAGIC) : len(MAGIC) + HASH_BYTES]:
-        raise CodingError("the file is damaged: its contents do not have the hash that it begins with")
-    try:
-        (length,) = struct.unpack("<I", rest[:4])
-        header = json.loads(_inflated(data[start : start + length]))
-        _check_header(header)
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error, zlib.error) as error:
-        raise CodingError(f"the file's header cannot be read: {error}") from None
-    return header, data[start + length :]
 
 
 def decompress(
@@ -246,7 +127,7 @@ def decompress(
 ) -> Decoded:
     """The images of a file that `compress` made with the same checkpoint; arguments as there.
 
-    Raises CodingError for a damaged file, another model, and where this machine does not compute what the sender's
+    Raises CodingError for a damaged file, for another model, and where this machine does not compute what the sender's
     did: no image comes out that was not put in.
     """
     header, body = read_header(data)
@@ -264,7 +145,7 @@ def decompress(
         for size, checksum in zip(reversed(sizes), reversed(checksums.tolist()), strict=True):
             try:
                 batches.append(steps.decode(stack, size))
-            except (KeyError, CodingError):  # symbols that nothing could have drawn, or a network beyond all numbers
+            except (KeyError, CodingError):  # symbols that no sender could have drawn, or output that is not finite
                 raise CodingError(_computes_otherwise(header)) from None
             if _checksum(batches[-1]) != checksum:
                 raise CodingError(_computes_otherwise(header))
@@ -282,14 +163,42 @@ def _computes_otherwise(header: Mapping[str, Any]) -> str:
     )
 
 
-def _checksum(batch: np.ndarray) -> int:
-    return zlib.crc32(batch.astype(np.uint8).tobytes())
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_file(file: str) -> bytes:
+    """The bytes of a file that `compress` wrote, unchecked. Raises CodingError where there is none, and OSError."""
+    path = Path(file)
+    if not path.exists():
+        raise CodingError(f"{not_here('file', file)}; give one that ddpm-hf compress wrote")
+    if path.is_dir():
+        raise CodingError(f"{file} is a folder; give a file that ddpm-hf compress wrote")
+    return path.read_bytes()
+
+
+def read_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """A file's header, and the bytes after it. Raises CodingError for anything but a whole, unchanged file."""
+    start = len(MAGIC) + HASH_BYTES + 4
+    if len(data) < start or data[: len(MAGIC) - 1] != MAGIC[:-1]:
+        raise CodingError("this is no file of ddpm-hf compress")
+    if data[: len(MAGIC)] != MAGIC:
+        raise CodingError(f"this file has format {data[len(MAGIC) - 1]}, and this version reads {MAGIC[-1]}")
+    rest = data[len(MAGIC) + HASH_BYTES :]
+    if hashlib.sha256(rest).digest()[:HASH_BYTES] != data[len(MAGIC) : len(MAGIC) + HASH_BYTES]:
+        raise CodingError("the file is damaged: its contents do not have the hash that it begins with")
+    try:
+        (length,) = struct.unpack("<I", rest[:4])
+        header = json.loads(_inflated(data[start : start + length]))
+        _check_header(header)
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error, zlib.error) as error:
+        raise CodingError(f"the file's header cannot be read: {error}") from None
+    return header, data[start + length :]
 
 
 def _inflated(packed: bytes) -> bytes:
-    """Raises ValueError for what would take all memory."""
+    """The header's JSON. Raises ValueError for data that are cut off, and for those that would allocate everything."""
     inflate = zlib.decompressobj()
-    data = inflate.decompress(packed, MAX_HEADER)
+    data = inflate.decompress(packed, MAX_HEADER_BYTES)
     if inflate.unconsumed_tail or not inflate.eof or inflate.unused_data:
         raise ValueError("it is cut off, or too large")
     return data
@@ -310,3 +219,47 @@ def _check_header(header: dict[str, Any]) -> None:
     chain = header["chain"]
     if chain is not None and (not isinstance(chain, dict) or chain.keys() != {"inference_timesteps", "x_start_mse"}):
         raise ValueError(f"chain={chain!r}")
+
+
+# ---- parts of a file -----------------------------------------------------------------------------------------------
+
+
+def batch_sizes(num_images: int, max_batch: int) -> list[int]:
+    """How many images each batch has: a third of the images before it, at least 1 and at most `max_batch`.
+
+    A batch takes its first latents from the bits that the images before it left on the stack, so that only the first
+    image needs initial bits. One of the digits takes up to 7 bits/dim from the stack, and leaves 2.
+    """
+    sizes, done = [], 0
+    while done < num_images:
+        sizes.append(min(max(1, done // 3), max_batch, num_images - done))
+        done += sizes[-1]
+    return sizes
+
+
+def model_hash(pipe: DDPMPaperPipeline) -> str:
+    """SHA-256, 64 hex digits, over the network's weights and over its and the scheduler's configuration."""
+    digest = hashlib.sha256()
+    for component in (pipe.unet, pipe.scheduler):
+        config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+        digest.update(json.dumps([type(component).__name__, config], sort_keys=True, default=list).encode())
+    for name, tensor in sorted(pipe.unet.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _checksum(batch: np.ndarray) -> int:
+    return zlib.crc32(batch.astype(np.uint8).tobytes())
+
+
+def _file(header: Mapping[str, Any], checksums: Sequence[int], words: np.ndarray) -> bytes:
+    packed = zlib.compress(json.dumps(header, separators=(",", ":")).encode(), 9)
+    parts = [
+        struct.pack("<I", len(packed)),
+        packed,
+        np.array(checksums, dtype="<u4").tobytes(),
+        words.astype("<u4").tobytes(),
+    ]
+    rest = b"".join(parts)
+    return MAGIC + hashlib.sha256(rest).digest()[:HASH_BYTES] + rest

@@ -1,4 +1,4 @@
-"""Images on disk, as the codec takes and gives them."""
+"""Image files, folders of them and data sets → levels for the codec, and back to image files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,22 @@ logger = logging.getLogger(__name__)
 
 
 class Decoded(NamedTuple):
-    """levels: uint8 [N, C, H, W]; num_levels: they lie in [0, num_levels); names: of the images, or None."""
+    """levels: uint8 [N, C, H, W] in [0, num_levels); names: those of the images, or None."""
 
     levels: Tensor
     num_levels: int
     names: list[str] | None
 
 
-# ---- images on disk ------------------------------------------------------------------------------------------------
-
-
 def read_images(
     images: str, split: str = "test", skip_bad_images: int = 0
 ) -> tuple[np.ndarray, int, list[str] | None]:
-    """Of an image file, a folder of them, or a data set: levels [N, C, H, W], their number, and the images' names.
+    """Levels [N, C, H, W], how many levels there are, and the images' names, of an image file, a folder or a data set.
 
-    Files have 256 levels, of the pixels that `images.decode_image` makes of them; of a data set `split` is taken, and
-    its images have no names. As many images as `skip_bad_images` says are left out where they cannot be read, which
-    a warning tells. Raises CodingError where there is nothing of that name, for more bad images than that, and unless
-    all have one size; and what `data.image_files` and `data.load_samples` raise.
+    Files have the 256 levels that `data.decode_image` reads. Of a data set, `split` is taken, and its images have no
+    names. Up to `skip_bad_images` images that cannot be read are left out, with a warning. Raises CodingError where
+    nothing of that name exists, for more bad images than that, and unless all have one size; and what
+    `data.image_files` and `data.load_samples` raise.
     """
     path = Path(images)
     if not is_image_folder(images) and not path.is_file():
@@ -66,40 +63,10 @@ def read_images(
     return np.stack(pixels), 256, names
 
 
-def _data_set(name: str, split: str, skip_bad_images: int) -> Samples:
-    """`data.load_samples`; CodingError where there is no such data set, or no package that it would need."""
-    try:
-        return load_samples(name, split=split, skip_bad_images=skip_bad_images)
-    except FileNotFoundError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise CodingError(f"{_not_here('image or folder', name)}, nor a data set of that name: {reason}") from error
-    except ModuleNotFoundError as error:
-        if name in BUILT_IN:
-            raise CodingError(f"{name} needs scikit-learn: pip install 'ddpm_hf[codec]'") from error
-        missing = _not_here("image or folder", name)
-        raise CodingError(f"{missing}; for a data set of that name: pip install 'ddpm_hf[train]'") from error
-
-
-def _not_here(kind: str, name: str) -> str:
-    where = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
-    return f"there is no {kind} {name}{where}"
-
-
-def counted(number: int, what: str) -> str:
-    """(1, "image") → "1 image", (2000, "image") → "2,000 images"."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
-def _size(shape: Sequence[int]) -> str:
-    """Of [C, H, W]: "500×300 in colour"."""
-    channels, height, width = shape
-    return f"{width}×{height} {({1: 'grey', 3: 'in colour'}).get(channels, f'with {channels} channels')}"
-
-
 def write_images(folder: Path, decoded: Decoded) -> None:
-    """One PNG per image, by its name or its number; levels are spread over 0 … 255.
+    """Write one PNG per image, named by its name or its number; levels are spread over 0 … 255.
 
-    Raises CodingError, before anything is written, for names that lead out of the folder, or twice to one file.
+    Raises CodingError, before anything is written, for names that lead out of the folder or twice to one file.
     """
     names = decoded.names or [f"{index:05}.png" for index in range(len(decoded.levels))]
     paths = [PurePosixPath(name if name.lower().endswith(".png") else f"{name}.png") for name in names]
@@ -115,7 +82,7 @@ def write_images(folder: Path, decoded: Decoded) -> None:
 
 
 def check_levels(levels: np.ndarray, shape: tuple[int, ...], num_levels: int | None, name: str | None = None) -> None:
-    """Raises CodingError unless `levels` are images that a model of `shape` can code; `name` is one's, to name it."""
+    """Raises CodingError unless `levels` are images that a model of `shape` can code; `name` is for the message."""
     if len(shape) != 3:
         raise CodingError("the codec is for images, and this is a model of points")
     if levels.ndim != 4 or not len(levels) or levels.dtype.kind not in "iu":
@@ -127,3 +94,34 @@ def check_levels(levels: np.ndarray, shape: tuple[int, ...], num_levels: int | N
         raise CodingError(
             f"levels run from {levels.min()} to {levels.max()}, for num_levels={num_levels}, which is 256 at most"
         )
+
+
+def _data_set(name: str, split: str, skip_bad_images: int) -> Samples:
+    """`data.load_samples`; CodingError where there is no such data set, or no package that it would need."""
+    try:
+        return load_samples(name, split=split, skip_bad_images=skip_bad_images)
+    except FileNotFoundError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise CodingError(f"{not_here('image or folder', name)}, nor a data set of that name: {reason}") from error
+    except ModuleNotFoundError as error:
+        if name in BUILT_IN:
+            raise CodingError(f"{name} needs scikit-learn: pip install 'ddpm_hf[codec]'") from error
+        missing = not_here("image or folder", name)
+        raise CodingError(f"{missing}; for a data set of that name: pip install 'ddpm_hf[train]'") from error
+
+
+def not_here(kind: str, name: str) -> str:
+    """The beginning of a message: that nothing of this name exists, and where it was looked for."""
+    where = "" if Path(name).is_absolute() else f" in {Path.cwd()}"
+    return f"there is no {kind} {name}{where}"
+
+
+def counted(number: int, what: str) -> str:
+    """(1, "image") → "1 image", (2000, "image") → "2,000 images"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _size(shape: Sequence[int]) -> str:
+    """A shape [C, H, W] in words: "500×300 in colour"."""
+    channels, height, width = shape
+    return f"{width}×{height} {({1: 'grey', 3: 'in colour'}).get(channels, f'with {channels} channels')}"

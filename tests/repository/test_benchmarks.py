@@ -29,8 +29,7 @@ import run as benchmark  # type: ignore  # noqa: E402
 from speed import checkpoint, cost_tables, data, documents, few_steps_tables, report, sampling, timing, training  # type: ignore  # noqa: E402
 from speed.timing import STOCK, Difference, Mismatch, Read, Timed, Times, Work  # type: ignore  # noqa: E402
 
-from ddpm_hf import DDPMPaperPipeline  # noqa: E402
-from ddpm_hf.codec import files as codec  # noqa: E402
+from ddpm_hf import DDPMPaperPipeline, codec  # noqa: E402
 
 TINY: dict[str, Any] = {"sample_size": 8, "block_out_channels": (8, 16), "attention_resolutions": (4,)}
 TINY |= {"layers_per_block": 1, "norm_num_groups": 4}
