@@ -36,19 +36,36 @@ With `--push_to_hub --hub_model_id user/name` the model, its numbers, options an
 that says what the page says; if only that fails, the exit code is 4, and the last line the command that finishes it.
 """
 
+# ruff: noqa: E402  (imports follow the parsing of options)
 import contextlib
 import copy
-import importlib.util
+import importlib
 import logging
 import math
+import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from ddpm_hf.machine import end_at_once_on_signals
+from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, averaging_lags, parse_options, to_yaml
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def parse(argv: list[str]) -> TrainingOptions:
+    return parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
+
+
+if __name__ == "__main__":  # help, mistakes and Ctrl-C do not wait for the imports below, which take seconds
+    end_at_once_on_signals()
+    OPTIONS = parse(sys.argv[1:])
 
 import torch
 from accelerate import Accelerator
@@ -58,7 +75,7 @@ from torch import Tensor
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet, GaussianDiffusion
 from ddpm_hf.data import Samples, load_samples, to_model_range
-from ddpm_hf.hub import BackgroundUploads, publishing as hub
+from ddpm_hf.hub import BackgroundUploads
 from ddpm_hf.machine import Recorded, Stopped, StopSignals, join_processes
 from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.randomness import keyed_seed
@@ -69,192 +86,16 @@ from ddpm_hf.runs import (
     TrainingState,
     checkpoints,
     environment,
-    parse_options,
     prefetched,
     public_options,
     share_of,
-    to_yaml,
 )
 from ddpm_hf.runs.log import cut_metrics, start_trackers
-from ddpm_hf.runs.report import Table
+from ddpm_hf.runs.report import Rows
 from ddpm_hf.sampling import sample_together
 
 logger = logging.getLogger("train")
-CONFIGS = Path(__file__).parent / "configs"
 MAX_OVERFLOWS_IN_A_ROW = 20  # float16's loss scale halves at each: 2^20 in all, more than it can need
-
-
-# ---- options -------------------------------------------------------------------------------------------------------
-
-
-def option(default: Any, help: str) -> Any:
-    metadata = {"help": f"{help} (default: {default})"}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-@dataclass
-class TrainingOptions:
-    """The defaults are the paper's CIFAR-10 run; without --config, training/configs/digits.yaml is read first."""
-
-    output_dir: str = option("runs/cifar10", "where the run lives")
-    seed: int = option(0, "of every random draw")
-
-    # data: one of dataset_name and train_data_dir
-    dataset_name: str | None = option(None, "digits, swiss_roll, moons, or what datasets.load_dataset takes")
-    dataset_config: str | None = option(None, "configuration of a Hub dataset")
-    dataset_split: str = option("train", "its split")
-    image_column: str | None = option(None, "its column of images; none: the first")
-    train_data_dir: str | None = option(None, "a folder of images, searched through")
-    resolution: int | None = option(None, "resize and centre-crop to this side; none: images as they are")
-    background: str = option("white", "colour put behind transparent images")
-    random_flip: bool = option(False, "mirror every other image, at random")
-    skip_bad_images: int = option(0, "how many images may be left out because they cannot be read")
-    num_workers: int = option(0, "processes that decode images, once, before training")
-
-    # network: the paper's UNet for images, an MLP for points
-    in_channels: int | None = option(None, "channels of the images; none: as the data has")
-    block_out_channels: list[int] = option([128, 256, 256, 256], "UNet: channels per level, finest first")
-    layers_per_block: int = option(2, "UNet: residual blocks per level")
-    attention_resolutions: list[int] = option([16], "UNet: sides of the levels that have attention")
-    norm_num_groups: int = option(32, "UNet: groups of every GroupNorm")
-    dropout: float = option(0.1, "UNet: in every residual block")
-    hidden_size: int = option(128, "MLP: width")
-    num_layers: int = option(3, "MLP: residual blocks")
-    init_from: str | None = option(None, "start from this checkpoint's weights, network and process (fine-tuning)")
-
-    # diffusion process
-    num_train_timesteps: int = option(1000, "T")
-    beta_schedule: Literal[
-        "linear", "quad", "const", "jsd", "warmup10", "warmup50", "scaled_linear", "squaredcos_cap_v2"
-    ] = option("linear", "how β runs from β_1 to β_T")
-    beta_start: float = option(1e-4, "β_1")
-    beta_end: float = option(0.02, "β_T")
-    prediction_type: Literal["epsilon", "sample", "previous_sample", "v_prediction"] = option(
-        "epsilon", "of the network"
-    )
-    variance_type: Literal["fixed_small", "fixed_large", "learned"] = option(
-        "fixed_large", "σ_t² of the reverse process: β̃_t, β_t, or the network's, which needs --objective vlb"
-    )
-
-    # optimization
-    objective: Literal["simple", "vlb"] = option("simple", "L_simple (Eq. 14), or the variational bound L (Eq. 5)")
-    timestep_sampling: Literal["uniform", "loss_history"] = option(
-        "uniform", "how t is drawn; for --objective vlb also by the losses seen so far, which makes it less noisy"
-    )
-    num_steps: int = option(800_000, "optimizer steps")
-    global_batch_size: int = option(128, "samples per step, over all processes and accumulation steps")
-    gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch")
-    learning_rate: float = option(2e-4, "of Adam, after the warm-up")
-    warmup_steps: int = option(5000, "steps over which the learning rate rises linearly from 0")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    ema_decay: float = option(0.9999, "of the averaged weights, which are the ones saved")
-
-    # machine
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "none: as accelerate is configured")
-    allow_tf32: bool = option(False, "float32 matrix products and convolutions in TF32, on GPUs that have it")
-    gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
-    compile: bool = option(False, "torch.compile the network: over a minute of compiling, then faster on a GPU")
-    cuda_graphs: bool = option(
-        True, "on one GPU record the step and replay it, the same bits sooner; not in fp16 or gradient_checkpointing"
-    )
-    cpu_threads: int | None = option(None, "without a GPU; none: the cores, shared by this machine's processes")
-
-    # watching and saving
-    log_every: int = option(100, "steps between lines of metrics.jsonl")
-    report_to: Literal["tensorboard", "trackio", "wandb"] | None = option(None, "tracker to log to as well")
-    sample_every: int = option(20_000, "steps between grids of samples; 0: none")
-    num_samples: int = option(64, "samples per grid, of seeds 0, 1, …")
-    sample_steps: int | None = option(None, "reverse steps for the grids; none: all")
-    checkpoint_every: int = option(5000, "steps between checkpoints; one is always written at the end")
-    keep_checkpoints: int = option(2, "how many to keep, at least 2")
-    resume: str = option("latest", "latest, never (older checkpoints are moved aside), or a checkpoint's path")
-    allow_changes: bool = option(False, "resume although options that change the mathematics, or the data, differ")
-    push_to_hub: bool = option(False, "upload the finished model, with a card; log in first with `hf auth login`")
-    hub_model_id: str | None = option(None, "where to: user/name")
-    hub_private_repo: bool = option(False, "make that repository private")
-    hub_strategy: Literal["end", "every_save"] = option("end", "upload at the end, or with every checkpoint too")
-    dry_run: bool = option(False, "print the resolved options, size and device, and stop")
-
-    def __post_init__(self) -> None:
-        self._check_ranges()
-        self._check_combinations()
-
-    def _check_ranges(self) -> None:
-        at_least = dict.fromkeys(("num_train_timesteps", "num_steps", "global_batch_size", "log_every"), 1)
-        at_least |= dict.fromkeys(("gradient_accumulation_steps", "layers_per_block", "num_layers", "num_samples"), 1)
-        at_least |= dict.fromkeys(("seed", "warmup_steps", "sample_every", "skip_bad_images", "num_workers"), 0)
-        at_least |= {"checkpoint_every": 1, "keep_checkpoints": 2, "norm_num_groups": 1}
-        at_least |= dict.fromkeys(("resolution", "in_channels", "sample_steps", "cpu_threads"), 1)
-        # slips of the finger that would take all memory, or for ever, before anything could be said about them
-        at_most = {"num_train_timesteps": 1_000_000, "num_samples": 10_000, "num_workers": 1024, "cpu_threads": 1024}
-        at_most |= {"layers_per_block": 100, "num_layers": 1000, "hidden_size": 16_384}
-        for name in {**at_least, **at_most}:
-            value, least, most = getattr(self, name), at_least.get(name, 1), at_most.get(name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name}={value} must be at least {least}")
-            if value is not None and most is not None and value > most:
-                raise ValueError(f"--{name}={value} must be at most {most}")
-        for name in ("block_out_channels", "attention_resolutions"):
-            if any(not 1 <= value <= 16_384 for value in getattr(self, name)):
-                raise ValueError(f"--{name}={getattr(self, name)} must each lie in [1, 16384]")
-        if not self.block_out_channels:
-            raise ValueError("--block_out_channels=[] must hold a number of channels for every level")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name}={getattr(self, name)} must be positive and finite")
-        if not 0 <= self.ema_decay < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"--ema_decay={self.ema_decay} and --dropout={self.dropout} must lie in [0, 1)")
-        for name in ("beta_start", "beta_end"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"--{name}={getattr(self, name)} must lie inside (0, 1)")
-        if not self.output_dir or Path(self.output_dir).is_file():
-            raise ValueError(f"--output_dir={self.output_dir!r} must be a folder, or the name of a new one")
-        for name in ("dataset_name", "train_data_dir"):
-            if getattr(self, name) == "":
-                raise ValueError(f"--{name}='' is empty; name a data set, or give none")
-
-    def _check_combinations(self) -> None:
-        if self.init_from is None:  # else the process is that of the checkpoint
-            alphas_cumprod = build_scheduler(self, clip_sample=True).diffusion.alphas_cumprod
-            if alphas_cumprod[-1] == 0 and self.prediction_type == "epsilon":
-                raise ValueError(
-                    f"--beta_schedule {self.beta_schedule} ends at ᾱ = 0, where --prediction_type epsilon tells "
-                    "nothing of x_0: no sample could be drawn; use v_prediction or sample"
-                )
-        if self.sample_steps is not None and self.sample_steps > self.num_train_timesteps:
-            raise ValueError(
-                f"--sample_steps={self.sample_steps} exceeds --num_train_timesteps={self.num_train_timesteps}"
-            )
-        if self.variance_type == "learned" and self.objective == "simple":
-            raise ValueError("--variance_type learned needs --objective vlb: L_simple does not train a variance")
-        for name, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
-            if getattr(self, name) == value and self.sample_steps not in (None, self.num_train_timesteps):
-                raise ValueError(f"--sample_steps={self.sample_steps}: with --{name} {value} all steps are needed")
-        if self.timestep_sampling == "loss_history" and self.objective == "simple":
-            raise ValueError("--timestep_sampling loss_history is for --objective vlb; L_simple weighs all t alike")
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ValueError(
-                f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
-                "a folder of images start from --config training/configs/folder64.yaml"
-            )
-        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
-            raise ValueError(f"--report_to {self.report_to} is not installed: pip install {self.report_to}")
-        if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("--push_to_hub needs --hub_model_id user/name")
-        if self.hub_model_id is not None:
-            hub.check_names(self.hub_model_id)
-
-
-# What may differ between a run and its resumption; everything else changes the mathematics.
-FREE_TO_CHANGE = {
-    *("output_dir", "num_steps", "num_workers", "cpu_threads"),
-    *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
-    *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
-    *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
-}  # where the data lies may change: its content is compared by fingerprint
 
 
 # ---- Algorithm 1 ---------------------------------------------------------------------------------------------------
@@ -404,17 +245,20 @@ def not_finite(parts: list[tuple[Batch, Tensor]], step: int, learning_rate: floa
     )
 
 
-def all_agree_to_stop(run: Run, signals: StopSignals) -> bool:
-    """Whether any process was asked to stop, which all of them then know, after the same step."""
-    if run.accelerator.num_processes == 1:
-        return signals.received is not None
-    asked = torch.tensor(float(signals.received is not None), device=run.accelerator.device)
-    # by this sum alone: a signal that comes meanwhile is for the next step, or this process would leave by itself
-    num_asked: Any = run.accelerator.reduce(asked, reduction="sum")
-    stop = float(num_asked) > 0
-    if stop and signals.received is None:
-        signals.received = signal.SIGTERM
-    return stop
+def all_agree_to_stop(run: Run, signals: StopSignals, deadline: float) -> bool:
+    """Whether any process was asked to stop or is past its deadline, which all of them then know, after the same step.
+
+    A signal is then in `signals.received` of all; None there says that it was the deadline.
+    """
+    signaled, late = signals.received is not None, time.monotonic() >= deadline
+    if run.accelerator.num_processes > 1:
+        asked = torch.tensor([float(signaled), float(late)], device=run.accelerator.device)
+        # by this sum alone: a signal that comes meanwhile is for the next step, or this process would leave by itself
+        num_asked: Any = run.accelerator.reduce(asked, reduction="sum")
+        signaled, late = (num_asked > 0).tolist()
+        if signaled and signals.received is None:
+            signals.received = signal.SIGTERM
+    return signaled or late
 
 
 def train(
@@ -423,9 +267,10 @@ def train(
     """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way.
 
     Returns the last checkpoint on the main process; None where there was nothing left to train. A signal leads to a
-    checkpoint of the step that was just made, and `Stopped`.
+    checkpoint of the step that was just made, and `Stopped`; the end of `max_minutes` too, and exit code 0.
     """
     options, accelerator, state = run.options, run.accelerator, run.state
+    deadline = time.monotonic() + 60 * (math.inf if options.max_minutes is None else options.max_minutes)
     folder, num_parts = Path(options.output_dir), options.gradient_accumulation_steps
     rank, world_size = accelerator.process_index, accelerator.num_processes
     shares = [share_of(options.global_batch_size, num_parts, part, rank, world_size) for part in range(num_parts)]
@@ -447,7 +292,7 @@ def train(
         loss, grad_norm = training_step(run, stream)
         log.update(loss)
         ending, step = state.step == options.num_steps, state.step
-        stopping = all_agree_to_stop(run, signals)
+        stopping = all_agree_to_stop(run, signals, deadline)
         if ending or step % options.log_every == 0:
             num_before = state.num_updates - (not accelerator.optimizer_step_was_skipped)  # which this step went by
             learning_rate = learning_rate_of(options, num_before)
@@ -465,8 +310,14 @@ def train(
                 accelerator.wait_for_everyone()
         if stopping and not ending:
             log.close()
-            stopped = Stopped(signals.received or signal.SIGTERM)
-            tell_stopped(stopped, step)
+            if signals.received is None:
+                logger.info(
+                    "stopped after %g minutes by --max_minutes at step %d, which is saved; to go on: %s",
+                    options.max_minutes, step, command_to_go_on(run),
+                )  # fmt: skip
+                sys.exit(0)
+            stopped = Stopped(signals.received)
+            stopped.add_note(f"after step {step}, which is saved")
             raise stopped
     if written is None:  # evaluated since, perhaps
         log.write_overview()
@@ -497,11 +348,11 @@ def write_samples(
         if accelerator.is_main_process and not only_missing:
             state.save(Path(options.output_dir) / "checkpoints", run.scheduler, manifest)
         log.progress.close()  # what follows gets a line of its own
-        tell_stopped(stopped, step)
+        stopped.add_note(f"after step {step}, which is saved")
         raise
 
 
-def report_tables(run: Run, manifest: dict[str, Any]) -> dict[str, Table]:
+def report_tables(run: Run, manifest: dict[str, Any]) -> dict[str, Rows]:
     """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
     defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
     options = public_options(asdict(run.options)).items()
@@ -517,8 +368,14 @@ def report_tables(run: Run, manifest: dict[str, Any]) -> dict[str, Table]:
     }
 
 
-def tell_stopped(stopped: Stopped, step: int) -> None:
-    logger.info("stopped by %s after step %d, which is saved; the same command goes on", stopped.name, step)
+def command_to_go_on(run: Run) -> str:
+    """The command line of this run, for a shell, with the precision that a launcher may have chosen."""
+    num_processes, precision = run.accelerator.num_processes, run.accelerator.mixed_precision
+    if os.environ.get("LOCAL_WORLD_SIZE", str(num_processes)) != str(num_processes):
+        return "the same command, on every machine"
+    launcher = ["python"] if num_processes == 1 else ["torchrun", "--nproc_per_node", str(num_processes)]
+    is_implied = run.options.mixed_precision is not None or precision == "no"
+    return shlex.join([*launcher, *sys.argv, *([] if is_implied else ["--mixed_precision", precision])])
 
 
 def publish(options: TrainingOptions, uploads: BackgroundUploads) -> bool:
@@ -604,15 +461,7 @@ def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DD
 
 
 def build_scheduler(options: TrainingOptions, *, clip_sample: bool) -> DDPMPaperScheduler:
-    return DDPMPaperScheduler(
-        num_train_timesteps=options.num_train_timesteps,
-        beta_schedule=options.beta_schedule,
-        beta_start=options.beta_start,
-        beta_end=options.beta_end,
-        prediction_type=options.prediction_type,
-        variance_type=options.variance_type,
-        clip_sample=clip_sample,
-    )
+    return DDPMPaperScheduler(**options.process, clip_sample=clip_sample)
 
 
 def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
@@ -711,17 +560,26 @@ def describe(run: Run) -> str:
 
 
 def main(argv: list[str]) -> None:
+    start(parse(argv))
+
+
+def start(options: TrainingOptions) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for client in ("httpx", "httpx2"):  # a line for every request to the Hub
         logging.getLogger(client).setLevel(logging.WARNING)
-    options = parse_options(TrainingOptions, argv, default_config=CONFIGS / "digits.yaml", description=__doc__)
     with contextlib.ExitStack() as held, StopSignals() as signals:
-        run_training(options, held, signals)
+        try:
+            run_training(options, held, signals)
+        except Stopped as stopped:
+            state_of_run = getattr(stopped, "__notes__", [])
+            logger.info("%s; the same command goes on", " ".join(["stopped by", stopped.name, *state_of_run]))
+            raise
 
 
 def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: StopSignals) -> None:
     """From options to a finished run; `held` keeps its folder until the end."""
     try:
+        importlib.import_module("matplotlib")  # of the curves: missing packages show now, not at the first checkpoint
         accelerator = make_accelerator(options)
         if not options.dry_run:  # before hours of decoding
             Path(options.output_dir).mkdir(parents=True, exist_ok=True)
@@ -732,8 +590,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
             samples = load_data(options)
         run = build_run(options, accelerator, samples)
         logger.info(describe(run))
-        if options.num_steps * (1 - options.ema_decay) < 5:
-            advice = f"ema_decay {max(0.0, 1 - 5 / options.num_steps):.4g} or less would fit"
+        if advice := averaging_lags(options.num_steps, options.ema_decay):
             logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "
                            "behind; %s", options.num_steps, options.ema_decay, advice)  # fmt: skip
         if options.dry_run:
@@ -746,6 +603,8 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
             "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
         }
         resumed = enter_folder(run, manifest, held)
+    except ModuleNotFoundError as error:
+        sys.exit(f"train.py: {error}; training needs more packages: pip install 'ddpm_hf[train]'")
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if options.report_to:
@@ -759,7 +618,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
     try:
         finished = train(run, manifest, signals, uploads) or resumed
         if accelerator.is_main_process and finished is not None:
-            checkpoints.publish(finished, Path(options.output_dir))
+            checkpoints.export_pipeline(finished, Path(options.output_dir))
     except OSError as error:  # a full disk, most often
         sys.exit(f"train.py: {error}")
     if accelerator.is_main_process and finished is not None:
@@ -771,4 +630,4 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    start(OPTIONS)

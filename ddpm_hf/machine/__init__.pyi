@@ -1,3 +1,8 @@
 from .cuda_graphs import Recorded as Recorded
 from .distributed import join_processes as join_processes, leave_processes as leave_processes
-from .signals import Stopped as Stopped, StopSignals as StopSignals
+from .files import TEMPORARY as TEMPORARY, fsync as fsync, put_in_place as put_in_place, replaced as replaced
+from .signals import (
+    Stopped as Stopped,
+    StopSignals as StopSignals,
+    end_at_once_on_signals as end_at_once_on_signals,
+)

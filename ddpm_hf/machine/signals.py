@@ -1,6 +1,7 @@
 """SIGTERM and SIGINT as a request to stop at a good moment."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,21 @@ class Stopped(SystemExit):
     def __init__(self, signum: int):
         super().__init__(128 + signum)
         self.name = signal.Signals(signum).name
+
+
+def end_at_once_on_signals() -> None:
+    """From now on SIGTERM and SIGINT end the process in one line: for the seconds in which it only imports.
+
+    Not by an exception, which the code that is being imported may catch, or print a traceback of.
+    """
+    for number in CAUGHT:
+        signal.signal(number, _end_at_once)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    if os.environ.get("RANK", "0") == "0":  # one line of all the processes of a run
+        os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+    os._exit(128 + number)
 
 
 class StopSignals:

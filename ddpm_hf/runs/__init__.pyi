@@ -1,7 +1,13 @@
 from .batches import Batch as Batch, KeyedBatches as KeyedBatches, prefetched as prefetched, share_of as share_of
 from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointError, model_folder as model_folder
 from .log import RunLog as RunLog
-from .options import parse_options as parse_options, to_yaml as to_yaml
+from .options import (
+    FREE_TO_CHANGE as FREE_TO_CHANGE,
+    TrainingOptions as TrainingOptions,
+    averaging_lags as averaging_lags,
+    check_names as check_names,
+)
+from .parsing import parse_options as parse_options, to_yaml as to_yaml
 from .records import (
     RESULTS as RESULTS,
     environment as environment,

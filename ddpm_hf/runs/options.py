@@ -1,132 +1,210 @@
-"""Options of a script: one flat dataclass, filled from a YAML file and then from the command line, which wins.
+"""The options of training/train.py, each with its default, its range and its help.
 
-The YAML is turned into arguments placed ahead of the command line, so both are read, converted and checked by the same
-parser (transformers' HfArgumentParser). Whatever is wrong ends with exit code 2 and a line that names the key.
+Nothing imported here is slow, so that help and mistakes do not wait for torch.
 """
 
-import argparse
-import difflib
+import importlib.util
+import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal
 
-import yaml
-
-try:
-    from transformers import HfArgumentParser
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(f"{error}; training needs more packages: pip install 'ddpm_hf[train]'") from None
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Options = TypeVar("Options", bound="DataclassInstance")
+from .parsing import check_ranges, option
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+@dataclass
+class TrainingOptions:
+    """The defaults are the paper's CIFAR-10 run; without --config, training/configs/digits.yaml is read first.
 
-
-class OptionParser(HfArgumentParser):
-    """HfArgumentParser that takes `none` where a value may be absent, and helps with misspellings."""
-
-    def __init__(self, dataclass_type: Any, **kwargs: Any):
-        hints = get_type_hints(dataclass_type)
-        self.may_be_none = {name for name, hint in hints.items() if type(None) in get_args(hint)}
-        super().__init__(dataclass_type, allow_abbrev=False, **kwargs)
-        # argparse before Python 3.14 takes -1e-5 for an option
-        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
-        self.lists = set()
-        for action in self._actions:
-            if action.nargs == "+":
-                self.lists.add(action.dest)
-                action.nargs = "*"  # an empty list is a value too
-
-    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
-        if arg_string.lower() == "none" and action.dest in self.may_be_none:
-            return None
-        return super()._get_value(action, arg_string)
-
-    def _check_value(self, action: argparse.Action, value: Any) -> None:
-        if action.choices is not None and value is not None and value not in action.choices:
-            choices = [str(choice) for choice in action.choices]
-            hint = _did_you_mean(str(value), choices)
-            raise argparse.ArgumentError(action, f"{value!r} is not one of {', '.join(choices)}{hint}")
-
-
-def _yaml_arguments(path: str, known: set[str], parser: OptionParser) -> list[str]:
-    """The file's `key: value` lines as command-line arguments."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        # every scalar as it is written: the parser knows the types, and `no` or 012 must not become False or 10
-        content = yaml.load(text, Loader=yaml.BaseLoader) or {}
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f"--config {path}: {error}")
-    except RecursionError:
-        parser.error(f"--config {path}: lists within lists within lists; expected lines of the form `key: value`")
-    if not isinstance(content, dict):
-        parser.error(f"--config {path}: expected lines of the form `key: value`")
-    given = [key.value for key, _ in node.value] if node else []
-    if len(given) > len(content):  # YAML would quietly take the last
-        twice = next(key for key in given if given.count(key) > 1)
-        parser.error(f"--config {path}: {twice} is given more than once; keep one of its values")
-    arguments = []
-    for key, value in content.items():
-        if key not in known:
-            parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(key, known)}")
-        items = value if isinstance(value, list) else [value]
-        if any(not isinstance(item, str) for item in items):
-            parser.error(f"--config {path}: {key} must be a plain value or a flat list")
-        if isinstance(value, list) and key not in parser.lists:
-            parser.error(f"--config {path}: {key} takes one value, got a list of {len(value)}")
-        words = ["none" if item.lower() in ("", "~", "null") else item for item in items]
-        if "none" in words and key not in parser.may_be_none:
-            parser.error(f"--config {path}: {key} needs a value")
-        # joined by `=` where it is one value, so that a negative number is not taken for an option
-        arguments += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
-    return arguments
-
-
-def parse_options(
-    dataclass_type: type[Options],
-    argv: Sequence[str],
-    *,
-    default_config: str | Path | None = None,
-    description: str | None = None,
-) -> Options:
-    """The options that `--config FILE` and then the rest of `argv` give; `default_config` stands in for `--config`.
-
-    Types must be plain, Literal, list[...] or `X | None`. A ValueError from the dataclass's own checks is reported
-    like any other mistake: exit code 2 and one line on stderr.
+    The upper bounds guard against typos that would allocate all memory.
     """
-    parser = OptionParser(
-        dataclass_type, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+
+    output_dir: str = option("runs/cifar10", "where the run lives", is_path=True)
+    seed: int = option(0, "of every random draw", at_least=0)
+
+    # data: one of dataset_name and train_data_dir
+    dataset_name: str | None = option(
+        None, "digits, swiss_roll, moons, or what datasets.load_dataset takes", is_path=True
     )
-    config_help = "YAML file with values for any option below; the command line wins"
-    parser.add_argument("--config", metavar="FILE", default=default_config, help=config_help)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", default=default_config)
-    config, rest = first.parse_known_args(argv)
-    known = {f.name for f in fields(dataclass_type)}
-    from_file = _yaml_arguments(config.config, known, parser) if config.config else []
-    namespace, unknown = parser.parse_known_args([*from_file, *rest])
-    for word in unknown:
-        if word.startswith("-"):
-            name = word.lstrip("-").split("=")[0]
-            parser.error(f"unknown option --{name}{_did_you_mean(name, known)}")
-    if unknown:
-        parser.error(f"unexpected words: {' '.join(unknown)}")
-    values = {name: getattr(namespace, name) for name in known}
-    values |= {name: None for name in parser.lists if values[name] == [None]}
-    try:
-        return dataclass_type(**values)
-    except ValueError as error:
-        parser.error(str(error))
+    dataset_config: str | None = option(None, "configuration of a Hub dataset")
+    dataset_split: str = option("train", "its split")
+    image_column: str | None = option(None, "its column of images; none: the first")
+    train_data_dir: str | None = option(None, "a folder of images, searched through", is_path=True)
+    resolution: int | None = option(None, "resize and centre-crop to this side; none: images as they are", at_least=1)
+    background: str = option("white", "colour put behind transparent images")
+    random_flip: bool = option(False, "mirror every other image, at random")
+    skip_bad_images: int = option(0, "how many images may be left out because they cannot be read", at_least=0)
+    num_workers: int = option(0, "processes that decode images, once, before training", at_least=0, at_most=1024)
+
+    # network: the paper's UNet for images, an MLP for points
+    in_channels: int | None = option(None, "channels of the images; none: as the data has", at_least=1)
+    block_out_channels: list[int] = option(
+        [128, 256, 256, 256], "UNet: channels per level, finest first", at_least=1, at_most=16_384
+    )
+    layers_per_block: int = option(2, "UNet: residual blocks per level", at_least=1, at_most=100)
+    attention_resolutions: list[int] = option(
+        [16], "UNet: sides of the levels that have attention", at_least=1, at_most=16_384
+    )
+    norm_num_groups: int = option(32, "UNet: groups of every GroupNorm", at_least=1)
+    dropout: float = option(0.1, "UNet: in every residual block", at_least=0, below=1)
+    hidden_size: int = option(128, "MLP: width", at_least=1, at_most=16_384)
+    num_layers: int = option(3, "MLP: residual blocks", at_least=1, at_most=1000)
+    init_from: str | None = option(
+        None, "start from this checkpoint's weights, network and process (fine-tuning)", is_path=True
+    )
+
+    # diffusion process
+    num_train_timesteps: int = option(1000, "T", at_least=1, at_most=1_000_000)
+    beta_schedule: Literal[
+        "linear", "quad", "const", "jsd", "warmup10", "warmup50", "scaled_linear", "squaredcos_cap_v2"
+    ] = option("linear", "how β runs from β_1 to β_T")
+    beta_start: float = option(1e-4, "β_1", above=0, below=1)
+    beta_end: float = option(0.02, "β_T", above=0, below=1)
+    prediction_type: Literal["epsilon", "sample", "previous_sample", "v_prediction"] = option(
+        "epsilon", "of the network"
+    )
+    variance_type: Literal["fixed_small", "fixed_large", "learned"] = option(
+        "fixed_large", "σ_t² of the reverse process: β̃_t, β_t, or the network's, which needs --objective vlb"
+    )
+
+    # optimization
+    objective: Literal["simple", "vlb"] = option("simple", "L_simple (Eq. 14), or the variational bound L (Eq. 5)")
+    timestep_sampling: Literal["uniform", "loss_history"] = option(
+        "uniform", "how t is drawn; for --objective vlb also by the losses seen so far, which makes it less noisy"
+    )
+    num_steps: int = option(800_000, "optimizer steps", at_least=1)
+    global_batch_size: int = option(128, "samples per step, over all processes and accumulation steps", at_least=1)
+    gradient_accumulation_steps: int = option(1, "parts in which a process computes its share of a batch", at_least=1)
+    learning_rate: float = option(2e-4, "of Adam, after the warm-up", above=0, below=math.inf)
+    warmup_steps: int = option(5000, "steps over which the learning rate rises linearly from 0", at_least=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", above=0, below=math.inf)
+    ema_decay: float = option(0.9999, "of the averaged weights, which are the ones saved", at_least=0, below=1)
+
+    # machine
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "none: as accelerate is configured")
+    allow_tf32: bool = option(False, "float32 matrix products and convolutions in TF32, on GPUs that have it")
+    gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
+    compile: bool = option(False, "torch.compile the network: over a minute of compiling, then faster on a GPU")
+    cuda_graphs: bool = option(
+        True, "on one GPU record the step and replay it, the same bits sooner; not in fp16 or gradient_checkpointing"
+    )
+    cpu_threads: int | None = option(
+        None, "without a GPU; none: the cores, shared by this machine's processes", at_least=1, at_most=1024
+    )
+
+    # watching and saving
+    max_minutes: float | None = option(
+        None, "minutes of training after which to stop, with a checkpoint; none: all steps", above=0, below=math.inf
+    )
+    log_every: int = option(100, "steps between lines of metrics.jsonl", at_least=1)
+    report_to: Literal["tensorboard", "trackio", "wandb"] | None = option(None, "tracker to log to as well")
+    sample_every: int = option(20_000, "steps between grids of samples; 0: none", at_least=0)
+    num_samples: int = option(64, "samples per grid, of seeds 0, 1, …", at_least=1, at_most=10_000)
+    sample_steps: int | None = option(None, "reverse steps for the grids; none: all", at_least=1)
+    checkpoint_every: int = option(5000, "steps between checkpoints; one is always written at the end", at_least=1)
+    keep_checkpoints: int = option(2, "how many to keep, at least 2", at_least=2)
+    resume: str = option(
+        "latest", "latest, never (older checkpoints are moved aside), or a checkpoint's path", is_path=True
+    )
+    allow_changes: bool = option(False, "resume although options that change the mathematics, or the data, differ")
+    push_to_hub: bool = option(False, "upload the finished model, with a card; log in first with `hf auth login`")
+    hub_model_id: str | None = option(None, "where to: user/name")
+    hub_private_repo: bool = option(False, "make that repository private")
+    hub_strategy: Literal["end", "every_save"] = option("end", "upload at the end, or with every checkpoint too")
+    dry_run: bool = option(False, "print the resolved options, size and device, and stop")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        self._check_data_and_places()
+        self._check_combinations()
+        if self.init_from is None:  # else the process is that of the checkpoint
+            self._check_process()
+
+    @property
+    def process(self) -> dict[str, Any]:
+        """The arguments of DDPMPaperScheduler among the options."""
+        names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "variance_type")
+        return {name: getattr(self, name) for name in names}
+
+    def _check_data_and_places(self) -> None:
+        if not self.output_dir or Path(self.output_dir).is_file():
+            raise ValueError(f"--output_dir={self.output_dir!r} must be a folder, or the name of a new one")
+        for name in ("dataset_name", "train_data_dir"):
+            if getattr(self, name) == "":
+                raise ValueError(f"--{name}='' is empty; name a data set, or give none")
+        if (self.dataset_name is None) == (self.train_data_dir is None):
+            raise ValueError(
+                f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
+                "a folder of images start from --config training/configs/folder64.yaml"
+            )
+        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
+            raise ValueError(f"--report_to {self.report_to} is not installed: pip install {self.report_to}")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub needs --hub_model_id user/name")
+        if self.hub_model_id is not None:
+            check_names(self.hub_model_id)
+
+    def _check_combinations(self) -> None:
+        if not self.block_out_channels:
+            raise ValueError("--block_out_channels=[] must hold a number of channels for every level")
+        if self.sample_steps is not None and self.sample_steps > self.num_train_timesteps:
+            raise ValueError(
+                f"--sample_steps={self.sample_steps} exceeds --num_train_timesteps={self.num_train_timesteps}"
+            )
+        if self.variance_type == "learned" and self.objective == "simple":
+            raise ValueError("--variance_type learned needs --objective vlb: L_simple does not train a variance")
+        for name, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
+            if getattr(self, name) == value and self.sample_steps not in (None, self.num_train_timesteps):
+                raise ValueError(f"--sample_steps={self.sample_steps}: with --{name} {value} all steps are needed")
+        if self.timestep_sampling == "loss_history" and self.objective == "simple":
+            raise ValueError("--timestep_sampling loss_history is for --objective vlb; L_simple weighs all t alike")
+
+    def _check_process(self) -> None:
+        """That samples can be drawn by this process: last, because it takes torch and so seconds to find out."""
+        from ..scheduler import DDPMPaperScheduler
+
+        alphas_cumprod = DDPMPaperScheduler(**self.process).diffusion.alphas_cumprod
+        if alphas_cumprod[-1] == 0 and self.prediction_type == "epsilon":
+            raise ValueError(
+                f"--beta_schedule {self.beta_schedule} ends at ᾱ = 0, where --prediction_type epsilon tells "
+                "nothing of x_0: no sample could be drawn; use v_prediction or sample"
+            )
 
 
-def to_yaml(options: Any) -> str:
-    """The options as the YAML that `--config` reads back to equal options."""
-    return yaml.safe_dump(asdict(options), sort_keys=False, allow_unicode=True)
+# What may differ between a run and its resumption; everything else changes the mathematics. Where the data lies may
+# change: its content is compared by fingerprint.
+FREE_TO_CHANGE = {
+    *("output_dir", "num_steps", "num_workers", "cpu_threads", "max_minutes"),
+    *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
+    *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
+    *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
+}
+
+
+def averaging_lags(num_steps: int, ema_decay: float) -> str | None:
+    """What to do where averaged weights cannot follow in so few steps: num_steps (1 − ema_decay) < 5; else None.
+
+    Computed in decimals as they are written: in binary 50 (1 − 0.9) is less than 5. Weights that are not averaged,
+    ema_decay 0, do not lag.
+    """
+    if ema_decay == 0 or num_steps * (1 - Fraction(str(ema_decay))) >= 5:
+        return None
+    scale = 10 ** min(15, max(4, len(str(num_steps))))  # so fine that little is lost by rounding down
+    fitting = max(0, (num_steps - 5) * scale // num_steps) / scale
+    return f"ema_decay {fitting:.15g} or less would fit"
+
+
+def check_names(repo_id: str, revision: str | None = None) -> None:
+    """Raises ValueError unless `repo_id` is user/name, as the Hub has it, and `revision` a plain branch name."""
+    name = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
+    is_name = re.fullmatch(f"{name}/{name}", repo_id, re.ASCII) and max(map(len, repo_id.split("/"))) <= 96
+    if not is_name or "--" in repo_id or ".." in repo_id or repo_id.endswith(".git"):
+        raise ValueError(
+            f"the repository is {repo_id[:100]!r}; give it as user/name, each of at most 96 letters, digits, '-', '_' "
+            "and '.'"
+        )
+    if revision is not None and not re.fullmatch(f"{name}(?:/{name})*", revision, re.ASCII):
+        raise ValueError(f"the revision is {revision!r}; give the name of a branch, such as main or v2")
