@@ -1,4 +1,4 @@
-"""Long work in numbered pieces, each of them a file: shared by processes, and what is there is not done again."""
+"""Long work in numbered pieces, each of them a file: shared by processes; a piece that is there is not done again."""
 
 import hashlib
 import json
@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from ..machine import replaced
 
 
 class Pieces:
@@ -51,9 +53,10 @@ class Pieces:
         mine = missing[accelerator.process_index :: accelerator.num_processes]
         quiet = not accelerator.is_main_process
         for number in tqdm(mine, desc=self.folder.name.rpartition("-")[0], unit="piece", disable=quiet or not mine):
-            temporary = self.path(number).with_suffix(f".{os.getpid()}.incomplete")
-            save_file({name: x.cpu().contiguous() for name, x in compute(number).items()}, temporary)
-            temporary.rename(self.path(number))
+            tensors = {name: x.cpu().contiguous() for name, x in compute(number).items()}
+            own = self.path(number).with_suffix(f".{os.getpid()}.incomplete")  # another run may do the same piece
+            with replaced(self.path(number), temporary=own) as temporary:
+                save_file(tensors, temporary)
         accelerator.wait_for_everyone()
 
     def read(self, number: int) -> dict[str, Tensor]:

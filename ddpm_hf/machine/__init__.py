@@ -1,4 +1,4 @@
-"""What is true of the computer and not of diffusion: processes, signals, CUDA graphs."""
+"""What is true of the computer and not of diffusion: processes, signals, files, CUDA graphs."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Crash-safe training checkpoints: write, verify, find, prune, publish.
+"""Crash-safe training checkpoints: write, verify, find, prune, export.
 
 A checkpoint `checkpoints/step-N/` is a pipeline that `from_pretrained` loads (EMA weights), plus `train_state/`:
 
@@ -31,11 +31,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..machine import TEMPORARY, put_in_place, replaced
+
 logger = logging.getLogger(__name__)
 
 STATE = "train_state"
 MANIFEST = f"{STATE}/manifest.json"
-TEMPORARY = ".incomplete-"
 
 
 class CheckpointError(ValueError):
@@ -49,14 +50,6 @@ def _sha256(path: Path) -> str:
 
 def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _json(content: Any) -> str:
@@ -129,10 +122,7 @@ def write(
         if shutil.disk_usage(folder).free < needed:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         _write_files(temporary, step, save_pipeline, tensors, state, manifest)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _fsync(folder)
+        put_in_place(temporary, target, durable=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free if folder.exists() else 0
@@ -151,7 +141,7 @@ def _write_files(
     state: Mapping[str, Any],
     manifest: Mapping[str, Any],
 ) -> None:
-    """All files of a checkpoint, flushed to disk."""
+    """All files of a checkpoint, the manifest last."""
     save_pipeline(temporary)
     for name, group in tensors.items():
         contiguous = {key: tensor.detach().contiguous() for key, tensor in group.items()}
@@ -162,9 +152,6 @@ def _write_files(
     content = {**manifest, "step": step, "created_utc": created, "files": {**files, MANIFEST: ""}}
     content["files"][MANIFEST] = _manifest_sha256(_json(content), "")
     _write_json(temporary / MANIFEST, content)
-    for path in sorted(temporary.rglob("*")):
-        _fsync(path)
-    _fsync(temporary)
 
 
 def _compare(path: Path, found: str, expected: str) -> None:
@@ -299,12 +286,12 @@ def prune(folder: Path, keep: int) -> None:
 
     What cannot be deleted is named in a warning, and left to the next call: no reason to stop training.
     """
-    doomed = [(path, path) for path in folder.glob(f"{TEMPORARY}*")]
+    leftovers = [(path, path) for path in folder.glob(f"{TEMPORARY}*")]
     # Renamed first: a checkpoint that is being deleted must not be taken for one that is whole.
-    doomed += [
+    superseded = [
         (path, path.with_name(f"{TEMPORARY}{path.name}")) for _, path in found_in(folder, quiet=True)[max(2, keep) :]
     ]
-    for path, hidden in doomed:
+    for path, hidden in leftovers + superseded:
         try:
             if path != hidden:
                 path.rename(hidden)
@@ -313,7 +300,7 @@ def prune(folder: Path, keep: int) -> None:
             logger.warning("%s cannot be deleted (%s); it will be tried again after the next save", path, error)
 
 
-def publish(checkpoint: Path, run: Path) -> None:
+def export_pipeline(checkpoint: Path, run: Path) -> None:
     """Copy the checkpoint's pipeline to the run's root; `model_index.json` comes last and says that it is whole.
 
     Raises OSError, with both paths, where that fails; the checkpoint is as it was.
@@ -323,11 +310,8 @@ def publish(checkpoint: Path, run: Path) -> None:
         for name in sorted(names, key=lambda name: name == "model_index.json"):
             target = run / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f"{TEMPORARY}{target.name}")
-            shutil.copyfile(checkpoint / name, temporary)
-            _fsync(temporary)
-            temporary.replace(target)
-        _fsync(run)
+            with replaced(target, durable=True) as temporary:
+                shutil.copyfile(checkpoint / name, temporary)
     except OSError as error:
         free = shutil.disk_usage(run).free
         raise OSError(

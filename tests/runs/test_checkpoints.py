@@ -1,11 +1,11 @@
 """Checkpoints: whole or absent whatever happens while writing, verified when read, pruned only afterwards."""
 
-import ast
 import errno
 import fcntl
 import itertools
 import json
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddpm_hf.machine import files
 from ddpm_hf.runs import CheckpointError, checkpoints
-from ddpm_hf.runs.checkpoints import found_in, newest_good, prune, publish, to_resume, verify, write
+from ddpm_hf.runs.checkpoints import export_pipeline, found_in, newest_good, prune, to_resume, verify, write
 
-ROOT = Path(__file__).parents[2]
 MANIFEST = {
     "world_size": 1,
     "options": {"learning_rate": 1e-3, "channels": [8, 16], "num_steps": 10},
@@ -80,16 +80,16 @@ def test_manifest_lists_every_other_file(tmp_path):
 
 
 def test_everything_is_flushed_before_the_checkpoint_appears(tmp_path, monkeypatch):
-    flushed, rename = [], Path.rename
+    flushed, replace = [], Path.replace
 
-    def checked_rename(self: Path, target: Path) -> Path:
+    def checked_replace(self: Path, target: Path) -> Path:
         unflushed = {self, *self.rglob("*")} - set(flushed)
         assert not unflushed
         flushed.clear()
-        return rename(self, target)
+        return replace(self, target)
 
-    monkeypatch.setattr(checkpoints, "_fsync", flushed.append)
-    monkeypatch.setattr(Path, "rename", checked_rename)
+    monkeypatch.setattr(files, "fsync", flushed.append)
+    monkeypatch.setattr(Path, "replace", checked_replace)
     save(tmp_path, 1)
     assert flushed == [tmp_path]  # the rename itself
 
@@ -280,10 +280,10 @@ class Crashing:
 
 
 STAGES = {
-    "os.fsync": (checkpoints.os, "fsync"),
+    "os.fsync": (os, "fsync"),
     "save_file": (checkpoints, "save_file"),
     "_write_json": (checkpoints, "_write_json"),
-    "rename": (Path, "rename"),
+    "rename": (Path, "replace"),
 }
 
 
@@ -329,31 +329,31 @@ def test_a_failing_pipeline_leaves_the_checkpoint_before(tmp_path):
     assert newest_good(tmp_path) == (good, verify(good))
 
 
-# ---- publishing ----------------------------------------------------------------------------------------------------
+# ---- exporting -----------------------------------------------------------------------------------------------------
 
 
-def test_publish_copies_the_pipeline_without_the_training_state(tmp_path):
+def test_export_copies_the_pipeline_without_the_state(tmp_path):
     run = tmp_path / "run"
     (run / "unet").mkdir(parents=True)
     (run / "unet" / "weights.safetensors").write_bytes(b"of an older step")
     (run / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
     path = save(run / "checkpoints", 10)
-    publish(path, run)
+    export_pipeline(path, run)
     files = {p.relative_to(run).as_posix() for p in run.rglob("*") if "checkpoints" not in p.parts and p.is_file()}
     assert files == {"model_index.json", "unet/weights.safetensors", "metrics.jsonl"}
     assert (run / "unet" / "weights.safetensors").read_bytes() == (path / "unet/weights.safetensors").read_bytes()
 
 
-def test_an_interrupted_publishing_shows_no_model(tmp_path, monkeypatch):
+def test_an_interrupted_export_shows_no_model(tmp_path, monkeypatch):
     path = save(tmp_path / "checkpoints", 10)
     num_files = 2
     for at in range(num_files):
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "copyfile", Crashing(shutil.copyfile, at))
             with pytest.raises(Crash):
-                publish(path, tmp_path)
+                export_pipeline(path, tmp_path)
         assert not (tmp_path / "model_index.json").exists()
-    publish(path, tmp_path)
+    export_pipeline(path, tmp_path)
     assert (tmp_path / "model_index.json").exists()
     assert not list(tmp_path.glob(".incomplete-*")) + list(tmp_path.glob("unet/.incomplete-*"))
 
@@ -448,50 +448,6 @@ def test_what_is_free_may_change_silently(tmp_path, caplog):
     assert not caplog.records
 
 
-# ---- no pickle -----------------------------------------------------------------------------------------------------
-
-SOURCES = sorted([*(ROOT / "ddpm_hf").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
-UNSAFE = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-UNSAFE_CALLS = {"torch.load", "torch.save", "save_state", "load_state"}
-
-
-def unsafe_uses(code: str) -> set[str]:
-    """Modules that pickle, and functions that do so behind the scenes, that the code imports or calls."""
-    found = set()
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names} & UNSAFE
-        elif isinstance(node, ast.ImportFrom):
-            module = node.module or ""
-            found |= {module.split(".")[0]} & UNSAFE
-            found |= {f"{module}.{alias.name}" for alias in node.names} & UNSAFE_CALLS
-        elif isinstance(node, ast.Attribute):
-            found |= {ast.unparse(node), node.attr} & UNSAFE_CALLS
-        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
-            found |= set() if ast.unparse(node.value) == "False" else {"allow_pickle"}
-    return found
-
-
-@pytest.mark.parametrize(
-    ("code", "found"),
-    [
-        ("import pickle as p", {"pickle"}),
-        ("from torch import load", {"torch.load"}),
-        ("x = torch.load(path)", {"torch.load"}),
-        ("accelerator.save_state(path)", {"save_state"}),
-        ("np.load(path, allow_pickle=True)", {"allow_pickle"}),
-        ("json.load(file); model.load_state_dict(x); np.load(path, allow_pickle=False)", set()),
-    ],
-)
-def test_unsafe_uses_are_recognized(code, found):
-    assert unsafe_uses(code) == found
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_pickled(path):
-    assert not unsafe_uses(path.read_text(encoding="utf-8"))
-
-
 def test_a_checkpoint_holds_only_json_and_safetensors(tmp_path):
     path = save(tmp_path, 1)
     for file in path.rglob("*.json"):
@@ -502,6 +458,7 @@ def test_a_checkpoint_holds_only_json_and_safetensors(tmp_path):
 # ---- one run in a folder -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_folder_belongs_to_one_process_at_a_time_and_to_none_after_a_kill(tmp_path):
     code = f"""
 import time

@@ -36,6 +36,11 @@ import kill_stress  # noqa: E402  # pyright: ignore[reportMissingImports]
 MANIFEST = {"world_size": 1, "options": {}, "dataset": {"fingerprint": ""}}
 
 
+# Of what is tried at each of a save's calls: integration tests take some of them, the slow tests all.
+EVERY_FIFTH = pytest.param(5, id="some", marks=pytest.mark.integration)
+ALL = pytest.param(1, id="all", marks=pytest.mark.slow)
+
+
 # ---- before every system call that changes a file ------------------------------------------------------------------
 
 # x86-64; what else could change a file (open without creating, mmap, fallocate) a save does not use
@@ -176,7 +181,7 @@ class Saves:
     def save(self, run: Path) -> None:
         path = self.state.save(run / "checkpoints", self.scheduler, MANIFEST)
         checkpoints.prune(run / "checkpoints", keep=2)
-        checkpoints.publish(path, run)
+        checkpoints.export_pipeline(path, run)
 
     def save_and_forget(self, run: Path) -> None:
         shutil.copytree(self.root / "before", run)
@@ -230,30 +235,33 @@ def calls(traced, saves) -> list[str]:
     return ended.calls
 
 
+@pytest.mark.integration
 def test_what_a_save_does_to_files(calls):
-    """So many places there are: if a save came to do less, or in ways that are not counted, this would tell."""
+    """So many places there are: if a save came to do less, or in ways that are not counted, this would show it."""
     counts = Counter(calls)
     num = lambda kind: sum(counts[name] for name in kind.values())  # noqa: E731
     print(f"{len(calls)} calls that change a file: {dict(counts)}")
     assert num(WRITES) >= 70 and num(FLUSHES) >= 20 and num(RENAMES) >= 12 and num(DELETIONS) >= 12
 
 
-def test_a_kill_before_every_call_of_a_save_loses_nothing(traced, saves, calls):
+@pytest.mark.parametrize("every", [EVERY_FIFTH, ALL])
+def test_a_kill_before_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
     steps = []
-    for at in range(len(calls)):
+    places = range(0, len(calls), every)
+    for at in places:
         run = saves.begin(f"kill-{at}")
         ended = traced(lambda run=run: saves.save(run), saves.root / "told", kill_at=at)
         assert ended.code == -signal.SIGKILL and ended.calls == calls[:at]
         steps.append(saves.check(run))
-    assert len(steps) == len(calls) and set(steps) == {2, 3}
+    assert len(steps) == len(places) and set(steps) == {2, 3}
     assert steps == sorted(steps)  # once the new one is there, it stays
 
 
-@pytest.mark.slow
-def test_an_error_of_every_call_of_a_save_is_an_oserror_and_loses_nothing(traced, saves, calls):
-    """ENOSPC for each, once. The message has a path; where there is none, the new checkpoint was there already."""
+@pytest.mark.parametrize("every", [EVERY_FIFTH, ALL])
+def test_an_error_of_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
+    """ENOSPC for each, once: an OSError. Its message has a path, or the new checkpoint was there already."""
     untold = []
-    for at in range(len(calls)):
+    for at in range(0, len(calls), every):
         run, told = saves.begin(f"fail-{at}"), saves.root / "told"
         ended = traced(lambda run=run: saves.save(run), told, fail_at=at)
         message = told.read_text()
@@ -279,19 +287,31 @@ def stress(*options: str) -> str:
     return ended.stdout
 
 
-@pytest.mark.slow
-def test_200_kills_of_the_training_process_lose_nothing():
-    assert "200 kills" in stress("--kills", "200")
-
-
-@pytest.mark.slow
-def test_20_kills_of_launched_training_lose_nothing():
-    assert "20 kills" in stress("--kills", "20", "--launch")
+@pytest.mark.parametrize(
+    ("options", "kills"),
+    [
+        pytest.param([], 40, marks=pytest.mark.slow),
+        pytest.param(["--launch"], 4, marks=pytest.mark.slow),
+        pytest.param([], 200, marks=pytest.mark.long),
+        pytest.param(["--launch"], 20, marks=pytest.mark.long),
+    ],
+)
+def test_kills_of_the_training_process_lose_nothing(options, kills):
+    """`--launch`: of processes that a launcher started."""
+    assert f"{kills} kills" in stress("--kills", str(kills), *options)
 
 
 # ---- one of two processes ------------------------------------------------------------------------------------------
 
 PHASES = ["start-up", "data", "step", "between steps", "save", "sampling"]
+DEATHS = [(phase, rank) for rank in (0, 1) for phase in PHASES]
+
+
+def deaths(slow: set[tuple[str, int]]) -> list[Any]:
+    """All twelve, for parametrize: those of CI, and the rest for the tier `long`."""
+    return [pytest.param(*death, marks=pytest.mark.slow if death in slow else pytest.mark.long) for death in DEATHS]
+
+
 OPTIONS = {"num_steps": 12, "sample_every": 4}
 DEATH_AT = 3  # after the checkpoint of step 2
 
@@ -311,9 +331,7 @@ def server() -> Iterator[kill_stress.ForkServer]:
         yield running
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "rank"), deaths(slow={(phase, number % 2) for number, phase in enumerate(PHASES)}))
 def test_when_one_of_two_processes_dies_the_other_ends(tmp_path, server, phase, rank):
     """Without a launcher, which would end it: in a minute at most, with an error."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -333,9 +351,7 @@ def test_when_one_of_two_processes_dies_the_other_ends(tmp_path, server, phase, 
     assert kill_stress.newest_step(run) == 12
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "rank"), deaths(slow={("step", 1), ("save", 0)}))
 def test_when_one_of_two_processes_dies_torchrun_ends(tmp_path, phase, rank):
     """Its workers run a script that trains, and dies in one of them. The other is asked to end, after 30 s killed."""
     run, died = tmp_path / "run", tmp_path / "died"
