@@ -27,6 +27,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".npz", ".png", ".jpg", ".zip", ".gz", ".parquet")
 LFS_SIZE = 10 * 1024 * 1024
+TOKEN = "hf_canaryCANARYcanary"  # of the tests, to be found nowhere
+MODEL = {  # the files of a model of ours
+    *("model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
+    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
+    "unet/diffusion_pytorch_model.safetensors",
+}
 NOW = "2026-01-01T00:00:00.000Z"
 
 
@@ -347,18 +353,22 @@ ROUTES = [
 
 class LocalHub:
     """`repos` by id; `datasets`: whether private, by id; `failing`: {part of a path: its status}; `faults` by
-    endpoint; `failed`: the endpoints that did, in order.
-    """
+    endpoint; `failed`: the endpoints that did, in order."""
 
     def __init__(self, user="tester"):
-        self.user, self.datasets, self.failing = user, {}, {}
-        self.repos, self.blobs, self.log, self.lock = {}, {}, [], threading.RLock()
-        self.faults: dict[str, Fault] = {}
-        self.failed: list[str] = []
+        self.user, self.lock = user, threading.RLock()
+        self.forget()
         self.stopped = threading.Event()
         self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), type("H", (Handler,), {"hub": self}))
         self.httpd.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
+
+    def forget(self) -> None:
+        """Begin anew, without repositories and faults."""
+        self.datasets, self.failing = {}, {}
+        self.repos, self.blobs, self.log = {}, {}, []
+        self.faults: dict[str, Fault] = {}
+        self.failed: list[str] = []
 
     def client(self, home: Path, token: str | None = None) -> dict[str, str]:
         """The environment of a process that is a client of this Hub, with its caches and login in `home`."""

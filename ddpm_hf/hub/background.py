@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
@@ -21,10 +19,6 @@ from . import publishing
 logger = logging.getLogger(__name__)
 
 SNAPSHOTS = ".uploads"
-
-
-class _Overtaken(Exception):
-    """There is something newer to upload."""
 
 
 def take_snapshot(run: Path, checkpoint: Path, target: Path) -> None:
@@ -46,19 +40,16 @@ def take_snapshot(run: Path, checkpoint: Path, target: Path) -> None:
 class BackgroundUploads:
     """Uploads of a run while it trains, by a daemon thread: it dies with the process, and no signal waits for it.
 
-    The repository is made at once, so that a missing login shows now and not after days. Whatever goes wrong is told
+    The repository is made at once, so that a missing login shows now and not after days. Whatever goes wrong is logged
     in one line and never raised into training, which the Hub can neither stop nor slow down.
 
     Args:
         run: the run's folder, which no other process may train in.
         repo_id, private: as for `hub.publish`.
-        sleep: waits so many seconds between tries.
     """
 
-    def __init__(
-        self, run: Path, repo_id: str, *, private: bool = False, sleep: Callable[[float], object] = time.sleep
-    ):
-        self.run, self.repo_id, self.private, self.sleep = run, repo_id, private, sleep
+    def __init__(self, run: Path, repo_id: str, *, private: bool = False):
+        self.run, self.repo_id, self.private = run, repo_id, private
         self._waiting: Path | None = None
         self._finishing = False
         self._changed = threading.Condition()
@@ -92,11 +83,11 @@ class BackgroundUploads:
             self._changed.notify()
         self._thread.join()
         shutil.rmtree(self.run / SNAPSHOTS, ignore_errors=True)
-        return publishing.publish(self.run, self.repo_id, private=self.private, sleep=self.sleep)
+        return publishing.publish(self.run, self.repo_id, private=self.private)
 
     def _work(self) -> None:
         try:
-            publishing.create(self.repo_id, private=self.private)
+            publishing.create(self.repo_id, private=self.private, keep_trying=self._is_newest)
         except publishing.PublishError as error:
             logger.warning("%s; training goes on, and an upload will try again", error)
         while True:
@@ -111,17 +102,13 @@ class BackgroundUploads:
     def _upload(self, snapshot: Path) -> None:
         try:
             url = publishing.publish(
-                snapshot, self.repo_id, private=self.private, checkpoint=snapshot, sleep=self._sleep_unless_overtaken
+                snapshot, self.repo_id, private=self.private, checkpoint=snapshot, keep_trying=self._is_newest
             )
         except (ValueError, OSError) as error:
             logger.error("%s: %s; training goes on", snapshot.name, error)
-        except _Overtaken:
-            pass
         else:
             logger.info("%s is uploaded to %s", snapshot.name, url)
 
-    def _sleep_unless_overtaken(self, seconds: float) -> None:
-        """The whole wait in any case, since the Hub may have asked for it."""
-        self.sleep(seconds)
-        if self._waiting is not None or self._finishing:
-            raise _Overtaken
+    def _is_newest(self) -> bool:
+        """Whether nothing newer is to be uploaded: asked after a wait, never during one that the Hub asked for."""
+        return self._waiting is None and not self._finishing

@@ -29,6 +29,7 @@ from ..runs import (
     shown_value,
     weights_sha256,
 )
+from .retries import limited_requests
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ def is_public_dataset(name: str) -> bool:
     part = r"[A-Za-z0-9][\w.-]*"
     if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or Path(name).exists():
         return False
-    with contextlib.suppress(HfHubHTTPError, ValueError, OSError):  # a card without the link is better than none
+    # a card without the link is better than none
+    with contextlib.suppress(HfHubHTTPError, ValueError, OSError), limited_requests(name, max_waited_s=0):
         return HfApi().repo_exists(name, repo_type="dataset", token=False)
     return False
 

@@ -11,8 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..runs import checkpoints, model_folder, on_one_line
-
-# ---- the model and the data ----------------------------------------------------------------------------------------
+from .retries import is_transport_error
 
 
 def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> DDPMPaperPipeline:
@@ -94,7 +93,7 @@ def _cause_at_the_hub(error: BaseException | None) -> str | None:
         if status is not None:
             what = "does not let you read it" if status == 403 else "is in trouble; try again later"
             return f"the Hub {what} (HTTP {status})"
-        if any(base.__name__ == "TransportError" for base in type(error).__mro__):  # of httpx, or of httpx2
+        if is_transport_error(error):
             return f"the Hub cannot be reached ({on_one_line(str(error)) or type(error).__name__})"
         error = error.__cause__
     return None

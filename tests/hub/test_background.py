@@ -40,15 +40,23 @@ class FakeHub:
 
     def __init__(self) -> None:
         self.begun: queue.Queue[str] = queue.Queue()
-        self.outcomes: queue.Queue[Exception | float | None] = queue.Queue()  # a number: a wait between two tries
+        self.outcomes: queue.Queue[Exception | float | None] = queue.Queue()  # a number: a wait before another try
+        self.slept: list[float] = []
+        self.may_wake = threading.Event()
         self.created = threading.Event()
         self.names: list[set[str]] = []
 
-    def create(self, repo_id: str, *, private: bool) -> None:
+    def create(self, repo_id: str, *, private: bool, keep_trying: Callable[[], bool]) -> None:
         assert self.created.wait(30)
 
     def publish(
-        self, run: Path, repo_id: str, *, private: bool, sleep: Callable[[float], None], checkpoint: Path | None = None
+        self,
+        run: Path,
+        repo_id: str,
+        *,
+        private: bool,
+        keep_trying: Callable[[], bool] = lambda: True,
+        checkpoint: Path | None = None,
     ) -> str:
         assert self.created.is_set()  # never two uploads at once
         self.begun.put(run.name)
@@ -59,7 +67,10 @@ class FakeHub:
             if outcome is None:
                 self.names.append(set(files_to_upload(run)))
                 return "the page"
-            sleep(outcome)
+            self.slept.append(outcome)
+            assert self.may_wake.wait(30)
+            if not keep_trying():
+                raise hub.PublishError("the Hub is in trouble")
 
 
 @pytest.fixture
@@ -141,27 +152,22 @@ def test_a_failure_is_one_line_and_the_next_one_is_tried(run, fake, caplog):
     ]
 
 
-def test_a_newer_checkpoint_overtakes_one_that_is_tried_again(run, fake):
+def test_a_newer_checkpoint_overtakes_one_that_is_tried_again(run, fake, caplog):
     """But the wait that the Hub asked for is kept."""
-    slept: list[float] = []
-    may_wake = threading.Event()
-
-    def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        assert may_wake.wait(30)
-
-    uploads = BackgroundUploads(run, "tester/x", sleep=sleep)
+    uploads = BackgroundUploads(run, "tester/x")
     fake.created.set()
     uploads.submit(step(run, 1))
     assert fake.begun.get(timeout=30) == "step-1"
     fake.outcomes.put(7.0)
     uploads.submit(step(run, 2))
     assert fake.begun.empty()
-    may_wake.set()
-    assert fake.begun.get(timeout=30) == "step-2" and slept == [7.0]
+    fake.may_wake.set()
+    assert fake.begun.get(timeout=30) == "step-2" and fake.slept == [7.0]
     fake.outcomes.put(None)
     fake.outcomes.put(None)
     uploads.finish()
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["step-1: the Hub is in trouble; training goes on"]
 
 
 def test_what_waits_when_training_ends_gives_way_to_the_finished_model(run, fake):
