@@ -1,4 +1,4 @@
-"""What a training run tells: metrics.jsonl, curves, grids of samples, a page, a tracker, and one line of progress."""
+"""The log of a training run: metrics.jsonl, curves, grids of samples, report.html, a tracker, a line of progress."""
 
 import contextlib
 import json
@@ -17,27 +17,23 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from ..machine import leave_processes
+from ..machine import leave_processes, replaced
 from ..pictures import image_grid, point_density, side_by_side, training_curves
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from .records import read_metrics
-from .report import Table, duration, write_report
+from .report import Rows, duration, write_report
 
 logger = logging.getLogger(__name__)
-
-REDRAW_EVERY_S = 1.0
-LINE_EVERY_S = 60.0  # in a file: a week of training is less than a megabyte
 
 
 def cut_metrics(path: Path, step: int) -> None:
     """Drop the lines after `step`: a resumed run writes them again."""
     if path.exists():
         kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def can_be_drawn_on(stream: Any) -> bool:
@@ -48,70 +44,74 @@ def can_be_drawn_on(stream: Any) -> bool:
         return False
 
 
-class Progress:
-    """One line: step, time left, images/s, loss and learning rate, of which the last three come from `tell`.
+class _Lines:
+    """A file for tqdm that is no terminal: each drawing becomes a line, and what clears a line becomes nothing."""
 
-    A terminal shows it under a bar and draws it anew about once a second. Elsewhere, as in a file or in a terminal
-    that does not tell its size, it is printed to stderr when there is something new to tell, at most once a minute,
-    and at the end.
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            print(text.strip(), file=self.stream, flush=True)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+class Progress(tqdm):
+    """tqdm's bar with step, time left, images/s, loss and learning rate, of which `show` gets the last three.
+
+    A terminal gets one line, drawn anew about once a second. Elsewhere, as in a file or in a terminal of unknown size,
+    a line without a bar is printed to stderr when there are new numbers, at most once a minute, and at the end.
     """
 
     def __init__(self, *, first_step: int, num_steps: int, enabled: bool):
-        self.first_step, self.step, self.num_steps, self.enabled = first_step, first_step, num_steps, enabled
         self.is_terminal = can_be_drawn_on(sys.stderr)
-        self.started, self.shown, self.told = math.nan, -math.inf, ""
-        self.bar = tqdm(
-            total=num_steps,
-            initial=first_step,
-            bar_format="{percentage:3.0f}%|{bar}| {desc}",
-            dynamic_ncols=True,
-            disable=not (enabled and self.is_terminal),
-        )
+        text = "{n:,}/{total:,}{left}{postfix}"
+        how: dict[str, Any] = {"bar_format": "{percentage:3.0f}%|{bar}| " + text, "dynamic_ncols": True}
+        how |= {"mininterval": 1.0}
+        if not self.is_terminal:  # the delay leaves out tqdm's own first drawing, when there are no numbers yet
+            how = {"bar_format": f"step {text}", "file": _Lines(sys.stderr), "leave": False}
+            how |= {"mininterval": 0.0, "delay": 1e-9}
+        # No smoothing: the time left goes by the pace since the start. No miniters: a step may take a millisecond or
+        # an hour, so tqdm looks at the clock at each.
+        super().__init__(total=num_steps, initial=first_step, disable=not enabled, smoothing=0, miniters=0, **how)
+        self.initial = first_step + 1  # the first step compiles, and fills caches: the pace is that of the others
 
-    def update(self) -> None:
+    def update(self, n: int = 1) -> None:
         """Count a step."""
-        self.step += 1
-        if self.step == self.first_step + 1:
-            self.started = time.monotonic()  # the first step compiles, and fills caches
-        if self.is_terminal and time.monotonic() - self.shown >= REDRAW_EVERY_S:
-            self._show()
+        if self.n < self.initial:
+            self.unpause()
+        if self.is_terminal:
+            super().update(n)
+        else:
+            self.n += n
 
-    def tell(self, *, images_per_s: float, loss: float, learning_rate: float) -> None:
+    def show(self, *, images_per_s: float, loss: float, learning_rate: float) -> None:
+        """Put these numbers into the line."""
         speed = f"{images_per_s:,.0f}" if images_per_s >= 100 else f"{images_per_s:.3g}"
-        self.told = f", {speed} img/s, loss {loss:.4f}, lr {learning_rate:.1e}"
-        interval = REDRAW_EVERY_S if self.is_terminal else LINE_EVERY_S
-        if self.step == self.num_steps or time.monotonic() - self.shown >= interval:
-            self._show()
+        self.set_postfix_str(f"{speed} img/s, loss {loss:.4f}, lr {learning_rate:.1e}", refresh=False)
+        if self.n >= self.total:
+            self.refresh()
+        elif super().update(0) and not self.is_terminal:  # it was time to draw
+            self.mininterval = 60.0  # a week of training is less than a megabyte
 
     def seconds_left(self) -> float:
         """At the pace since this process's first step, sampling and saving included; NaN until there is one."""
-        num_timed = self.step - self.first_step - 1
-        elapsed = time.monotonic() - self.started
-        return (self.num_steps - self.step) * elapsed / num_timed if num_timed > 0 else math.nan
+        num_timed = self.n - self.initial
+        return (self.total - self.n) * super().format_dict["elapsed"] / num_timed if num_timed > 0 else math.nan
 
-    def _show(self) -> None:
-        self.shown, left = time.monotonic(), self.seconds_left()
-        left_text = f", {duration(left)} left" if left > 0 else ""
-        text = f"{self.step:,}/{self.num_steps:,}{left_text}{self.told}"
-        if self.is_terminal:
-            self.bar.n = self.step
-            self.bar.set_description_str(text, refresh=False)
-            self.bar.refresh()
-        elif self.enabled:
-            print(f"step {text}", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Leave the line as it is now; for a terminal it is drawn a last time."""
-        if not self.bar.disable:
-            self._show()
-        self.bar.close()
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        left = self.seconds_left()
+        return {**super().format_dict, "left": f", {duration(left)} left" if left > 0 else ""}
 
 
 class RunLog:
     """Every process counts, only the main one writes. Losses stay on the device until a line is due.
 
-    `folder` receives metrics.jsonl, curves.png, samples/, samples_over_time.png and report.html, which shows `tables`
-    by their headings beside the rest.
+    `folder` receives metrics.jsonl, curves.png, samples/, samples_over_time.png and report.html, which shows `tables`,
+    rows by heading, beside the rest.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class RunLog:
         first_step: int,
         num_steps: int,
         global_batch_size: int,
-        tables: Mapping[str, Table] | None = None,
+        tables: Mapping[str, Rows] | None = None,
     ):
         self.accelerator, self.folder, self.global_batch_size = accelerator, folder, global_batch_size
         self.tables = tables or {}
@@ -164,8 +164,7 @@ class RunLog:
                 file.write(json.dumps(line) + "\n")
         with trackers_left_out_if_they_fail(self.accelerator):
             self.accelerator.log(numbers, step=step)
-        images_per_s = numbers["images_per_s"]
-        self.progress.tell(images_per_s=images_per_s, loss=loss, learning_rate=learning_rate)
+        self.progress.show(images_per_s=numbers["images_per_s"], loss=loss, learning_rate=learning_rate)
         self._restart()
 
     def has_samples(self, step: int) -> bool:
@@ -203,13 +202,12 @@ class RunLog:
             chosen = sorted({round(i) for i in np.linspace(0, len(grids) - 1, 8)})
             pictures = [Image.open(grids[i]) for i in chosen]
             side_by_side(pictures).save(self.folder / "samples_over_time.png")
-        progress = self.progress
         write_report(
             self.folder,
             metrics=metrics,
-            step=progress.step,
-            num_steps=progress.num_steps,
-            seconds_left=progress.seconds_left(),
+            step=self.progress.n,
+            num_steps=self.progress.total,
+            seconds_left=self.progress.seconds_left(),
             tables=self.tables,
         )
 
@@ -226,7 +224,7 @@ class RunLog:
 
 @contextlib.contextmanager
 def trackers_left_out_if_they_fail(accelerator: Accelerator) -> Iterator[None]:
-    """A tracker that fails inside is told of in one line and not asked again: training goes on without it."""
+    """A tracker that fails inside is named in a one-line warning and not used again: training goes on without it."""
     try:
         yield
     except Exception as error:  # whatever a tracker's package may raise
