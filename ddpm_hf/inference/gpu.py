@@ -7,27 +7,25 @@ import torch
 from torch import Tensor, nn
 
 from ..machine import Recorded
-from ..unet.unet_ddpm_paper import (
-    DDPMPaperUNet,
-)
-from .network import _sample_shape, _SamplingNetwork
+from ..unet import DDPMPaperUNet
+from .network import SamplingNetwork, sample_shape_of
 
-MAX_RECORDED = 8  # batch sizes on a GPU; then the oldest is forgotten
+MAX_RECORDED = 8  # batch sizes; after that, the oldest recording is dropped
 
 
-class GraphedUNet(_SamplingNetwork):
-    """A copy of a network on a GPU, for each batch size recorded as a CUDA graph.
+class GraphedUNet(SamplingNetwork):
+    """ε_θ(x_t, t) by a copy of a network on a GPU, recorded as a CUDA graph for each batch size.
 
-    With `compile`, TorchInductor writes its kernels, for half a minute per batch size.
+    With `compile`, TorchInductor generates its kernels, which takes half a minute per batch size.
     """
 
     def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, compile: bool):
         super().__init__()
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
-        self.sample_shape = _sample_shape(unet)
+        self.sample_shape = sample_shape_of(unet)
         network: Any = copy.deepcopy(unet)
-        nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own warns of nothing
-        # its own kernels are faster channels last, PyTorch's GroupNorm is not
+        nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own `to` would only warn
+        # TorchInductor's kernels are faster channels last, PyTorch's GroupNorm is not
         memory_format = torch.channels_last if compile else torch.contiguous_format
         network.to(memory_format=memory_format)
         if compile:
@@ -37,14 +35,14 @@ class GraphedUNet(_SamplingNetwork):
             x = x_t.to(compute_dtype).contiguous(memory_format=memory_format)
             return network(x, t).sample.float().contiguous()
 
-        self._compute = compute  # not the network itself, whose weights would then be this one's
-        self._recorded: dict[tuple[int, torch.dtype], Recorded] = {}  # by the batch's size, and what t is counted in
+        self._compute = compute  # not the network itself, which would register as a submodule with its weights
+        self._recorded: dict[tuple[int, torch.dtype], Recorded] = {}  # by batch size and t's dtype
 
     def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
         key = len(sample), t.dtype
         recorded = self._recorded.get(key)
         if recorded is None:
-            if len(self._recorded) >= MAX_RECORDED:  # each holds the activations of its batch
+            if len(self._recorded) >= MAX_RECORDED:  # each keeps the activations of its batch in memory
                 self._recorded.pop(next(iter(self._recorded)))
             recorded = self._recorded[key] = Recorded(self._compute, self._device)
         y: Any = recorded(sample, t.expand(len(sample)))

@@ -1,4 +1,4 @@
-"""What networks for sampling have in common."""
+"""What the networks for sampling on a CPU and on a GPU share: `SamplingNetwork`."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from diffusers import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from ..unet.unet_ddpm_paper import DDPMPaperUNet
+from ..unet import DDPMPaperUNet
 
 
-class _SamplingNetwork(ModelMixin):
-    """ε_θ(x_t, t) with the weights that a `DDPMPaperUNet` has now, for sampling alone.
+class SamplingNetwork(ModelMixin):
+    """ε_θ(x_t, t) with the weights that a `DDPMPaperUNet` had when this was made, for sampling alone.
 
-    It computes in `compute_dtype`, takes and returns float32, and holds nothing that could be trained or saved.
+    It computes in `compute_dtype`, takes and returns float32, and can be neither trained nor saved.
     """
 
     config: Any
@@ -23,9 +23,9 @@ class _SamplingNetwork(ModelMixin):
 
     @torch.no_grad()
     def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
-        """As `DDPMPaperUNet.forward`: x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W].
+        """x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W], as `DDPMPaperUNet.forward`.
 
-        Raises ValueError for other shapes, and other devices than the one it was made for.
+        Raises ValueError for other shapes, and for another device than the one it was made for.
         """
         if sample.device != self._device:
             raise ValueError(f"this network was sped up for {self._device}, and sample is on {sample.device}")
@@ -38,7 +38,7 @@ class _SamplingNetwork(ModelMixin):
         return UNet2DOutput(sample=y) if return_dict else (y,)
 
     def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
-        """`t` is [1] or [B]."""
+        """ε_θ(sample, t) in float32; `t` is [1] or [B]."""
         raise NotImplementedError
 
     @property
@@ -53,7 +53,8 @@ class _SamplingNetwork(ModelMixin):
         raise ValueError("a network that was sped up holds no weights to save; save the pipeline it was made from")
 
 
-def _sample_shape(unet: DDPMPaperUNet) -> tuple[int, int, int]:
+def sample_shape_of(unet: DDPMPaperUNet) -> tuple[int, int, int]:
+    """(C, H, W) of what the network takes."""
     side: Any = unet.config["sample_size"]
     height, width = (side, side) if isinstance(side, int) else side
     return unet.config["in_channels"], height, width
