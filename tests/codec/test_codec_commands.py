@@ -72,17 +72,18 @@ def test_a_folder_of_images_comes_back(tiny_checkpoint, tmp_path, capsys):
             assert np.array_equal(np.asarray(opened), image)
 
 
-@pytest.mark.integration
-def test_a_data_set_comes_back_as_levels_or_pictures(digits_pipe, tmp_path, capsys, monkeypatch):
-    """With few of the digits, and with one for the chain, to be quick."""
-    few = load_samples("digits", split="test").array[:4]
+def test_a_data_set_comes_back_as_levels_or_pictures(tmp_path, capsys, monkeypatch):
+    """With a tiny network, few of the digits, and one of them for the chain, to be quick."""
+    checkpoint = str(tmp_path / "tiny")
+    tiny_pipe(num_train_timesteps=20, beta_end=0.4).save_pretrained(checkpoint)
+    few = load_samples("digits", split="test").array[:5]
     monkeypatch.setattr(codec, "read_images", lambda images, split, skip: (few, 17, None))
     file = str(tmp_path / "digits.ddpm")
-    main(["compress", str(CARD), "digits", "-o", file, "--fit_images", "1"])
+    main(["compress", checkpoint, "digits", "-o", file, "--fit_images", "1"])
     capsys.readouterr()
-    main(["decompress", str(CARD), file, "-o", str(tmp_path / "levels.npy"), "--micro_batch", "2"])
+    main(["decompress", checkpoint, file, "-o", str(tmp_path / "levels.npy"), "--micro_batch", "2"])
     assert np.array_equal(np.load(tmp_path / "levels.npy"), few)
-    main(["decompress", str(CARD), file, "-o", str(tmp_path / "pictures")])
+    main(["decompress", checkpoint, file, "-o", str(tmp_path / "pictures")])
     with Image.open(tmp_path / "pictures" / "00003.png") as picture:
         assert np.array_equal(np.rint(np.asarray(picture) / 255 * 16), few[3, 0])
 
