@@ -1,4 +1,4 @@
-"""What the paper draws, as tensors; `pictures` makes pictures of them.
+"""What the paper draws, as tensors, and two plots of it; `pictures` makes grids and animations.
 
 Images are [..., C, H, W] in [0, 1] unless a docstring says otherwise; what comes out is on the CPU. Time is 0-based:
 t = 0 is the paper's t = 1, and t = −1 stands for x_0 itself.

@@ -1,6 +1,6 @@
-"""Pictures: grids and animations of images, densities of points, plots.
+"""Pictures: grids and animations of images, densities of points, and curves of training.
 
-Where a picture counts time it counts diffusion steps, t + 1, which is the paper's t. Plots need matplotlib, of the
+Nothing here knows of diffusion; the paper's figures and their plots are in `figures`. Curves need matplotlib, of the
 extra `train`.
 """
 
@@ -76,7 +76,7 @@ def captioned(picture: Image.Image, caption: str) -> Image.Image:
 
 
 def save_animation(path: str | os.PathLike[str], frames: Sequence[Image.Image]) -> None:
-    """Write frames of one size as a GIF that repeats for ever, the last frame held for two seconds.
+    """Write frames of one size as a GIF that repeats without end and shows the last frame for two seconds.
 
     Raises ValueError for no frames.
     """
@@ -125,7 +125,7 @@ def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -
         raise ValueError(f"points have shape {points.shape}; expected [N, d] with d >= 2")
     bins = np.linspace(-extent, extent, side // 2 + 1)
     counts, _, _ = np.histogram2d(-points[:, 1], points[:, 0], bins=(bins, bins))
-    black = np.percentile(counts[counts > 0], 90) if counts.any() else 1.0  # from so many points per bin on
+    black = np.percentile(counts[counts > 0], 90) if counts.any() else 1.0  # points of a black bin
     shade = 255 * (1 - np.minimum(counts / black, 1))
     picture = Image.fromarray(shade.round().astype(np.uint8))
     return picture.resize((side, side), Image.Resampling.NEAREST)
@@ -152,13 +152,14 @@ def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
 
 
 def drawn(figure: Any) -> Image.Image:
+    """A matplotlib figure as a picture of 100 pixels per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer)
 
 
 def __getattr__(name: str) -> Any:
-    """Two plots stood here before they moved to `figures`."""
+    """Two plots that are in `figures` now, for code that imports them from here."""
     if name in ("point_process_plot", "rate_distortion_plot"):
         return getattr(importlib.import_module("ddpm_hf.figures"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The demo page as a Space: a folder to push to the Hub."""
+"""The demo page as a Space: a folder that one pushes to the Hub."""
 
 import importlib.metadata
 import re
@@ -10,8 +10,6 @@ import yaml
 
 from ..runs import public_options, read_options
 from .tasks import load
-
-# ---- as a Space ----------------------------------------------------------------------------------------------------
 
 APP = '''"""The demo page of ddpm_hf as a Space; written by `ddpm-hf demo --space`."""
 
@@ -48,10 +46,11 @@ checkpoints: {names}. Written by `ddpm-hf demo --space`; `ddpm_hf/` is a copy of
 
 
 def write_space(folder: Path, checkpoints: Sequence[str]) -> None:
-    """A Space in `folder`, new or empty: the page, the checkpoints with their code, this package, what they need.
+    """Write a Space into `folder`, new or empty: the app, the checkpoints with their code, a copy of this package, and
+    the list of what it needs.
 
-    Raises ValueError for checkpoints that the page cannot show, and where the package is not installed, so that what
-    it needs is not known.
+    Raises ValueError for checkpoints that the page cannot show, and where the package is not installed: its metadata
+    list what it needs.
     """
     try:
         requirements = importlib.metadata.requires("ddpm_hf") or []

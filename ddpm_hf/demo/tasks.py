@@ -1,8 +1,8 @@
 """What the demo page computes: checkpoints, images that were dropped, and what is drawn of them.
 
-Nothing here knows of the page. t is the paper's, from 1 to T, and t = 0 is x_0, unless a docstring says otherwise. A
-`report` is called with the part of the work that is done after each evaluation of the network; what it raises ends
-the work.
+Nothing here knows of the page. t is the paper's, from 1 to T, and t = 0 is x_0, unless a docstring says otherwise.
+After each evaluation of the network, `report` is called with the fraction of the work that is done; what it raises
+ends the work.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from ..scheduler import paper_scheduler
 
 DIGITS_LEVELS = 17
 MAX_FILE_BYTES = 20 * 2**20
-NUM_FRAMES = 25  # of the denoising, without its end, and how many of the seeds they show
-SHOWN_SEEDS = 16
+NUM_FRAMES = 25  # of the denoising, without its end
+SHOWN_SEEDS = 16  # how many of the seeds a frame shows
 WEIGHTS = [i / 8 for i in range(9)]
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
@@ -62,13 +62,15 @@ class Model(NamedTuple):
 
     @property
     def default_steps(self) -> int:
+        """The number of reverse steps of its own chain."""
         return self.process.chain().num_timesteps
 
 
 def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[str, Model]:
-    """The models by the names that the page shows: a folder's own, or a repository's; on a CPU sped up where `fast`.
+    """The models by the names that the page shows: a folder's own, or a repository's; sped up where `fast`.
 
-    Raises ValueError where a checkpoint cannot be shown: points, other channels than 1 or 3, names that are the same.
+    Raises ValueError for a checkpoint that cannot be shown: of points or of other channels than 1 or 3, or with the
+    name of another one.
     """
     models: dict[str, Model] = {}
     for checkpoint in checkpoints:
@@ -89,6 +91,7 @@ def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[
 
 
 def checkpoint_name(checkpoint: str) -> str:
+    """A folder's own name, or a repository's whole one."""
     return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
 
 
@@ -246,9 +249,9 @@ def nearest_timestep(model: Model, t: int, steps: int) -> tuple[int, int]:
 
 
 def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Report) -> Bound:
-    """The bound on −log₂ p(x_0) / dim of an image (Eq. 5), as `fitted` returns it, from L_0 and one in so many others.
+    """The bound on −log₂ p(x_0) / dim of an image (Eq. 5), from L_0 and one in `one_in` of the other terms.
 
-    Raises ValueError.
+    The image is as `fitted` returns it. Raises ValueError.
     """
     scheduler = model.process
     total = scheduler.chain().num_timesteps
@@ -279,6 +282,7 @@ def _grid(images: Tensor, *, min_side: int = 64, side: int = 256) -> Image.Image
 
 
 def enlarged(images: Tensor) -> list[Image.Image]:
+    """Each image by itself, enlarged to at least 128 pixels."""
     return [pictures.image_grid([picture], min_side=128) for picture in pictures.as_pictures(images)]
 
 
@@ -334,5 +338,6 @@ def fitted(model: Model, path: str | None, background: str) -> Tensor:
 
 
 def is_animated(path: str) -> bool:
+    """Whether an image file has more than one frame."""
     with Image.open(path, formats=tuple(FORMATS)) as image:
         return getattr(image, "is_animated", False)

@@ -1,7 +1,7 @@
 """Evaluating a checkpoint: bits/dim, and distances between many samples and real images, with the whole protocol.
 
 Work is cut into pieces that do not depend on how many processes share it: 16 images of the bound, or one micro-batch
-of seeds (the last one filled up, and cut afterwards). A run that was killed goes on where it was; see `pieces`.
+of seeds (the last one is filled up, and cut afterwards). A run that was killed goes on where it was; see `Pieces`.
 Statistics are computed by the main process from the pieces in their order.
 """
 
@@ -31,14 +31,15 @@ from .protocol import LEAST_SAMPLES, OF_SAMPLES, Protocol
 from .resumable import Pieces
 
 logger = logging.getLogger(__name__)
+
 IMAGES_PER_PIECE = 16
 
 
 def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerprint: str) -> bool:
     """Whether this split of a data set is known to be what the network in the folder `checkpoint` was trained on.
 
-    By the fingerprint in a training checkpoint's manifest, or by the names in the options, which a finished run has
-    beside its model. False where neither is known, or can be read.
+    A training checkpoint's manifest holds the fingerprint; beside a finished run's model lie its options, with the
+    names. False where neither is there, or readable.
     """
     try:
         manifest = read_json(Path(checkpoint) / checkpoints.MANIFEST)
@@ -56,7 +57,7 @@ def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerpri
 
 @contextlib.contextmanager
 def _counted(network: nn.Module, total: int, *, disable: bool) -> Iterator[None]:
-    """Inside, a progress bar counts the samples that the network is asked about, to `total`; then it is gone."""
+    """Inside, a progress bar counts the samples that the network sees, up to `total`; then the bar disappears."""
     with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=disable) as bar:
 
         def count(_: nn.Module, inputs: tuple[Tensor, Any], output: Any) -> None:
@@ -70,10 +71,8 @@ def _counted(network: nn.Module, total: int, *, disable: bool) -> Iterator[None]
 
 
 def default_work_dir() -> Path:
+    """Where the pieces of evaluations lie unless another folder is named."""
     return default_cache_dir() / "evaluation"
-
-
-# ---- one evaluation ------------------------------------------------------------------------------------------------
 
 
 class Evaluator:
@@ -98,7 +97,7 @@ class Evaluator:
         self._check()
 
     def _check(self) -> None:
-        """What may turn out not to fit, before hours of work: data, sizes, packages. Raises ValueError."""
+        """Raises ValueError where data, sizes or packages do not fit, before hours of work."""
         for metric in self.protocol.metrics:
             if metric != "bpd":
                 if len(self.pipe.sample_shape) != 3:
@@ -111,10 +110,10 @@ class Evaluator:
                 raise ValueError(f"{metric} needs {LEAST_SAMPLES[metric]} real images; {name} has {size}")
 
     def run(self) -> Iterator[dict[str, Any]]:
-        """The result of each metric as it is there, on the main process; gone through by all processes."""
+        """The result of each metric once it is known, on the main process; all processes must iterate."""
         for metric in self.protocol.metrics:
             if metric == "bpd":
-                self._tell_of_training_data()
+                self._warn_of_training_data()
                 measured = _bound_result(self.bound_terms(), self.bound_settings())
             else:
                 measured = self.of_samples(metric)
@@ -123,6 +122,7 @@ class Evaluator:
             self.accelerator.wait_for_everyone()
 
     def data(self, metric: str) -> Samples:
+        """The real data of a metric, loaded once per split."""
         split = self.protocol.split_for(metric)
         if split not in self._data:
             assert self.protocol.dataset is not None
@@ -140,8 +140,8 @@ class Evaluator:
 
     # ---- bits/dim --------------------------------------------------------------------------------------------------
 
-    def _tell_of_training_data(self) -> None:
-        """A warning where the bound is of what the network was trained on; other metrics use that by convention."""
+    def _warn_of_training_data(self) -> None:
+        """Warn where the bound is of the training data; other metrics use them by convention."""
         samples, split, dataset = self.data("bpd"), self.protocol.split_for("bpd"), self.protocol.dataset
         assert dataset is not None
         if self.accelerator.is_main_process and is_training_data(
@@ -164,7 +164,7 @@ class Evaluator:
         }
 
     def bound_terms(self) -> BoundTerms:
-        """The bound of the data set's first `num_images` images; called by all processes, who all get it."""
+        """The bound of the data set's first `num_images` images; called by all processes, and the same in each."""
         samples, settings = self.data("bpd"), self.bound_settings()
         num_images = min(self.protocol.num_images or len(samples), len(samples))
         chain = paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps)
@@ -257,7 +257,7 @@ class Evaluator:
     def _features(
         self, extractor: Any, images: Pieces | None, count: int, *, samples: Samples | None = None
     ) -> Pieces:
-        """What `extractor` says about the first `count` images, of pieces of them or of a data set."""
+        """The features that `extractor` computes of the first `count` images, of drawn pieces or of a data set."""
         size = self.protocol.batch_size
 
         def compute(piece: int) -> dict[str, Tensor]:
@@ -286,7 +286,7 @@ class Evaluator:
         return {"name": data.name, "split": split, "fingerprint": data.fingerprint, **skipped}
 
     def _about(self, metric: str) -> dict[str, Any]:
-        """What every result says about itself."""
+        """The part of a result that does not depend on the metric's value: model, data, environment and time."""
         data = None if metric == "is" else self.data(metric)
         scheduler = self.pipe.scheduler
         own_chain = paper_scheduler(scheduler).chain().num_timesteps
@@ -305,12 +305,14 @@ class Evaluator:
 
 
 def _curve(terms: BoundTerms) -> dict[str, list[float]]:
+    """The rate-distortion curve, to six digits."""
     steps, rate, rmse = rate_distortion(terms)
     rounded = [[float(f"{x:.6g}") for x in values] for values in (rate, rmse)]
     return {"num_reverse_steps": steps.tolist(), "rate_bpd": rounded[0], "rmse": rounded[1]}
 
 
 def _bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean bits/dim with its standard error, its parts, and the settings that it depends on."""
     total = terms.total_b
     return {
         "name": "bits/dim",

@@ -43,6 +43,7 @@ def metric_name(metric: str, num_samples: int) -> str:
 
 
 def _imported(module: str) -> Any:
+    """The module. Raises ValueError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -221,7 +222,7 @@ def _blocks(batches: Iterable[Tensor], argument: str) -> Iterator[Tensor]:
 
 
 class _Stream:
-    """A set of features to show to a metric once, whose width is known before."""
+    """A set of features that a metric reads once, and whose width is known before."""
 
     def __init__(self, batches: Iterable[Tensor], argument: str, *, minimum: int) -> None:
         blocks = _blocks(batches, argument)
@@ -241,6 +242,7 @@ class _Stream:
 
 
 def _two_streams(samples: Iterable[Tensor], reference: Iterable[Tensor], *, minimum: int) -> list[_Stream]:
+    """Both sets as streams. Raises ValueError where their widths differ."""
     streams = [_Stream(samples, "samples", minimum=minimum), _Stream(reference, "reference", minimum=minimum)]
     widths = [stream.width for stream in streams]
     if widths[0] != widths[1] and all(widths):

@@ -17,8 +17,8 @@ from .retries import is_transport_error
 def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> DDPMPaperPipeline:
     """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
 
-    `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is a slip, more likely than not, and
-    must not load what somebody else has under that name. Raises ValueError where there is neither, in one line with
+    `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is probably a typo, and must not load
+    what somebody else has under that name. Raises ValueError where there is neither, in one line with
     what is like it here and what the Hub answered; what `from_pretrained` raises where there is one.
     """
     if os.path.isdir(checkpoint):
@@ -45,7 +45,7 @@ def _not_here(name: str, more: str = "") -> str:
 
 
 def _nearest_folder(path: Path) -> Path | None:
-    """The folder that is there and whose path differs from this one by slips in its names, or None."""
+    """The folder that is there and whose path differs from this one by typos in its names, or None."""
     if os.path.isdir(path):
         return path
     parent = _nearest_folder(path.parent) if path.parent != path else None
@@ -58,11 +58,12 @@ def _nearest_folder(path: Path) -> Path | None:
 
 def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
     """A repository's pipeline. Raises ValueError with what the Hub answered, where that is why there is none."""
-    held: list[logging.LogRecord] = []  # diffusers says at once that it could not ask, before it looks into the cache
+    # diffusers says at once that it could not ask, before it looks into the cache
+    delayed: list[logging.LogRecord] = []
     source = logging.getLogger("diffusers.pipelines.pipeline_utils")
 
     def hold(record: logging.LogRecord) -> bool:
-        held.append(record)
+        delayed.append(record)
         return False
 
     source.addFilter(hold)
@@ -75,7 +76,7 @@ def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
         raise ValueError(_not_here(name, f", and {cause}")) from error
     finally:
         source.removeFilter(hold)
-    for record in held:
+    for record in delayed:
         source.handle(record)
     return pipe
 
