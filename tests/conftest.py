@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,9 @@ if "DDPM_HF_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # For tensors as small as the tests', threads only wait for each other: 100 times longer on a busy CPU.
 torch.set_num_threads(1)
+
+# `--hypothesis-profile many`: five times the examples of the default, where a test takes its number from the profile.
+hypothesis.settings.register_profile("many", max_examples=5 * hypothesis.settings.get_profile("default").max_examples)
 
 TIERS_THAT_MAY_START_PROCESSES = ("integration", "slow", "docs", "long")
 STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")

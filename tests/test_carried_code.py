@@ -17,6 +17,8 @@ from local_hub import LocalHub
 
 from ddpm_hf import DDPMPaperPipeline
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).parents[1]
 CARRIED = {
     "pipeline.py": "ddpm_hf/pipeline_ddpm_paper.py",

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.cli.commands import main as ddpm_hf
+from ddpm_hf.cli import main as ddpm_hf
 from ddpm_hf.inference import GraphedUNet, speed_up
 from ddpm_hf.likelihood import bits_per_dim
 from ddpm_hf.machine import Recorded

@@ -1,6 +1,7 @@
-"""docs/course/: every chapter runs, prints what it shows on the web, and its links lead somewhere.
+"""docs/course/: every chapter runs, and prints what it shows on the web.
 
-The fast test runs a chapter's cells in this process; the slow one in Jupyter's kernel, as docs/course/run.py does.
+A chapter's cells run in this process. One chapter, and all of them in the tier `long`, also run in Jupyter's kernel,
+as docs/course/run.py does.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "course"
 CHAPTERS = sorted(path.stem for path in FOLDER.glob("[0-9]*.ipynb"))
+SHORTEST = "02_posterior"
 NUMBER = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 MAX_BYTES = 700_000  # of a chapter: above a megabyte web pages no longer show it
 
@@ -78,8 +80,9 @@ def test_a_chapter_prints_and_draws_what_it_shows(chapter, pictures, monkeypatch
         assert sum(pictures) == num_pictures(cell) and not plt.get_fignums()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("chapter", CHAPTERS)
+@pytest.mark.parametrize(
+    "chapter", [pytest.param(c, marks=[] if c == SHORTEST else pytest.mark.long) for c in CHAPTERS]
+)
 def test_a_chapter_runs_in_jupyter(chapter, tmp_path):
     """As a reader runs it, in a copy of the course's folder, so that the repository stays as it is."""
     copy = tmp_path / "docs" / "course"

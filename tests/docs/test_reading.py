@@ -13,7 +13,7 @@ import torch
 
 import ddpm_hf
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
-from ddpm_hf.cli.commands import build_parser
+from ddpm_hf.cli import build_parser
 from ddpm_hf.runs import parse_options
 from training import train as train_py
 
