@@ -27,7 +27,7 @@ class BoundTerms(NamedTuple):
     """The bound of B samples, all in bits/dim but the last; float64 on the CPU.
 
     total_b: prior_b plus the sum of terms_bt over t; at least −log₂ p(x_0) / dim in expectation over the noise.
-    prior_b: L_T, what is left of x_0 in x_T.
+    prior_b: L_T, the information that x_T still has about x_0.
     terms_bt: by t, ascending: L_0, then the KL terms.
     x_start_mse_bt: mean squared error per dimension of x̂_0(x_t, t), on the scale of [−1, 1].
     """
@@ -78,10 +78,10 @@ def discretized_log_likelihood_nats(
 ) -> Tensor:
     """log p(x_0 | x_1) of the decoder (Eq. 13), in nats, per dimension.
 
-    N(mean, σ²) integrated over x_0's bin, which is 2/(num_levels − 1) wide and at the lowest and highest level open to
-    the outside. `x_start` lies in [−1, 1]. With `num_levels` None, for points, the density itself, N(x_0; mean, σ²).
-    Exact (the paper's code approximates the distribution function by a tanh) and in log space: it does not underflow,
-    so needs no floor (the paper's code has one at 1e-12).
+    N(mean, σ²) is integrated over x_0's bin, which is 2/(num_levels − 1) wide, and open to the outside at the lowest
+    and the highest level. `x_start` lies in [−1, 1]. With `num_levels` None, for points, it is the density itself,
+    N(x_0; mean, σ²). The integral is exact (the paper's code approximates the distribution function by a tanh) and in
+    log space: it does not underflow, so it needs no floor (the paper's code has one at 1e-12).
     """
     log_variance = _as_tensor(log_variance, mean)
     inverse_sigma = torch.exp(-0.5 * log_variance)
@@ -143,7 +143,7 @@ def _term(diffusion: GaussianDiffusion, p: Any, x_start: Tensor, x_t: Tensor, t:
     q = diffusion.q_posterior_mean_variance(x_start, x_t, t)
     kl = gaussian_kl_nats(q.mean, q.log_variance, p.mean, p.log_variance)
     is_first = (t.to(x_t.device) == 0).view(-1, *(1,) * (x_t.ndim - 1))
-    # elsewhere the decoder looks at a perfect mean, so that no overflow there can reach a gradient
+    # elsewhere the decoder gets a perfect mean, so that no overflow there can reach a gradient
     mean = torch.where(is_first, p.mean, x_start)
     decoder = -discretized_log_likelihood_nats(x_start, mean, p.log_variance, num_levels=num_levels)
     return _bits_per_dim(torch.where(is_first, decoder, kl))
@@ -170,19 +170,19 @@ def bits_per_dim(
     sample): the result depends on neither `batch_size`, but for the rounding of kernels, nor on the other samples.
 
     Args:
-        unet: network, ours or stock's; on whatever device it is.
+        unet: the network, ours or stock's, on any device.
         scheduler: a `DDPMPaperScheduler`, or any whose configuration describes a DDPM.
         x_start: samples [B, ...] in [−1, 1]; points [B, d] as they are.
-        seed: of the noise.
-        clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without; a function
-            is applied to x̂_0 in its place.
-        num_levels: of the data: 256, 17 for the digits, None for points.
-        num_inference_steps: evaluate the chain that samples in so many steps; by default the scheduler's own.
-        num_timesteps_subset: evaluate only so many terms per sample: from 2 on always L_0, which may be as much as all
-            others together, and one drawn from each of the other `subset_edges`' ranges, weighted with the range's
-            length. Entries not drawn are 0, and every mean is an unbiased estimate.
-        batch_size: pairs of sample and t that the network sees at once.
-        first_index: index of x_start[0] in its data set, where x_start is a part of one.
+        seed: the noise's.
+        clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without clamping; a
+            function is applied to x̂_0 instead.
+        num_levels: the data's: 256, 17 for the digits, None for points.
+        num_inference_steps: evaluate the chain that samples in this many steps; by default the scheduler's own.
+        num_timesteps_subset: evaluate only this many terms per sample: from 2 on always L_0, which may be as large as
+            all others together, and one drawn from each of the other ranges of `subset_edges`, weighted by the range's
+            length. Entries that are not drawn are 0, and every mean is an unbiased estimate.
+        batch_size: how many pairs of sample and t the network sees at once.
+        first_index: the index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
 
     Raises ValueError for samples outside [−1, 1], for numbers outside their range, and where ε says nothing about x_0
@@ -211,7 +211,7 @@ def bits_per_dim(
     was_training = unet.training
     unet.eval()
     try:
-        starts = range(0, size * subset, batch_size)  # t by t, so that a batch asks the network for few of them
+        starts = range(0, size * subset, batch_size)  # t by t, so that a batch has few different ones
         for first in tqdm(starts, desc="bits/dim", disable=not progress):
             s, b = np.divmod(np.arange(first, min(first + batch_size, size * subset)), size)
             t = t_bs[b, s]
@@ -245,9 +245,9 @@ def _require_integer(name: str, value: Any, least: int, most: int | None = None)
 
 
 def subset_edges(total: int, subset: int) -> np.ndarray:
-    """Where the ranges of t begin of which `bits_per_dim` draws one term each, and where the last ends: int64 [S + 1].
+    """The edges of the ranges of t from each of which `bits_per_dim` draws one term: int64 [S + 1].
 
-    L_0 has a range of its own. The others grow with t, for terms fall about as 1/t: then no single one weighs much.
+    L_0 has a range of its own. The others grow with t, because terms fall about as 1/t: so no term has a large weight.
     """
     if subset == 1:
         return np.array([0, total])
@@ -284,7 +284,7 @@ def rate_distortion(terms: BoundTerms) -> RateDistortion:
     steps leaves out L_0, which would make the code lossless. Idealised: actual codes of single steps cost more.
     """
     mean_t = terms.terms_bt.mean(dim=0).numpy()
-    paid = np.append(np.cumsum(mean_t[:0:-1]), 0.0)  # by number of steps less one; the last is only a place
+    paid = np.append(np.cumsum(mean_t[:0:-1]), 0.0)  # by the number of steps less one; the last entry is a placeholder
     rate = terms.prior_b.mean().item() + np.roll(paid, 1)
     rmse = 127.5 * np.sqrt(terms.x_start_mse_bt.mean(dim=0).numpy()[::-1])
     return RateDistortion(np.arange(1, len(mean_t) + 1), rate, rmse)

@@ -23,8 +23,8 @@ def simple_loss(
 
     Targets: ε for `epsilon`, x_0 for `sample`, μ̃_t(x_t, x_0) (Eq. 7) for `previous_sample`, v for `v_prediction`.
     All tensors are [B, ...] float32, `t` [B] 0-based; for `epsilon` and `v_prediction` pass the `noise` that made x_t:
-    recovered from x_t it is only good to 1e-5 at t = 0. Raises ValueError for a learned variance, about which L_simple
-    says nothing (the paper's code refuses it too).
+    recovered from x_t it is only accurate to 1e-5 at t = 0. Raises ValueError for a learned variance, which L_simple
+    does not train (the paper's code refuses it too).
     """
     if variance_type == "learned":
         raise ValueError("L_simple does not train a learned variance; use fixed_small or fixed_large")
@@ -76,7 +76,7 @@ def vlb_loss(
 
 
 class LossHistory:
-    """Importance sampling of t by the losses seen there (Nichol & Dhariwal 2021, Eq. 18), for the bound.
+    """Importance sampling of t by the losses observed there (Nichol & Dhariwal 2021, Eq. 18), for the bound.
 
     p_t ∝ √E[L_t²] over the last ten losses at t, mixed with 0.1% of the uniform distribution; uniform until every t
     has been drawn ten times. Weighted by 1 / (T p_t), a loss keeps its expectation and loses most of its variance.
@@ -103,17 +103,18 @@ class LossHistory:
         return torch.from_numpy(t), torch.from_numpy(weights.astype(np.float32))
 
     def update(self, t: np.ndarray, losses: np.ndarray) -> None:
-        """Take in unweighted losses [B] at t [B], in this order; those that are not finite are left out."""
+        """Record unweighted losses [B] at t [B], in this order; those that are not finite are left out."""
         for place, loss in zip(t.tolist(), losses.tolist(), strict=True):
             if np.isfinite(loss):
                 self.losses[place, self.counts[place] % self.losses.shape[1]] = loss
                 self.counts[place] += 1
 
     def state(self) -> dict[str, Tensor]:
-        """What `restore` takes back, for a checkpoint."""
+        """The history as tensors, for a checkpoint; `restore` takes it back."""
         return {"losses": torch.from_numpy(self.losses.copy()), "counts": torch.from_numpy(self.counts.copy())}
 
     def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state()`. Raises ValueError for a history of another size."""
         losses, counts = state["losses"].numpy().copy(), state["counts"].numpy().copy()
         if losses.shape != self.losses.shape or counts.shape != self.counts.shape:
             raise ValueError(f"a history of losses {losses.shape} cannot go on as one of {self.losses.shape}")

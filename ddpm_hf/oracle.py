@@ -1,4 +1,4 @@
-"""ε*(x_t, t) in closed form for Gaussian mixtures: truth to test and teach against, without any training.
+"""ε*(x_t, t) in closed form for Gaussian mixtures: the exact answer to test and teach with, without training.
 
 If x_0 is a Gaussian mixture, so is every x_t, and the minimiser of L_simple (Eq. 14), ε* = E[ε | x_t], follows from
 its score by Section 3.2's link: ε*(x_t, t) = −√(1−ᾱ_t) ∇ log p(x_t). Everything is computed in float64 on the CPU.
@@ -43,12 +43,12 @@ class GaussianMixture:
         if not size * dim or weights.shape != (size,) or covariances.shape != (size, dim, dim):
             shapes = ", ".join(f"{name} {tuple(part.shape)}" for name, part in parts.items())
             raise ValueError(f"shapes must be weights [K], means [K, d] and covariances [K, d, d]; got {shapes}")
-        if not (weights > 0).all() or abs(float(weights.sum()) - 1) > 1e-6:  # what float32 weights can be off by
+        if not (weights > 0).all() or abs(float(weights.sum()) - 1) > 1e-6:  # the rounding of float32 weights
             raise ValueError(f"weights must be positive and sum to 1, got {weights.tolist()}")
         eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
         asymmetry = (covariances - covariances.mT).abs().amax(dim=(1, 2))
         symmetric = asymmetry <= 1e-6 * eigenvalues[:, -1]
-        positive = eigenvalues[:, 0] > 1e-14 * eigenvalues[:, -1]  # less cannot be told from 0 in float64
+        positive = eigenvalues[:, 0] > 1e-14 * eigenvalues[:, -1]  # below, float64 cannot distinguish it from 0
         if not (symmetric & positive).all():
             raise ValueError(f"covariances must be symmetric and positive definite, got {covariances.tolist()}")
         parts |= {"weights": weights / weights.sum(), "eigenvalues": eigenvalues, "eigenvectors": eigenvectors}
@@ -126,10 +126,10 @@ class OracleNetwork(nn.Module):
 
     It goes wherever a `DDPMPaperMLP` goes: into a `DDPMPaperPipeline` (though not into a file) and into
     `likelihood.bits_per_dim`. `diffusion` is the process of training, `DDPMPaperScheduler.diffusion`; chains of fewer
-    steps ask at some of its timesteps. Raises ValueError for a respaced one.
+    steps use some of its timesteps. Raises ValueError for a respaced process.
     """
 
-    device, dtype = torch.device("cpu"), torch.float64  # whatever `.to` says: half precision would be no truth
+    device, dtype = torch.device("cpu"), torch.float64  # `.to` does not change them: half precision would not be exact
 
     def __init__(self, mixture: GaussianMixture, diffusion: GaussianDiffusion):
         super().__init__()

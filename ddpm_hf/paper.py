@@ -1,12 +1,12 @@
-"""The paper's values, each once, by the names of our options and configurations.
+"""The paper's values, by the names of our options and configurations, and how a configuration differs from them.
 
-From its Appendix B, or from its code where that is silent.
+They are those of its Appendix B, or of its code where the paper says nothing. tests/test_paper.py checks that the
+training script's defaults and training/configs agree with them.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-# The paper's values, by the names of our options and configurations: its Appendix B, or its code where that is silent.
 PAPER_PROCESS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",

@@ -1,4 +1,4 @@
-"""Sampling, step by step or shared by all processes of a run.
+"""Sampling, step by step or divided among all processes of a run.
 
 Time is 0-based: t = 0 is the paper's t = 1, the last step of sampling.
 """
@@ -19,7 +19,7 @@ from .scheduler import paper_scheduler
 class ReverseStep(NamedTuple):
     """One step of Algorithm 2, from x_t to x_{t−1}; tensors [B, ...] in float32, as the chain has them.
 
-    t: where the network was asked, 0-based.
+    t: the timestep at which the network was evaluated, 0-based.
     x: x_{t−1} (in a respaced chain, x at its next lower timestep); x_0 after the last step.
     x_start: x̂_0(x_t, t), clipped as the scheduler clips it.
     """
@@ -39,12 +39,12 @@ def reverse_process(
 ) -> Iterator[ReverseStep]:
     """Algorithm 2 from x_t down to x_0: x_{t−1} = μ_θ(x_t, t) + σ_t z, one `ReverseStep` after the other.
 
-    From x_T it gives what the pipeline gives, bit for bit. Neither the pipeline's scheduler nor the network's mode is
-    changed between steps, so several processes can be run side by side; nothing is computed before it is asked for.
+    From x_T it gives the pipeline's result, bit for bit. Neither the pipeline's scheduler nor the network's mode is
+    changed between steps, so several chains can be advanced in turn; a step is computed when it is asked for.
 
     Args:
-        pipe: a pipeline for images or points; another scheduler than ours is taken as the DDPM it was built from.
-        x_t: where to start, [B, ...], about standard Gaussian at T.
+        pipe: a pipeline for images or points; a scheduler of stock's is converted to ours.
+        x_t: where to start, [B, ...], approximately standard Gaussian at T.
         generators: one per sample, from which z is drawn; see `seeded_generators`.
         from_timestep: t of `x_t`, 0-based, one of the chain's; by default its first.
         num_inference_steps: which chain, by the number of all its steps; by default the scheduler's own.

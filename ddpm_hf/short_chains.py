@@ -3,8 +3,8 @@
 Both need one table, the mean squared error of x̂_0(x_t, t) per dimension at every t: the mean over training samples of
 `likelihood.bits_per_dim(...).x_start_mse_bt`. Among variances that do not depend on x_t, that of least KL divergence
 is σ_t² = β̃_t + c_t² mse_t (Bao et al. 2022, Analytic-DPM, Theorem 1), and a step then costs
-½ log₂(1 + c_t² mse_t / β̃_t) bits/dim. That cost depends on where a step begins and ends alone, so the best chain of K
-steps is a shortest path (Watson et al. 2021).
+½ log₂(1 + c_t² mse_t / β̃_t) bits/dim. That cost depends only on where a step begins and ends, so the best chain of
+K steps is a shortest path (Watson et al. 2021).
 """
 
 import math
@@ -31,17 +31,17 @@ def step_costs_bpd(diffusion: GaussianDiffusion, x_start_mse: np.ndarray) -> np.
 
 
 def decoder_costs_bpd(x_start_mse: np.ndarray, num_levels: int | None) -> np.ndarray:
-    """Expected L_0 if t were the last step, in bits/dim, float64 [T]: for an error of x̂_0 that is N(0, mse_t)."""
-    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)  # by the trapezoidal rule: exact to rounding for such a tail
+    """Expected L_0 if t were the last step and the error of x̂_0 were N(0, mse_t): float64 [T], in bits/dim."""
+    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)  # for the trapezoidal rule, which is exact to rounding here
     density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
     mse = torch.tensor(x_start_mse)[:, None]
-    middle = torch.zeros(len(mse), len(z), dtype=torch.float64)  # of the levels, whose bins are open at neither end
+    middle = torch.zeros(len(mse), len(z), dtype=torch.float64)  # a level whose bin is open at neither end
     nats = -discretized_log_likelihood_nats(middle, mse.sqrt() * z, mse.log(), num_levels=num_levels)
     return torch.trapezoid(density * nats, z, dim=1).numpy() / math.log(2)
 
 
 def _table(diffusion: GaussianDiffusion, x_start_mse: Any) -> np.ndarray:
-    """`x_start_mse`, array or tensor, as the process takes it: float64 [T]. Raises its ValueError for another one."""
+    """`x_start_mse`, array or tensor, checked by the process: float64 [T]. Raises ValueError for another table."""
     table: Any = replace(diffusion, x_start_mse=np.asarray(x_start_mse)).x_start_mse
     return table
 
@@ -59,7 +59,7 @@ def choose_timesteps(
     if not 1 <= num_steps <= total:
         raise ValueError(f"num_steps={num_steps} must lie in [1, {total}]")
     costs = step_costs_bpd(diffusion, mse)
-    best = decoder_costs_bpd(mse, num_levels)  # of the chains so far, by their highest timestep
+    best = decoder_costs_bpd(mse, num_levels)  # the cost of the best chain so far, by its highest timestep
     came_from = []
     for _ in range(num_steps - 1):
         through = best[:, None] + costs
@@ -76,8 +76,8 @@ def shortened(
 ) -> DDPMPaperScheduler:
     """The scheduler with fitted variances, sampling in `num_steps` chosen timesteps, or in all where it is None.
 
-    `x_start_mse` [T], array or tensor, is the network's; `num_levels` that of the data. The result is saved and used
-    like any other. Raises ValueError for networks that put out a variance of their own, or the mean of a single step.
+    `x_start_mse` [T], array or tensor, is the network's; `num_levels` is the data's. The result is saved and used like
+    any other scheduler. Raises ValueError for networks that predict a variance, or the mean of a single step.
     """
     scheduler = paper_scheduler(scheduler)
     for key, value in (("variance_type", "learned"), ("prediction_type", "previous_sample")):

@@ -1,4 +1,4 @@
-"""Networks and pipelines of stock diffusers ⇄ ours."""
+"""Networks and pipelines of stock diffusers → ours, and back."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import DDPMPaperScheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 
-# ---- stock diffusers ------------------------------------------------------------------------------------------------
+Model = TypeVar("Model", DDPMPaperUNet, UNet2DModel)
 
-# What the paper's UNet has where UNet2DModel has a choice.
+# The paper's UNet, in the options of UNet2DModel.
 _PAPER_VALUES: dict[str, Any] = {
     "center_input_sample": False,
     "time_embedding_type": "positional",
@@ -40,58 +40,48 @@ _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}  # stock's block types, 
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 
 
-Model = TypeVar("Model", DDPMPaperUNet, UNet2DModel)
+def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipeline:
+    """Our pipeline for one with stock's UNet2DModel and DDPMScheduler, or for a folder or repository of one.
+
+    Our `from_pretrained` runs stock's parts unchanged; this converts them.
+    Raises ValueError for what ours cannot express: see `from_stock` and `DDPMPaperScheduler`.
+    """
+    pipe = stock if isinstance(stock, DiffusionPipeline) else DDPMPaperPipeline.from_pretrained(stock)
+    unet, scheduler = pipe.unet, pipe.scheduler
+    if not isinstance(unet, UNet2DModel) or not isinstance(scheduler, DDPMScheduler):
+        raise ValueError(
+            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
+            "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
+        )
+    if scheduler.config["variance_type"] == "learned":  # ours would accept it with the paper's meaning
+        raise ValueError(
+            "variance_type='learned' means a variance in stock's DDPMScheduler and a log-variance in ours: if the "
+            "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
+        )
+    ours = DDPMPaperScheduler.from_config(scheduler.config)
+    return DDPMPaperPipeline(from_stock(unet), ours)  # type: ignore[arg-type]
 
 
-def _refuse(key: str, value: Any, needed: str) -> NoReturn:
-    raise ValueError(f"UNet2DModel has {key}={value!r}, which the paper's UNet cannot express; it needs {needed}")
+def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
+    """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
 
-
-def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of the `DDPMPaperUNet` that computes what UNet2DModel does with `stock`. Raises ValueError."""
-    channels = tuple(stock["block_out_channels"])
-    down, up = stock["down_block_types"], stock["up_block_types"]
-    for key, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
-        if not set(types) <= known.keys():
-            _refuse(key, types, f"only {' and '.join(known)}")
-    attention = [_DOWN[block] for block in down]
-    if attention != [_UP[block] for block in reversed(up)]:
-        _refuse("up_block_types", up, f"attention on the same levels as down_block_types={down}")
-
-    heads = {channels[-1]} | {c for c, has in zip(channels, attention, strict=True) if has}  # of the middle, of levels
-    same = {  # explicit values that mean the same as the paper's
-        "time_embedding_dim": stock["time_embedding_dim"] == 4 * channels[0],
-        "attention_head_dim": heads == {stock["attention_head_dim"]},
-        "attn_norm_num_groups": stock["attn_norm_num_groups"] == stock["norm_num_groups"],
-        "act_fn": stock["act_fn"] == "swish",
-    }
-    needed = {
-        "time_embedding_dim": f"None or {4 * channels[0]}",
-        "attention_head_dim": f"one head, so None or the channels of every level with attention, {sorted(heads)}",
-    }
-    for key, value in _PAPER_VALUES.items():
-        if stock[key] != value and not same.get(key):
-            _refuse(key, stock[key], needed.get(key, repr(value)))
-    size = stock["sample_size"]
-    if size is None:
-        _refuse("sample_size", None, "a side or (height, width): load the network with sample_size=32, for example")
-    side = size if isinstance(size, int) else max(size)
-    return {
-        **{key: stock[key] for key in _SHARED},
-        "block_out_channels": channels,
-        "attention_resolutions": tuple(side >> level for level, has in enumerate(attention) if has),
-    }
-
-
-def _with_weights_of(source: nn.Module, network: type[Model], config: Mapping[str, Any]) -> Model:
-    """A `network` with copies of the source's weights, on its device, in its dtype and mode. ValueError for NaNs."""
-    weights = source.state_dict()
-    if bad := [name for name, x in weights.items() if x.device.type != "meta" and not torch.isfinite(x).all()]:
-        raise ValueError(f"the weights of the {type(source).__name__} are not finite: {', '.join(bad)}")
-    with torch.device("meta"):  # without memory, or random numbers for weights that are replaced at once
-        model = network(**config)
-    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
-    return model.train(source.training)
+    The paper code's own schedules become `trained_betas`. Raises ValueError for points, and for what stock's
+    DDPMScheduler has no option for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
+    """
+    unet, scheduler = pipe.unet, pipe.scheduler
+    if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler):
+        raise ValueError(
+            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
+            "DDPMPaperScheduler can be converted"
+        )
+    unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
+    for key, value in unknown:
+        if scheduler.config[key] == value:
+            raise ValueError(f"stock's DDPMScheduler has no {key} that means what {value!r} does here")
+    if "inference_timesteps" in scheduler.config:
+        raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
+    stock = DDPMScheduler.from_config(scheduler.config)
+    return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
 
 
 def from_stock(unet: UNet2DModel) -> DDPMPaperUNet:
@@ -127,45 +117,53 @@ def to_stock(unet: DDPMPaperUNet) -> UNet2DModel:
     return _with_weights_of(unet, UNet2DModel, {**_PAPER_VALUES, **shared, **block_types})
 
 
-def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipeline:
-    """Our pipeline for one with stock's UNet2DModel and DDPMScheduler, or for the folder or repository of such a one.
+def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the `DDPMPaperUNet` that computes what UNet2DModel does with `stock`. Raises ValueError."""
+    channels = tuple(stock["block_out_channels"])
+    down, up = stock["down_block_types"], stock["up_block_types"]
+    for key, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
+        if not set(types) <= known.keys():
+            _refuse(key, types, f"only {' and '.join(known)}")
+    attention = [_DOWN[block] for block in down]
+    if attention != [_UP[block] for block in reversed(up)]:
+        _refuse("up_block_types", up, f"attention on the same levels as down_block_types={down}")
 
-    Our `from_pretrained` runs stock's parts as they are; this makes them ours.
-    Raises ValueError for what ours cannot express: see `from_stock` and `DDPMPaperScheduler`.
-    """
-    pipe = stock if isinstance(stock, DiffusionPipeline) else DDPMPaperPipeline.from_pretrained(stock)
-    unet, scheduler = pipe.unet, pipe.scheduler
-    if not isinstance(unet, UNet2DModel) or not isinstance(scheduler, DDPMScheduler):
-        raise ValueError(
-            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
-            "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
-        )
-    if scheduler.config["variance_type"] == "learned":  # ours would accept the word, in the paper's sense
-        raise ValueError(
-            "variance_type='learned' means a variance in stock's DDPMScheduler and a log-variance in ours: if the "
-            "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
-        )
-    ours = DDPMPaperScheduler.from_config(scheduler.config)
-    return DDPMPaperPipeline(from_stock(unet), ours)  # type: ignore[arg-type]
+    # the channels of the middle, and of the levels with attention
+    heads = {channels[-1]} | {c for c, has in zip(channels, attention, strict=True) if has}
+    same = {  # explicit values that mean the same as the paper's
+        "time_embedding_dim": stock["time_embedding_dim"] == 4 * channels[0],
+        "attention_head_dim": heads == {stock["attention_head_dim"]},
+        "attn_norm_num_groups": stock["attn_norm_num_groups"] == stock["norm_num_groups"],
+        "act_fn": stock["act_fn"] == "swish",
+    }
+    needed = {
+        "time_embedding_dim": f"None or {4 * channels[0]}",
+        "attention_head_dim": f"one head, so None or the channels of every level with attention, {sorted(heads)}",
+    }
+    for key, value in _PAPER_VALUES.items():
+        if stock[key] != value and not same.get(key):
+            _refuse(key, stock[key], needed.get(key, repr(value)))
+    size = stock["sample_size"]
+    if size is None:
+        _refuse("sample_size", None, "a side or (height, width): load the network with sample_size=32, for example")
+    side = size if isinstance(size, int) else max(size)
+    return {
+        **{key: stock[key] for key in _SHARED},
+        "block_out_channels": channels,
+        "attention_resolutions": tuple(side >> level for level, has in enumerate(attention) if has),
+    }
 
 
-def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
-    """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
+def _refuse(key: str, value: Any, needed: str) -> NoReturn:
+    raise ValueError(f"UNet2DModel has {key}={value!r}, which the paper's UNet cannot express; it needs {needed}")
 
-    The paper code's own schedules travel as `trained_betas`. Raises ValueError for points, and for what stock's
-    DDPMScheduler has no word for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
-    """
-    unet, scheduler = pipe.unet, pipe.scheduler
-    if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler):
-        raise ValueError(
-            f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
-            "DDPMPaperScheduler can be converted"
-        )
-    unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
-    for key, value in unknown:
-        if scheduler.config[key] == value:
-            raise ValueError(f"stock's DDPMScheduler has no {key} that means what {value!r} does here")
-    if "inference_timesteps" in scheduler.config:
-        raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
-    stock = DDPMScheduler.from_config(scheduler.config)
-    return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
+
+def _with_weights_of(source: nn.Module, network: type[Model], config: Mapping[str, Any]) -> Model:
+    """A `network` with copies of the source's weights, on its device, in its dtype and mode. NaN is refused."""
+    weights = source.state_dict()
+    if bad := [name for name, x in weights.items() if x.device.type != "meta" and not torch.isfinite(x).all()]:
+        raise ValueError(f"the weights of the {type(source).__name__} are not finite: {', '.join(bad)}")
+    with torch.device("meta"):  # takes no memory and draws no random numbers for weights that are replaced at once
+        model = network(**config)
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+    return model.train(source.training)

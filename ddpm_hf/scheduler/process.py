@@ -1,4 +1,4 @@
-"""The paper's process of any scheduler that has one."""
+"""Any scheduler of a DDPM → a scheduler of ours."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from typing import Any
 
 from .scheduling_ddpm_paper import DDPMPaperScheduler
 
-# ---- the bound of a model ------------------------------------------------------------------------------------------
-
 
 def paper_scheduler(scheduler: Any) -> Any:
     """The scheduler itself where it has the paper's process; else (stock's) ours, built from its configuration.
 
-    Raises ValueError for one that is no DDPM, and for stock's `learned` variance, which means something else here.
+    Raises ValueError for one that is not a DDPM's, and for stock's `learned` variance, which has another meaning here.
     """
     if hasattr(scheduler, "diffusion"):
         return scheduler
