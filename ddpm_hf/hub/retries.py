@@ -133,7 +133,9 @@ class _PatientClient:
         try:
             response = super().request(method, url, **kwargs)  # type: ignore[misc]
         except Exception as error:
-            raise upload.unanswered(type(error).__name__) if is_transport_error(error) else error from error
+            if not is_transport_error(error):
+                raise
+            raise upload.unanswered(type(error).__name__) from error
         response.headers.pop("X-HF-Warning", None)  # would be logged as it is, whatever it says
         if response.status_code == 409 and b"another conflicting operation is in progress" in response.content:
             raise upload.unanswered("another operation is in progress")  # create_repo would ask again at once, always

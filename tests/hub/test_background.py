@@ -170,7 +170,7 @@ def test_a_newer_checkpoint_overtakes_one_that_is_tried_again(run, fake, caplog)
     assert told == ["step-1: the Hub is in trouble; training goes on"]
 
 
-def test_what_waits_when_training_ends_gives_way_to_the_finished_model(run, fake):
+def test_a_waiting_checkpoint_gives_way_to_the_finished_model(run, fake):
     uploads = BackgroundUploads(run, "tester/x")  # the Hub does not even answer whether the repository is there
     uploads.submit(step(run, 1))
     threading.Timer(0.1, fake.created.set).start()

@@ -201,6 +201,13 @@ def test_a_hub_that_is_down(server, small_run, waits, monkeypatch):
     assert waits == USUAL_WAITS
 
 
+def test_an_upload_that_must_stay_offline_ends_at_once(server, small_run, waits, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(hub.PublishError, match="OfflineModeIsEnabled: Cannot reach"):
+        hub.publish(small_run, "tester/x")
+    assert waits == [] and server.log == []
+
+
 @pytest.mark.parametrize("fault", ["503", "reset"])
 def test_an_upload_that_is_no_longer_wanted_ends_after_its_wait(fault, server, small_run, waits):
     server.faults["lfs_put"] = FAULTS[fault]
@@ -210,7 +217,7 @@ def test_an_upload_that_is_no_longer_wanted_ends_after_its_wait(fault, server, s
     assert waits == USUAL_WAITS[:2] and server.failed == ["lfs_put"] * 2
 
 
-def test_requests_that_are_not_uploads_are_as_huggingface_hub_makes_them(server, small_run, waits):
+def test_other_requests_are_as_huggingface_hub_makes_them(server, small_run, waits):
     """Its own timeout, retries and errors, in the same process and after an upload."""
     hub.publish(small_run, "tester/x")
     server.faults["preupload"] = Fault(503, times=1)
@@ -226,3 +233,22 @@ def test_what_the_hub_says_is_shown_without_token_and_signatures(server, small_r
         hub.publish(small_run, "tester/x")
     assert "see https://s3/x [token]: Bearer [token]" in str(error.value) and "\x1b" not in str(error.value)
     assert_one_line(str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("status", "cause"), [(401, "not logged in"), (404, "may not see it"), (418, f"Refusal: {TOKEN} and more")]
+)
+def test_an_error_of_the_hub_is_one_line_without_the_token(status, cause, monkeypatch):
+    class Refusal(Exception):
+        response = SimpleNamespace(status_code=status)
+
+    class RefusingApi:
+        def create_repo(self, *args, **kwargs):
+            raise Refusal(f"{TOKEN}\nand more")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(hub, "HfApi", RefusingApi)
+    with pytest.raises(hub.PublishError) as error:
+        hub.create("tester/x")
+    assert cause.replace(TOKEN, "[token]") in str(error.value)
+    assert TOKEN not in str(error.value) and "\n" not in str(error.value)

@@ -38,14 +38,14 @@ def start(folder: Path, env: dict[str, str], *options: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("fault", ["503", pytest.param("down", marks=pytest.mark.slow)])
-def test_training_ends_with_the_command_that_completes_the_upload(fault, server, tmp_path, capsys):
+def test_training_ends_with_the_command_that_uploads_later(fault, server, tmp_path, capsys):
     folder = tmp_path / "a run"
     env = server.client(tmp_path / "home", TOKEN)
     if fault == "down":
         env["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port, where nobody listens
     server.faults = dict.fromkeys(("create_repo", "commit"), Fault(503))
     process = start(folder, env, "--num_steps", "6")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 4 and "Traceback" not in output and TOKEN not in output
     assert checkpoints.newest_good(folder / "checkpoints")[0].name == "step-6"  # type: ignore[index]
     *_, last = output.strip().splitlines()
@@ -62,10 +62,11 @@ def test_training_ends_with_the_command_that_completes_the_upload(fault, server,
     ("login", "tracker"),
     [
         ("environment", "tensorboard"),
-        pytest.param("file", "tensorboard", marks=pytest.mark.slow),
-        pytest.param("environment", "trackio", marks=pytest.mark.slow),
+        ("file", "tensorboard"),
+        ("environment", "trackio"),
     ],
 )
+@pytest.mark.slow
 def test_the_token_is_written_nowhere(login, tracker, server, tmp_path, capsys):
     """While the Hub repeats it in its errors, warnings and headers: in no output, log, tracker, file or upload."""
     pytest.importorskip(tracker)
@@ -76,7 +77,7 @@ def test_the_token_is_written_nowhere(login, tracker, server, tmp_path, capsys):
         (home / "token").write_text(TOKEN)
     server.faults = {"create_repo": Fault(418, times=1), "preupload": Fault(503, times=2), "commit": Fault(418)}
     process = start(folder, env, "--num_steps", "6", "--report_to", tracker)
-    outputs = [process.communicate(timeout=120)[0]]
+    outputs = [process.communicate(timeout=600)[0]]
     assert process.returncode == 4 and "Bearer [token]" in outputs[0]
     assert {"create_repo", "preupload", "commit"} == set(server.failed)
     server.faults.clear()
@@ -100,7 +101,7 @@ def test_a_signal_does_not_wait_for_an_upload(tmp_path):
     with LocalHub() as server:
         server.faults["lfs_put"] = Fault("stall")
         process = start(folder, server.client(tmp_path / "home", TOKEN), "--num_steps", "1000000")
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 600
         while not server.failed and time.monotonic() < deadline:
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
