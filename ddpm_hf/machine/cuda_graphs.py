@@ -1,4 +1,4 @@
-"""CUDA graphs: work of a GPU that is recorded once and then replayed, so that Python launches it with one call.
+"""CUDA graphs: a GPU's work is recorded once and then replayed, so that Python launches it with one call.
 
 A training step of the CIFAR-10 network is more than a thousand kernels. Python takes longer to launch them one by one
 than a fast GPU takes to run them, and so does a reverse step for a few images.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NUM_WARM_UP = 3  # calls in which libraries choose their kernels, and what is allocated once gets its place
+NUM_WARM_UP = 3  # calls in which libraries choose their kernels and allocate what they keep
 
 
 class Recorded:
@@ -71,6 +71,6 @@ class Recorded:
 
     def _record(self) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others go on pinning memory meanwhile
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads pin memory meanwhile
             self._output = self.function(*self._inputs)
         return graph

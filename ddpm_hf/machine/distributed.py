@@ -20,8 +20,8 @@ MEETING_S = 50.0
 def _meeting(world_size: int) -> Iterator[None]:
     """Inside, the processes of a run find each other; this one ends with exit code 1 where that takes too long.
 
-    Launchers notice when a process dies before it came. Without one the others would wait for it as long as they do
-    for any exchange: for hours, in a call that no signal interrupts. Hence the thread, and no exception.
+    Launchers notice when a process dies before it came. Without a launcher the others would wait for it as long as
+    for any exchange: hours, in a call that no signal interrupts. So a thread ends this process, and no exception.
     """
 
     def give_up() -> None:
@@ -48,9 +48,9 @@ def _meeting(world_size: int) -> Iterator[None]:
 def leave_processes(accelerator: Accelerator) -> None:
     """Call it after the last thing that processes do together, before anything of theirs is taken apart.
 
-    Gloo's threads hold tensors of the last exchanges and need the interpreter to let go of them. A process group that
-    is deleted before they could waits for them with the interpreter locked, for ever: seen once in some hundred runs
-    on a crowded machine (torch 2.13). So they are given time.
+    Gloo's threads hold tensors of the last exchanges and need the interpreter to release them. A process group that is
+    deleted before they could waits for them with the interpreter locked and never returns: seen once in some hundred
+    runs on a crowded machine (torch 2.13). So this gives them time.
     """
     if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
         time.sleep(0.5)
@@ -68,7 +68,7 @@ def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: A
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with _meeting(world_size):
         accelerator = Accelerator(
-            # without a GPU Accelerate joins the processes that torchrun started only when told that this is meant
+            # without a GPU Accelerate joins the processes that torchrun started only if `cpu` is given
             cpu=world_size > 1 and not torch.accelerator.is_available(),
             # the first process may decode a large data set for hours while the others wait
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],

@@ -61,12 +61,12 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _manifest_sha256(text: str, stated: str) -> str:
-    """Of a manifest that states this hash as its own: of its text without that."""
+    """The sha256 of a manifest's text without the entry in which it states its own, `stated`."""
     return hashlib.sha256(text.replace(f'"{MANIFEST}": "{stated}"', "").encode()).hexdigest()
 
 
 def _delete(path: Path) -> None:
-    """Whatever has this name, if anything has."""
+    """Delete the file, link or folder of this name, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -77,7 +77,7 @@ def _delete(path: Path) -> None:
 def exclusive(run: Path) -> Iterator[None]:
     """Inside, no other run can enter the folder `run`. Raises ValueError naming the process that is in it.
 
-    The kernel holds the lock and lets go of it however a process ends, so nothing is left to clean up after a crash.
+    The kernel keeps the lock and releases it however a process ends, so nothing is left to clean up after a crash.
     A file system without locks gives a warning instead.
     """
     import fcntl  # POSIX only, and who samples or converts elsewhere does not need it
@@ -202,7 +202,7 @@ def found_in(folder: Path, *, quiet: bool = False) -> list[tuple[int, Path]]:
 
 
 def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that verifies, and its manifest, or None. Bad ones are named in warnings."""
+    """The newest checkpoint that verifies, with its manifest, or None. A warning names each that does not."""
     for _, path in found_in(folder):
         try:
             return path, verify(path)

@@ -68,9 +68,10 @@ class Progress(tqdm):
     def __init__(self, *, first_step: int, num_steps: int, enabled: bool):
         self.is_terminal = can_be_drawn_on(sys.stderr)
         text = "{n:,}/{total:,}{left}{postfix}"
-        how: dict[str, Any] = {"bar_format": "{percentage:3.0f}%|{bar}| " + text, "dynamic_ncols": True}
-        how |= {"mininterval": 1.0}
-        if not self.is_terminal:  # the delay leaves out tqdm's own first drawing, when there are no numbers yet
+        how: dict[str, Any]
+        if self.is_terminal:
+            how = {"bar_format": "{percentage:3.0f}%|{bar}| " + text, "dynamic_ncols": True, "mininterval": 1.0}
+        else:  # the delay leaves out tqdm's own first drawing, when there are no numbers yet
             how = {"bar_format": f"step {text}", "file": _Lines(sys.stderr), "leave": False}
             how |= {"mininterval": 0.0, "delay": 1e-9}
         # No smoothing: the time left goes by the pace since the start. No miniters: a step may take a millisecond or

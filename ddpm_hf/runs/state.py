@@ -1,4 +1,4 @@
-"""What training changes from step to step, and how it becomes files and comes back."""
+"""The state that training changes from step to step: how it is written to a checkpoint and read back."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -72,7 +72,7 @@ class TrainingState:
             )
 
     def restore(self, checkpoint: Path) -> None:
-        """Become the state that was saved there. Raises ValueError for a network of another architecture."""
+        """Take over the state saved in a checkpoint. Raises ValueError for a network of another architecture."""
         names = [name for name, _ in self.unet.named_parameters()]
         model, ema = checkpoints.read(checkpoint, "model"), checkpoints.read(checkpoint, "ema")
         saved = {name: value.shape for name, value in model.items()}

@@ -27,7 +27,7 @@ def test_a_signal_waits_until_it_is_asked_for(number, code, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_inside_interruptible_it_is_answered_at_once_and_after_it_waits_again(number):
+def test_interruptible_answers_at_once_and_only_inside(number):
     with StopSignals() as signals:
         with signals.interruptible():
             pass

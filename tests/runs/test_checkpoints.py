@@ -79,7 +79,7 @@ def test_manifest_lists_every_other_file(tmp_path):
     assert verify(path)["files"].keys() == files - {"train_state/manifest.json"}
 
 
-def test_everything_is_flushed_before_the_checkpoint_appears(tmp_path, monkeypatch):
+def test_all_is_flushed_before_the_checkpoint_appears(tmp_path, monkeypatch):
     flushed, replace = [], Path.replace
 
     def checked_replace(self: Path, target: Path) -> Path:
@@ -108,50 +108,21 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def zero(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
 def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [truncate, zero, flip_a_bit, Path.unlink], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize(
-    "name",
-    [
-        "model_index.json",
-        "unet/weights.safetensors",
-        "train_state/model.safetensors",
-        "train_state/ema.safetensors",
-        "train_state/state.json",
-    ],
+    ("damage", "name"), [(flip_a_bit, "unet/weights.safetensors"), (truncate, "train_state/manifest.json")]
 )
-def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, damage, name):
+def test_a_warning_names_what_is_damaged(tmp_path, caplog, damage, name):
+    """Every file in every way, of a real checkpoint: test_corruption.py."""
     good, bad = save(tmp_path, 10), save(tmp_path, 20)
     damage(bad / name)
-    with pytest.raises(CheckpointError) as error:
-        verify(bad)
-    hashes = re.findall(r"\b[0-9a-f]{64}\b", str(error.value))
-    assert str(bad / name) in str(error.value)
-    assert len(set(hashes)) == (0 if damage is Path.unlink else 2)  # the one found and the one expected
-    found = newest_good(tmp_path)
-    assert found is not None and found[0] == good and found[1]["step"] == 10
-    assert str(bad / name) in caplog.text
-
-
-@pytest.mark.parametrize("damage", [truncate, zero, Path.unlink], ids=lambda damage: damage.__name__)
-def test_a_damaged_manifest_is_named_and_the_checkpoint_before_is_used(tmp_path, caplog, damage):
-    good, bad = save(tmp_path, 10), save(tmp_path, 20)
-    manifest = bad / "train_state" / "manifest.json"
-    if damage is truncate:
-        manifest.write_bytes(manifest.read_bytes()[:100])
-    else:
-        damage(manifest)
     assert newest_good(tmp_path) == (good, verify(good))
-    assert f"{manifest} cannot be read" in caplog.text
+    assert f"ignoring {bad}: {bad / name} is corrupt: sha256 " in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "3", "null", '{"files": 3, "step": 1}', '{"files": {}, "step": []}'])
@@ -194,7 +165,7 @@ def test_the_newest_is_found_by_number_not_by_name_or_time(tmp_path):
     assert newest_good(tmp_path) == (tmp_path / "step-1000", verify(tmp_path / "step-1000"))
 
 
-def test_a_leftover_of_an_interrupted_save_is_ignored_and_removed_by_the_next(tmp_path, caplog):
+def test_a_leftover_is_ignored_and_removed_by_the_next_save(tmp_path, caplog):
     good = save(tmp_path, 10)
     leftover = tmp_path / ".incomplete-step-20"
     shutil.copytree(good, leftover)
@@ -205,7 +176,7 @@ def test_a_leftover_of_an_interrupted_save_is_ignored_and_removed_by_the_next(tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-30"]
 
 
-def test_a_leftover_of_the_same_step_does_not_get_into_the_checkpoint(tmp_path):
+def test_a_leftover_does_not_get_into_the_checkpoint(tmp_path):
     leftover = tmp_path / ".incomplete-step-20"
     leftover.mkdir(parents=True)
     (leftover / "half").touch()
@@ -242,7 +213,7 @@ def test_an_interrupted_deletion_leaves_nothing_that_looks_whole(tmp_path, monke
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-20", "step-30"]
 
 
-def test_the_checkpoint_just_written_is_not_pruned_in_favour_of_damaged_ones(tmp_path):
+def test_damaged_ones_do_not_push_out_the_one_just_written(tmp_path):
     """After two damaged checkpoints a run starts anew; what it saves must survive its own pruning."""
     folder = tmp_path / "checkpoints"
     for step in (80, 100):
@@ -425,7 +396,7 @@ def test_changes_name_every_field_with_both_values():
     assert checkpoints.changes(MANIFEST, MANIFEST, free=()) == []
 
 
-def test_options_are_unchanged_by_the_way_through_a_file(tmp_path):
+def test_options_are_unchanged_by_a_file(tmp_path):
     options = {"tuple": [1, 2], "none": None, "bool": True, "tiny": 1e-30, "third": 1 / 3, "text": "β “quoted”\n"}
     then = verify(save(tmp_path, 1, options=options))
     assert checkpoints.changes(then, {**MANIFEST, "options": options}, free=()) == []
@@ -459,7 +430,7 @@ def test_a_checkpoint_holds_only_json_and_safetensors(tmp_path):
 
 
 @pytest.mark.integration
-def test_a_folder_belongs_to_one_process_at_a_time_and_to_none_after_a_kill(tmp_path):
+def test_a_folder_belongs_to_one_process_until_it_is_killed(tmp_path):
     code = f"""
 import time
 from pathlib import Path

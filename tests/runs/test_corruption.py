@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline
 from ddpm_hf.objectives import LossHistory
 from ddpm_hf.runs import CheckpointError, TrainingState, checkpoints
-from ddpm_hf.runs.checkpoints import newest_good, to_resume, verify
+from ddpm_hf.runs.checkpoints import to_resume, verify
 
 NUM_FLIPS = 64  # random bits of each file
 FILES = [
@@ -76,16 +76,19 @@ def resumed(folder: Path) -> Path | None:
     return to_resume(folder, "latest", MANIFEST, free=(), allow_changes=False)
 
 
-def assert_seen(folder: Path, name: str, num_hashes: tuple[int, ...]) -> None:
-    """The file is named, with as many hashes as one of these, and the checkpoint before is the newest good one."""
+def assert_named(folder: Path, name: str, num_hashes: tuple[int, ...]) -> None:
+    """`verify` names the file, with as many hashes as one of these."""
     with pytest.raises(CheckpointError) as error:
         verify(folder / "step-20")
     message = str(error.value)
     # a flip in the manifest may change the name of the file that it speaks of, or the manifest's own
     assert message.startswith(f"{folder / 'step-20'}/") and (name == checkpoints.MANIFEST or name in message)
     assert len(set(re.findall(r"\b[0-9a-f]{64}\b", message))) in num_hashes
-    found = newest_good(folder)
-    assert found is not None and found[0] == folder / "step-10" and found[1]["step"] == 10
+
+
+def assert_seen(folder: Path, name: str, num_hashes: tuple[int, ...]) -> None:
+    """The file is named, and the checkpoint before is resumed."""
+    assert_named(folder, name, num_hashes)
     assert resumed(folder) == folder / "step-10"
 
 
@@ -137,7 +140,8 @@ def test_every_flipped_bit_is_seen(folder, name):
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
         # in a manifest, none where it is no JSON any more, and one where the flip hit the hash that it states
-        assert_seen(folder, name, num_hashes=(0, 1, 2) if name == checkpoints.MANIFEST else (2,))
+        assert_named(folder, name, num_hashes=(0, 1, 2) if name == checkpoints.MANIFEST else (2,))
+    assert_seen(folder, name, num_hashes=(0, 1, 2) if name == checkpoints.MANIFEST else (2,))  # of the last flip
     path.write_bytes(whole)
     assert resumed(folder) == folder / "step-20"
 
@@ -179,7 +183,8 @@ def test_a_manifest_that_was_edited_is_seen(folder, change):
     assert_seen(folder, checkpoints.MANIFEST, num_hashes=(2,))
 
 
-def test_a_checkpoint_from_before_manifests_had_a_hash_is_read(folder):
+def test_a_manifest_without_its_own_hash_is_read(folder):
+    """Checkpoints written before manifests had one are as good."""
     path = folder / "step-20" / checkpoints.MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))
     del manifest["files"][checkpoints.MANIFEST]
@@ -188,7 +193,7 @@ def test_a_checkpoint_from_before_manifests_had_a_hash_is_read(folder):
 
 
 @pytest.mark.parametrize("name", ["train_state/model.safetensors", checkpoints.MANIFEST])
-def test_a_file_that_the_disk_does_not_give_back_is_damaged_too(folder, name, monkeypatch):
+def test_a_file_that_cannot_be_read_is_damaged_too(folder, name, monkeypatch):
     """A bad sector is an OSError, and not the end of all resuming."""
     bad, opened = folder / "step-20" / name, Path.open
 
@@ -203,7 +208,7 @@ def test_a_file_that_the_disk_does_not_give_back_is_damaged_too(folder, name, mo
 
 @pytest.mark.parametrize("name", ["../step-10/model_index.json", "/etc/hostname", "unet", "x" * 300])
 def test_a_manifest_cannot_point_elsewhere(folder, name):
-    """It is no proof of a file of this checkpoint, and must not be read: its hash would be told."""
+    """It is no proof of a file of this checkpoint, and must not be read: the message would show its hash."""
     path = folder / "step-20" / checkpoints.MANIFEST
     manifest = json.loads(path.read_text(encoding="utf-8"))
     del manifest["files"][checkpoints.MANIFEST]
@@ -213,7 +218,7 @@ def test_a_manifest_cannot_point_elsewhere(folder, name):
         verify(folder / "step-20")
 
 
-def test_what_else_is_called_incomplete_does_not_stop_pruning(folder, tmp_path):
+def test_pruning_deletes_leftovers_that_are_no_folders(folder, tmp_path):
     """A file, and a link whose target stays."""
     own = tmp_path / "checkpoints"
     shutil.copytree(folder, own)
@@ -264,7 +269,7 @@ def with_value(name: str, value: float) -> Callable[[dict], None]:
     ids=["missing", "extra", "misshapen", "nan", "inf"],
 )
 @pytest.mark.parametrize("by", ["network", "pipeline"])
-def test_damaged_published_weights_are_refused_with_the_names(
+def test_damaged_weights_are_refused_with_the_names(
     tmp_path, tiny_unet, tiny_mlp, tiny_scheduler, network, change, words, by
 ):
     """Stock draws missing weights at random, and shows a black image for one that is no number."""
@@ -284,7 +289,7 @@ def test_damaged_published_weights_are_refused_with_the_names(
         assert str(tmp_path / "unet") in str(error.value)
 
 
-def test_misshapen_published_weights_are_refused_with_the_folder(tmp_path, tiny_mlp):
+def test_misshapen_weights_are_refused_with_the_folder(tmp_path, tiny_mlp):
     tiny_mlp().save_pretrained(tmp_path)
     tensors = load_file(tmp_path / WEIGHTS)
     with_tensor("time_embedding.linear_1.bias", torch.zeros(3))(tensors)

@@ -406,7 +406,7 @@ def test_training_ends_without_the_tracker_that_failed(fails, tmp_path, caplog):
 
 
 @pytest.mark.slow
-def test_trackio_receives_numbers_and_pictures_without_network_or_server(tmp_path):
+def test_trackio_gets_numbers_and_pictures_without_network(tmp_path):
     """Whoever connects, or still listens when training is over, is seen."""
     pytest.importorskip("trackio")
     place = {"TRACKIO_DIR": str(tmp_path / "trackio"), "HF_HOME": str(tmp_path / "home")}

@@ -87,6 +87,7 @@ def test_a_restored_state_goes_on_bit_for_bit(build, tiny_scheduler, tmp_path):
     assert_equal(tensors_of(restored), tensors_of(whole))
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 def test_saving_changes_nothing_in_the_state(build, tiny_scheduler, tmp_path):
     state = trained(build())
     before = tensors_of(state)
@@ -95,6 +96,7 @@ def test_saving_changes_nothing_in_the_state(build, tiny_scheduler, tmp_path):
     assert state.unet.training
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 def test_a_restored_state_is_independent_of_the_files(build, tiny_scheduler, tmp_path):
     state = trained(build())
     path = state.save(tmp_path, tiny_scheduler(), MANIFEST)
@@ -115,6 +117,7 @@ def test_what_is_saved_is_a_pipeline_with_the_averaged_weights(build, tiny_sched
     assert pipe(seeds=[0, 1], output_type="pt").images.shape[0] == 2
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 def test_ema_weights_are_lent_and_given_back_also_after_an_error(build):
     state = trained(build())
     raw = [x.detach().clone() for x in state.unet.parameters()]
@@ -124,7 +127,8 @@ def test_ema_weights_are_lent_and_given_back_also_after_an_error(build):
     assert_equal([x.detach() for x in state.unet.parameters()], raw)
 
 
-def test_the_first_ema_update_copies_and_the_decay_is_constant_from_then_on(build, tiny_scheduler, tmp_path):
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
+def test_the_first_ema_update_copies_and_the_decay_is_constant(build, tiny_scheduler, tmp_path):
     """As in the paper's code, and after a resumption too: no ramp."""
     state = build()
     weights = []
@@ -154,6 +158,7 @@ class Scaler:
         self.scale = state["scale"]
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 def test_the_loss_scale_of_float16_is_kept(build, tiny_scheduler, tmp_path):
     state = trained(build())
     state.grad_scaler = Scaler(1024.0)
@@ -172,6 +177,7 @@ def importance(num_losses: int) -> LossHistory:
     return history
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 def test_the_loss_history_is_kept_and_goes_on(build, tiny_scheduler, tmp_path):
     """With its place in the row of the last ten, past which it has gone once; and it is a copy."""
     state = trained(build())
@@ -188,8 +194,9 @@ def test_the_loss_history_is_kept_and_goes_on(build, tiny_scheduler, tmp_path):
     checkpoints.verify(path)  # what went on is not the file
 
 
+@pytest.mark.parametrize("build", ["mlp"], indirect=True)
 @pytest.mark.parametrize("saved_with", [True, False])
-def test_a_history_that_only_one_of_two_runs_has_is_no_obstacle(build, tiny_scheduler, tmp_path, saved_with):
+def test_a_history_that_only_one_of_two_runs_has_is_fine(build, tiny_scheduler, tmp_path, saved_with):
     state = trained(build())
     state.loss_history = importance(10) if saved_with else None
     path = state.save(tmp_path, tiny_scheduler(), MANIFEST)
