@@ -479,6 +479,7 @@ for folder in sys.argv[2:]:
 """
 
 
+@pytest.mark.integration
 def test_saved_and_loaded_samples_are_identical(pipe, points_pipe, tmp_path):
     saved = {str(tmp_path / "images"): pipe, str(tmp_path / "points"): points_pipe}
     for folder, original in saved.items():
