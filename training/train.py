@@ -2,12 +2,13 @@
 
     accelerate launch training/train.py
         real 8×8 digits (training/configs/digits.yaml), about two minutes on two cores
-    accelerate launch training/train.py --config training/configs/folder64.yaml --train_data_dir my_photos
+    accelerate launch training/train.py --config training/configs/folder32.yaml --train_data_dir my_photos
+        your photographs at 32×32, half an hour on two cores; folder64.yaml on a GPU
     accelerate launch training/train.py --config training/configs/cifar10.yaml --global_batch_size 64
 
-Every option below can stand in the YAML file or on the command line, which wins; `--help` lists them, `--dry_run`
-prints what they come to. The same command again goes on where the run stopped, from its newest checkpoint, and ends
-with the weights it would have had.
+`python training/train.py` does the same in one process. Every option of ddpm_hf/runs/options.py can stand in the YAML
+file or on the command line, which wins; `--help` lists them, `--dry_run` prints what they come to. The same command
+again goes on where the run stopped, from its newest checkpoint, and ends with the weights it would have had.
 
 Several processes share `global_batch_size`, which stays what it is:
 
@@ -573,6 +574,8 @@ def start(options: TrainingOptions) -> None:
         except Stopped as stopped:
             state_of_run = getattr(stopped, "__notes__", [])
             logger.info("%s; the same command goes on", " ".join(["stopped by", stopped.name, *state_of_run]))
+            if __name__ == "__main__":  # torch's loader, cut off while it was made, would complain when it is deleted
+                sys.unraisablehook = lambda unraisable: None
             raise
 
 
