@@ -1,1 +1,2 @@
-from .commands import build_parser as build_parser, main as main
+from .__main__ import main as main
+from .arguments import build_parser as build_parser

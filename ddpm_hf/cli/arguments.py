@@ -1,9 +1,30 @@
-"""What the subcommands of `ddpm-hf` have in common: how seeds, devices and places are given, and what is refused."""
+"""The parsers of `ddpm-hf`: a function for each subcommand, which adds its options; the docstring is its help.
+
+Nothing heavy is imported here, so that help and mistakes come at once: torch, diffusers and what builds on them are
+imported by what a subcommand does, after its options were parsed. The functions of the same names are in `commands`,
+in the same order, or have a module of their own: `train`, `draw`, `demo`.
+"""
 
 import argparse
 from pathlib import Path
 
-import torch
+from .. import __version__
+from ..codec import MAX_BATCH
+from ..evaluation import METRICS
+from ..evaluation.paper_tables import TABLES
+from ..runs import RESULTS
+from . import draw_arguments
+from .shared_options import (
+    Parser,
+    add_checkpoint,
+    add_device,
+    add_parser,
+    add_skip_bad_images,
+    add_work_arguments,
+    folder,
+    parse_seeds,
+    place,
+)
 
 SCHEDULERS = {
     "ddpm": None,  # the checkpoint's own
@@ -17,73 +38,207 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-MAX_SEEDS = 1_000_000
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_CHECKPOINT = Path("model_cards") / "ddpm-digits"  # of `demo`
 
 
-def parse_seeds(text: str) -> list[int]:
-    """'0-15,20' → [0, 1, …, 15, 20], ends included. Raises argparse's error for anything else."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
-            raise argparse.ArgumentTypeError(f"{part!r} is neither a seed nor a range such as 0-15")
-        if int(last or first) >= 2**32 or int(last or first) - int(first) >= MAX_SEEDS:
-            raise argparse.ArgumentTypeError(f"{part!r}: seeds lie in [0, 2**32), at most {MAX_SEEDS:,} in a range")
-        seeds += range(int(first), int(last or first) + 1)
-    return seeds
+def build_parser() -> Parser:
+    """The parser of `ddpm-hf`, with a parser for each of `COMMANDS`."""
+    parser = Parser(prog="ddpm-hf", description="The DDPM paper as Hugging Face classes.")
+    parser.add_argument("--version", action="version", version=f"ddpm_hf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for add_arguments in COMMANDS:
+        # no word of `train` is an option here, `--help` and `-o` neither: its script reads them
+        passed_on = {"add_help": False, "prefix_chars": "\0"} if add_arguments is train else {}
+        add_parser(commands, add_arguments, **passed_on)
+    return parser
 
 
-def parse_device(text: str) -> str:
-    """A device that torch knows and this machine has. Raises argparse's error for anything else."""
-    try:
-        torch.zeros(1, device=text).tolist()  # `meta` holds no numbers
-    except (RuntimeError, AssertionError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    return text
+# ---- one function per subcommand -----------------------------------------------------------------------------------
 
 
-def default_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def train(command: Parser) -> None:
+    """Train a model: training/train.py, with all that follows as its options; `ddpm-hf train --help` lists them."""
+    command.add_argument("words", nargs=argparse.REMAINDER)
 
 
-def add_skip_bad_images(command: argparse.ArgumentParser) -> None:
+def sample(command: Parser) -> None:
+    """Draw one sample per seed from a checkpoint and write a grid, a folder of pictures, or points."""
+    add_checkpoint(command, "a folder, or a repository on the Hub")
     command.add_argument(
-        "--skip_bad_images",
-        type=int,
-        default=0,
-        metavar="N",
-        help="how many images may be left out because they cannot be read; default: 0",
+        "--seeds", type=parse_seeds, default=[0], metavar="0-15,20", help="one sample each; default: 0"
+    )
+    command.add_argument("--steps", type=int, help="reverse steps; default: all the network was trained with")
+    command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
+    command.add_argument(
+        "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    add_device(command)
+    command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
+    command.add_argument(
+        "-o",
+        "--output",
+        type=place,
+        default="samples.png",
+        help="grid.png, a folder for one picture per seed, or samples.npy; default: %(default)s",
     )
 
 
-def check_in_range(option: str, value: int | None, least: int, most: int | None = None) -> None:
-    """ValueError unless an option, where it was given, lies in [least, most]."""
-    if value is not None and (value < least or (most is not None and value > most)):
-        allowed = f"be at least {least}" if most is None else f"lie in [{least}, {most}]"
-        raise ValueError(f"{option} {value} must {allowed}")
+def convert(command: Parser) -> None:
+    """Make a checkpoint of stock diffusers, or of the paper's TensorFlow code, one of ours; or one of ours stock's."""
+    command.add_argument(
+        "source",
+        type=place,
+        help="a folder or Hub repository of ours or stock's, or a TensorFlow checkpoint (model.ckpt-790000)",
+    )
+    command.add_argument("output", type=place, help="a new folder")
+    command.add_argument(
+        "--to", choices=("paper", "stock"), default="paper", help="ours, or DDPMPipeline; default: ours"
+    )
+    tensorflow = command.add_argument_group("TensorFlow checkpoints only")
+    tensorflow.add_argument("--raw", action="store_true", help="the raw weights, not their moving average")
+    tensorflow.add_argument("--sample_size", type=int, help="side of the images; default: so that attention is at 16")
+    tensorflow.add_argument(
+        "--variance_type",
+        choices=("fixed_small", "fixed_large", "learned"),
+        help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
+    )
 
 
-def check_output(output: Path, *, is_file: bool) -> None:
-    """ValueError where a file or a folder cannot be made at `output`, which should be told before hours of work."""
-    blocking = next((path for path in (output, *output.parents) if path.exists()), None)
-    if is_file and blocking == output and output.is_dir():
-        raise ValueError(f"--output {output} is a folder; give the name of a file")
-    if blocking is not None and blocking.is_file() and not (is_file and blocking == output):
-        raise ValueError(f"{output} cannot be made: {blocking} is a file; give another name")
+def draw(command: Parser) -> None:
+    """Draw a figure of the paper from a checkpoint."""
+    kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind in draw_arguments.KINDS:
+        add_parser(kinds, kind)
 
 
-def check_new_file(output: Path) -> None:
-    """ValueError unless a file can be made at `output`, and none is there that would be lost."""
-    if output.is_file():
-        raise ValueError(f"{output} exists; give another name, or remove it")
-    check_output(output, is_file=True)
+def evaluate(command: Parser) -> None:
+    """Measure a checkpoint: bits/dim of real images; FID, IS, KID and FD-DINOv2 of samples."""
+    command.description = (
+        f"{command.description} On several processes: accelerate launch -m ddpm_hf.cli evaluate ... A run "
+        "that was stopped goes on where it was. FID, IS, KID and FD-DINOv2 need the extra `eval`."
+    )
+    add_checkpoint(command)
+    command.add_argument("--metrics", nargs="+", choices=METRICS, default=["bpd"], help="default: bpd")
+    command.add_argument(
+        "--dataset", type=place, help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder"
+    )
+    command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
+    command.add_argument("--num_samples", type=int, default=50_000, help="drawn for all metrics but bpd")
+    command.add_argument("--num_images", type=int, help="for bpd, from the first; default: all of the split")
+    command.add_argument(
+        "--num_timesteps_subset", type=int, help="for bpd: terms per image, an unbiased estimate; default: all"
+    )
+    command.add_argument("--steps", dest="num_inference_steps", type=int, help="reverse steps; default: the model's")
+    command.add_argument("--seed", type=int, default=0, help="of the bound's noise; samples have the seeds from here")
+    command.add_argument("--batch_size", type=int, default=64, help="samples at once; part of the protocol")
+    command.add_argument("--weights", choices=("ema", "raw"), help="of a training checkpoint; default: ema")
+    command.add_argument(
+        "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
+    )
+    add_skip_bad_images(command)
+    command.add_argument("-o", "--output", type=place, help=f"default: {RESULTS} in the checkpoint's folder, or here")
+    add_work_arguments(command)
 
 
-def check_new_folder(output: Path) -> None:
-    """ValueError unless `output` is empty, or not there and can be made."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} exists; give a new or an empty folder")
-    check_output(output, is_file=False)
+def shorten(command: Parser) -> None:
+    """Fit a checkpoint's variances to its network, and choose timesteps, so that few reverse steps do."""
+    add_checkpoint(command)
+    command.add_argument("output", type=place, help="a new folder")
+    command.add_argument("--steps", type=int, help="reverse steps; default: all, with fitted variances")
+    command.add_argument(
+        "--dataset", type=place, required=True, help="what the network was trained on, as for evaluate"
+    )
+    command.add_argument("--num_images", type=int, default=128, help="to measure the network's error on; default: 128")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_skip_bad_images(command)
+    add_work_arguments(command)
+
+
+def reproduce(command: Parser) -> None:
+    """Print a table of the paper: each published row, the command that trains it, and what a checkpoint measured."""
+    command.add_argument("table", choices=TABLES)
+    command.add_argument("--checkpoint", type=place, help=f"a folder in which `evaluate` left its {RESULTS}")
+
+
+def publish(command: Parser) -> None:
+    """Upload a training run, or any saved pipeline, to the Hub with a model card."""
+    command.description = (
+        f"{command.description} Log in first with `hf auth login`, or set HF_TOKEN. A README.md in RUN is "
+        "uploaded in place of the generated card. Exit code 4: the Hub could not be reached or refused."
+    )
+    command.add_argument("run", type=place, help="a run's folder, finished or not, or a pipeline's")
+    command.add_argument("repo_id", metavar="user/name", help="made where it does not exist")
+    command.add_argument("--private", action="store_true", help="make it private")
+    command.add_argument("--revision", help="a branch, made where it does not exist; default: main")
+    command.add_argument("--license", help="an identifier such as apache-2.0, for the card; default: none is stated")
+
+
+def compress(command: Parser) -> None:
+    """Make one file of images, from which the same checkpoint gets them back exactly. Experimental."""
+    add_checkpoint(command, "a folder, or a repository on the Hub")
+    command.add_argument(
+        "images", type=place, help="a folder of images, an image, or a data set's name; of the model's size"
+    )
+    command.add_argument("-o", "--output", type=place, help="the file, a new one; not needed with --dry_run")
+    command.add_argument(
+        "--steps", type=int, help="reverse steps, fitted to the images; default: a shortened checkpoint's own, else 25"
+    )
+    command.add_argument("--fit_images", type=int, default=64, help="to fit them to, at most; default: 64")
+    command.add_argument("--split", default="test", help="of a data set; default: test")
+    add_skip_bad_images(command)
+    command.add_argument(
+        "--max_batch", type=int, default=MAX_BATCH, help="images coded together, at most; default: %(default)s"
+    )
+    command.add_argument("--dry_run", action="store_true", help="only print how many bits/dim to expect")
+    add_device(command)
+
+
+def decompress(command: Parser) -> None:
+    """Get the images of a compressed file back, with the checkpoint that compressed them. Experimental."""
+    add_checkpoint(command, "the one that compressed")
+    command.add_argument("file", type=place)
+    command.add_argument(
+        "-o", "--output", type=place, required=True, help="a new folder, of a PNG per image, or a new levels.npy"
+    )
+    command.add_argument(
+        "--micro_batch", type=int, help="images that the network sees at once; default: all of a batch"
+    )
+    add_device(command)
+
+
+def demo(command: Parser) -> None:
+    """Show checkpoints of images in a page: sampling, interpolation, noise and back, bits/dim."""
+    command.description = (
+        f"{command.description} Only this machine can open it, unless --host is given. Needs the extra `demo`."
+    )
+    command.add_argument(
+        "checkpoints",
+        type=place,
+        nargs="*",
+        metavar="CHECKPOINT",
+        help="training runs, pipelines' folders, or repositories on the Hub, to choose from in the page; default: "
+        f"{DEFAULT_CHECKPOINT} of the source",
+    )
+    command.add_argument(
+        "--host", default="127.0.0.1", help="0.0.0.0: for all who reach this machine; default: %(default)s"
+    )
+    command.add_argument("--port", type=int, default=7860, help="default: %(default)s")
+    add_device(command)
+    command.add_argument(
+        "--max_seconds", type=float, default=300.0, help="after which a visitor's work is stopped; default: 300"
+    )
+    command.add_argument(
+        "--space", type=folder, metavar="FOLDER", help="write the page as a Space into this new folder instead"
+    )
+
+
+def env(command: Parser) -> None:
+    """Print versions and devices, for a bug report."""
+
+
+COMMANDS = (
+    *(train, sample, convert, draw, evaluate, shorten, reproduce),
+    *(publish, compress, decompress, demo, env),
+)

@@ -1,7 +1,7 @@
-"""The subcommand `ddpm-hf draw`: what the paper draws, one function per kind of picture."""
+"""The subcommand `ddpm-hf draw`: what the paper draws, one function per kind, in the order of `draw_arguments`."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from ..data import Samples, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import paper_scheduler
-from .arguments import add_skip_bad_images, default_device, parse_device, parse_seeds
 
 WEIGHTS = [i / 10 for i in range(11)]  # λ of the interpolations, as in the paper's Figures 8 and 9
 NUM_NEAREST = 8
@@ -22,9 +21,9 @@ NUM_FRAMES = 50  # of an animation
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Draw a figure of the paper from a checkpoint."""
+    """One picture of a checkpoint, or an animation, in a file."""
     output = Path(args.output)
-    suffixes = (".png", ".gif") if args.picture is progressive else (".png",)
+    suffixes = (".png", ".gif") if args.kind == "progressive" else (".png",)
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"--output {output}: give a {' or a '.join(suffixes)}")
     pipe = load_model(args.checkpoint, None)[0].to(args.device)
@@ -32,7 +31,7 @@ def draw(args: argparse.Namespace) -> None:
     if draws != wanted:
         raise ValueError(f"draw {args.kind} is for {wanted}; {args.checkpoint} draws {draws}")
     try:
-        drawn = args.picture(args, pipe)
+        drawn = KINDS[args.kind](args, pipe)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; it comes with the extra `train`") from None
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def progressive(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | list[Image.Image]:
-    """What the chain expects of its end after more and more reverse steps (Figs. 6, 14); one row per seed."""
+    """x̂_0 after more and more reverse steps (Figs. 6, 14), one row per seed; of a .gif the frames."""
     total = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
     animated = Path(args.output).suffix.lower() == ".gif"
     count = NUM_FRAMES if animated else 10
@@ -60,7 +59,7 @@ def progressive(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Imag
 
 
 def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Samples that share x_t, for four t: the first seed's chain, continued from there by each other seed (Fig. 7)."""
+    """x_t of the first seed's chain at four t, and what each other seed makes of it (Fig. 7); one row per t."""
     timesteps = figures.chain_timesteps(pipe, (1, 0.75, 0.5, 0.25), num_inference_steps=args.steps)
     first, *others = args.seeds
     latents = figures.shared_latents(
@@ -71,16 +70,20 @@ def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 
 
 def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Interpolation between two real images that are diffused to t and denoised (Fig. 8); one row per seed."""
+    """Interpolations of two real images at t (Fig. 8), one row per seed."""
     sources = _sources(args, pipe)
     total = paper_scheduler(pipe.scheduler).diffusion.num_timesteps
     if args.timestep is not None and not 0 <= args.timestep < total:
         raise ValueError(f"--timestep {args.timestep} must lie in [0, {total})")
-    (half,) = figures.chain_timesteps(pipe, (0.5,), num_inference_steps=args.steps)
+    fraction = 0.5 if args.timestep is None else (args.timestep + 1) / total
+    (timestep,) = figures.chain_timesteps(pipe, (fraction,), num_inference_steps=args.steps)
+    if args.timestep not in (None, timestep):
+        steps = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+        print(f"--timestep {args.timestep} is not one of this chain's {steps}; {timestep}, the nearest, is taken")
     images = figures.interpolation(
         pipe,
         *sources,
-        t=half if args.timestep is None else args.timestep,
+        t=timestep,
         weights=WEIGHTS,
         seeds=args.seeds,
         num_inference_steps=args.steps,
@@ -89,7 +92,7 @@ def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Imag
 
 
 def coarse_to_fine(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Interpolation between two real images at nine t, from pure noise to the pixels themselves (Fig. 9)."""
+    """Interpolations of two real images at nine t (Fig. 9), one row per t."""
     sources = _sources(args, pipe)
     timesteps = figures.chain_timesteps(pipe, [i / 8 for i in range(8, -1, -1)], num_inference_steps=args.steps)
     images = figures.coarse_to_fine(
@@ -99,7 +102,7 @@ def coarse_to_fine(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.I
 
 
 def nearest(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Samples, each beside the training images that are nearest to it: the paper's check against copying."""
+    """Samples, each beside the real images that are nearest to it; which those are is printed."""
     samples = _samples(args, pipe, "train")
     drawn: Any = pipe(seeds=args.seeds, num_inference_steps=args.steps, output_type="pt", return_dict=False)[0]
     k = min(NUM_NEAREST, len(samples))
@@ -112,7 +115,7 @@ def nearest(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 
 
 def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Rate and distortion of progressive lossy compression over reverse steps, on real images (Fig. 5)."""
+    """Rate and distortion over reverse steps, on real images (Fig. 5)."""
     if args.num_images < 1:
         raise ValueError(f"--num_images {args.num_images} must be at least 1")
     samples = _samples(args, pipe, "test")
@@ -132,7 +135,7 @@ def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.
 
 
 def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Forward process, reverse process and learned score of a model of points in the plane; one point per seed."""
+    """Forward process, reverse process and learned score of a model of points, one point per seed."""
     samples = _samples(args, pipe, "test")
     if len(args.seeds) > len(samples):
         raise ValueError(f"--seeds: got {len(args.seeds)}; {samples.name} has {len(samples)} points")
@@ -142,11 +145,17 @@ def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     return figures.point_process_plot(process)
 
 
+KINDS = {
+    kind.__name__: kind
+    for kind in (progressive, shared, interpolate, coarse_to_fine, nearest, rate_distortion, points)
+}
+
+
 # ---- data and labels -----------------------------------------------------------------------------------------------
 
 
 def _samples(args: argparse.Namespace, pipe: DDPMPaperPipeline, split: str) -> Samples:
-    """The data set that was asked for; `split` where none was, unless it is a folder, which has but one."""
+    """The data set that --dataset names, else the digits; without --split `split`, or a folder's only one."""
     dataset = args.dataset or ("digits" if pipe.sample_shape == (1, 8, 8) else None)
     if dataset is None:
         raise ValueError(
@@ -184,56 +193,3 @@ def _seed_labels(seeds: Sequence[int]) -> list[str]:
 
 def _step_labels(timesteps: Sequence[int]) -> list[str]:
     return [f"{t + 1} steps" for t in timesteps]
-
-
-# ---- options -------------------------------------------------------------------------------------------------------
-
-
-def add_parser(commands: Any) -> None:
-    """Add `draw` and its kinds to an argparse subparsers object; each kind takes only the options that it uses."""
-    command = commands.add_parser("draw", help=draw.__doc__, description=draw.__doc__)
-    kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
-
-    def add(picture: Callable, seeds: str | None = None, seeds_help: str = "one row each") -> Any:
-        name = picture.__name__
-        kind = kinds.add_parser(name, help=picture.__doc__, description=picture.__doc__)
-        kind.set_defaults(function=draw, picture=picture)
-        kind.add_argument("checkpoint", help="a training run, a pipeline's folder, or a repository on the Hub")
-        kind.add_argument("--steps", type=int, help="reverse steps; default: the checkpoint's own")
-        kind.add_argument("--device", type=parse_device, default=default_device())
-        kind.add_argument("-o", "--output", default=f"{name}.png", help=f"default: {name}.png")
-        if seeds is None:
-            kind.add_argument("--seed", type=int, default=0, help="of the noise; default: 0")
-        else:
-            kind.add_argument(
-                "--seeds", type=parse_seeds, default=seeds, metavar="0-15,20", help=f"{seeds_help}; default: {seeds}"
-            )
-        return kind
-
-    def add_data(kind: Any, split: str) -> None:
-        kind.add_argument("--dataset", help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder")
-        kind.add_argument("--split", help=f"default: {split}; a folder has only train")
-
-    def add_images(kind: Any, split: str) -> None:
-        add_data(kind, split)
-        add_skip_bad_images(kind)
-
-    def add_sources(kind: Any) -> None:
-        add_images(kind, "test")
-        kind.add_argument(
-            "--images", type=int, nargs=2, default=[0, 1], metavar=("I", "J"), help="which two; default: 0 1"
-        )
-
-    add(progressive, seeds="0-7").description += " An --output .gif shows them one after the other."
-    add(shared, seeds="0-8", seeds_help="the first draws x_t, each other one sample of it")
-    kind = add(interpolate, seeds="0-3")
-    kind.add_argument("--timestep", type=int, metavar="T", help="0-based; default: half of the network's, 499 of 1000")
-    add_sources(kind)
-    add_sources(add(coarse_to_fine))
-    add_images(add(nearest, seeds="0-7"), "train")
-    kind = add(rate_distortion)
-    add_images(kind, "test")
-    kind.add_argument("--num_images", type=int, default=64, help="from the first; default: 64")
-    kind = add(points, seeds="0-999", seeds_help="one point each")
-    add_data(kind, "test")
-    kind.set_defaults(skip_bad_images=0)  # points do not come in files

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .. import runs  # lazily: the command line's parser reads TABLES, before numpy and torch are imported
 from ..paper import PAPER_256, PAPER_CIFAR10, compare_with_paper
-from ..runs import model_folder, read_json, read_options, shown_value
 
 CIFAR10 = "training/configs/cifar10.yaml"
 LSUN = "training/configs/lsun256.yaml"
@@ -181,10 +181,10 @@ def report(table: str, *, checkpoint: str | None, results: Sequence[Mapping[str,
 
 def describe(checkpoint: str) -> dict[str, Any]:
     """Options and configurations in a checkpoint's folder, as far as they are there. ValueError where no model is."""
-    folder, model = Path(checkpoint), model_folder(Path(checkpoint))
+    folder, model = Path(checkpoint), runs.model_folder(Path(checkpoint))
     file = folder / "options.yaml"
-    options = read_options(file) if file.is_file() else {}
-    configs = [read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json")]
+    options = runs.read_options(file) if file.is_file() else {}
+    configs = [runs.read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json")]
     return {**options, **configs[0], **configs[1]}
 
 
@@ -208,7 +208,7 @@ def _measured(checkpoint: str, results: Sequence[Mapping[str, Any]], origin: str
     for result in results:
         data = result["data"]
         where = f", {data['name']} {data['split']}" if data else ""
-        lines.append(f"  {result['name']} {shown_value(result)}{where}, {result['model']['weights']} weights")
+        lines.append(f"  {result['name']} {runs.shown_value(result)}{where}, {result['model']['weights']} weights")
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..data import is_image_folder
+from .. import data  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
 
 METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
 OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
@@ -56,7 +56,7 @@ class Protocol:
 
     def split_for(self, metric: str) -> str:
         assert self.dataset is not None
-        if is_image_folder(self.dataset):
+        if data.is_image_folder(self.dataset):
             if self.split not in (None, "train"):
                 raise ValueError(f"split={self.split!r}: the folder {self.dataset} has none; give another folder")
             return "train"

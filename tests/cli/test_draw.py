@@ -9,34 +9,12 @@ import torch
 from PIL import Image, ImageSequence
 
 from ddpm_hf import DDPMPaperPipeline, figures, likelihood, pictures
-from ddpm_hf.cli.commands import main
+from ddpm_hf.cli import main
 from ddpm_hf.data import load_samples, to_model_range
 from ddpm_hf.figures import unit_range
 from ddpm_hf.pictures import captioned, image_grid, labelled_grid
 
 WEIGHTS = [str(i / 10) for i in range(11)]
-
-
-@pytest.fixture(scope="module")
-def images(tiny_unet, tiny_scheduler, tmp_path_factory) -> str:
-    """The folder of a checkpoint that draws images like the digits in ten steps."""
-    folder = tmp_path_factory.mktemp("images")
-    DDPMPaperPipeline(tiny_unet(in_channels=1, out_channels=1), tiny_scheduler()).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def colour(tiny_unet, tiny_scheduler, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("colour")
-    DDPMPaperPipeline(tiny_unet(), tiny_scheduler()).save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def points(tiny_mlp, tiny_scheduler, tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("points")
-    DDPMPaperPipeline(tiny_mlp(), tiny_scheduler()).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
@@ -115,6 +93,18 @@ def test_interpolate(images, tmp_path, options, t, steps):
     ends = unit_range(x).expand(2, 2, 1, 8, 8)
     expected = torch.cat([ends[:, :1], between, ends[:, 1:]], dim=1)
     assert np.array_equal(found, grid(expected, ["seed 0", "seed 5"], ["no. 7", *WEIGHTS, "no. 2"]))
+
+
+def test_interpolate_takes_the_nearest_timestep(images, tmp_path, capsys):
+    """The chain of five steps has 0, 2, 4, 6 and 8."""
+    words = ["interpolate", images, "--seeds", "0", "--steps", "5", "--timestep"]
+    of_the_chain = drawn(tmp_path, *words, "2")
+    assert "--timestep" not in capsys.readouterr().out
+    for timestep, taken in (("3", "2"), ("9", "8")):
+        found = drawn(tmp_path, *words, timestep)
+        said, _ = capsys.readouterr().out.splitlines()
+        assert said == f"--timestep {timestep} is not one of this chain's 5; {taken}, the nearest, is taken"
+        assert np.array_equal(found, of_the_chain) == (taken == "2")
 
 
 def test_coarse_to_fine(images, tmp_path):
@@ -199,7 +189,6 @@ def test_points(points, tmp_path):
         (["interpolate", "--images", "0", "360"], "--images [0, 360]: digits has 0 to 359"),
         (["interpolate", "--images", "-1", "0"], "--images [-1, 0]: digits has 0 to 359"),
         (["interpolate", "--timestep", "10"], "--timestep 10 must lie in [0, 10)"),
-        (["interpolate", "--timestep", "3", "--steps", "5"], "from_timestep=3 is not one of this chain's 5"),
         (["coarse_to_fine", "--seed", "-1"], "seeds must be integers in [0, 2**32), got -1"),
         (["nearest", "--split", "tets"], "split='tets'"),
         (["nearest", "--dataset", "moons"], "samples of shape"),

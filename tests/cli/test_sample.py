@@ -1,0 +1,169 @@
+"""`ddpm-hf sample` and `env`, on small checkpoints: what they write, and how they end when something is wrong."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image
+
+from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf.cli import commands, main
+from ddpm_hf.cli.arguments import SCHEDULERS
+from ddpm_hf.inference import speed_up
+from ddpm_hf.pictures import image_grid, point_density
+
+ROOT = Path(__file__).parents[2]
+
+
+def sampled(checkpoint: str, seeds: list[int], output_type: str = "np", **kwargs):
+    pipe = DDPMPaperPipeline.from_pretrained(checkpoint)
+    return pipe(seeds=seeds, output_type=output_type, **kwargs).images
+
+
+def ddpm_hf(*arguments: str) -> subprocess.CompletedProcess:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "ddpm_hf.cli", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+# ---- what it writes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_grid_in_a_process_of_its_own(images, tmp_path):
+    output = tmp_path / "new" / "grid.png"
+    done = ddpm_hf("sample", images, "--seeds", "0-3,9", "-o", str(output))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"5 samples in {output}\n"
+    expected = image_grid(sampled(images, [0, 1, 2, 3, 9], "pil"))
+    with Image.open(output) as grid:
+        assert grid.size == expected.size == (3 * 68, 2 * 68)  # each in a frame
+        assert np.abs(np.asarray(grid).astype(int) - np.asarray(expected)).max() <= 1  # rounded from other threads
+
+
+def test_folder_with_one_picture_per_seed(images, tmp_path, capsys):
+    main(["sample", images, "--seeds", "7,3", "-o", str(tmp_path / "pictures")])
+    assert capsys.readouterr().out == f"2 samples in {tmp_path / 'pictures'}\n"
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["seed-3.png", "seed-7.png"]
+    for seed, expected in zip([7, 3], sampled(images, [7, 3], "pil"), strict=True):
+        with Image.open(tmp_path / "pictures" / f"seed-{seed}.png") as picture:
+            assert picture.mode == "L" and picture.tobytes() == expected.tobytes()
+
+
+def test_fast_draws_the_same(images, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(commands, "speed_up", lambda *args: made.append(speed_up(*args)) or made[-1])
+    for name, extra in (("plain", []), ("fast", ["--fast"])):
+        main(["sample", images, "--seeds", "0-2", "-o", str(tmp_path / f"{name}.npy"), *extra])
+    plain, fast = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fast"))
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+    assert len(made) == 1
+
+
+def test_fast_is_for_images(points, tmp_path):
+    with pytest.raises(SystemExit, match="only a DDPMPaperUNet can be sped up, not DDPMPaperMLP"):
+        main(["sample", points, "--fast", "-o", str(tmp_path / "points.npy")])
+
+
+def test_arrays_do_not_depend_on_the_batch_size(images, tmp_path):
+    for batch_size in ("1", "2", "64"):
+        output = tmp_path / f"{batch_size}.npy"
+        main(["sample", images, "--seeds", "0-4", "--batch_size", batch_size, "-o", str(output)])
+        array = np.load(output)
+        assert array.shape == (5, 8, 8, 1) and array.dtype == np.float32
+        np.testing.assert_allclose(array, sampled(images, list(range(5))), atol=1e-5)
+
+
+def test_points_as_an_array_and_as_a_density(points, tmp_path):
+    main(["sample", points, "--seeds", "0-19", "-o", str(tmp_path / "points.npy")])
+    array = np.load(tmp_path / "points.npy")
+    np.testing.assert_allclose(array, sampled(points, list(range(20))), atol=1e-5)
+    main(["sample", points, "--seeds", "0-19", "-o", str(tmp_path / "points.png")])
+    with Image.open(tmp_path / "points.png") as picture:
+        assert picture.size == (256, 256) and picture.tobytes() == point_density(array).tobytes()
+
+
+def test_scheduler_and_steps(images, tmp_path):
+    main(["sample", images, "--scheduler", "ddim", "--steps", "5", "-o", str(tmp_path / "ddim.npy")])
+    pipe = DDPMPaperPipeline.from_pretrained(images)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    expected = pipe(seeds=[0], num_inference_steps=5, output_type="np").images
+    np.testing.assert_allclose(np.load(tmp_path / "ddim.npy"), expected, atol=1e-6)
+    main(["sample", images, "--steps", "5", "-o", str(tmp_path / "ddpm.npy")])
+    expected = sampled(images, [0], num_inference_steps=5)
+    np.testing.assert_allclose(np.load(tmp_path / "ddpm.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_that_is_offered_runs(points, tmp_path, scheduler):
+    main(["sample", points, "--scheduler", scheduler, "--steps", "5", "--seeds", "0-9", "-o", str(tmp_path / "x.npy")])
+    array = np.load(tmp_path / "x.npy")
+    assert array.shape == (10, 2) and np.isfinite(array).all() and array.std() > 0
+
+
+def test_dtype_of_the_network(images, tmp_path):
+    main(["sample", images, "--dtype", "bfloat16", "-o", str(tmp_path / "x.npy")])
+    difference = np.abs(np.load(tmp_path / "x.npy") - sampled(images, [0]))
+    assert 0 < difference.mean() < 0.01  # rounded to 1/512 in every layer
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_uses_nothing_that_diffusers_is_about_to_remove(points, tmp_path):
+    main(["sample", points, "-o", str(tmp_path / "x.npy")])
+
+
+def test_env_lists_versions_and_the_device(capsys):
+    main(["env"])
+    text = capsys.readouterr().out
+    assert f"torch {torch.__version__}\n" in text and "python 3." in text
+    assert any(line.startswith("device ") for line in text.splitlines())
+
+
+# ---- how it ends when something is wrong ---------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+def test_mistakes_end_with_one_line_and_no_traceback(images, tmp_path):
+    done = ddpm_hf("sample", images, "--steps", "0", "-o", str(tmp_path / "x.png"))
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.splitlines()[-1].startswith("ddpm-hf: num_inference_steps=0 ")
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "11"], "num_inference_steps=11 "),
+        (["--steps", "0", "--scheduler", "ddim"], "num_inference_steps"),
+        (["--steps", "11", "--scheduler", "heun"], "num_inference_steps"),
+        (["--batch_size", "0"], "--batch_size 0 must be at least 1"),
+        (["-o", "x.jpg"], "--output x.jpg: give a .png, a .npy, or for images a folder"),
+    ],
+)
+def test_refused_arguments(images, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["sample", images, *arguments])
+    line = exit_info.value.code  # a string: Python prints it to stderr and exits with 1
+    assert line.startswith("ddpm-hf: ") and message in line and "\n" not in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_paths(points, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "empty").mkdir()
+    for checkpoint, output, message in (
+        (str(tmp_path / "missing"), "x.png", str(tmp_path / "missing")),
+        (str(tmp_path / "empty"), "x.png", "model_index.json"),
+        (points, str(tmp_path / "folder"), "give a .png, a .npy"),
+        (points, str(tmp_path / "file" / "x.npy"), str(tmp_path / "file")),
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            main(["sample", checkpoint, "-o", output])
+        line = exit_info.value.code
+        assert line.startswith("ddpm-hf: ") and message in line and "\n" not in line

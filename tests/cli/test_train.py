@@ -1,0 +1,94 @@
+"""`ddpm-hf train`: training/train.py, found and run as it would run by itself."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ddpm_hf.cli import build_parser, main, train as command
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "training" / "train.py"
+TINY = "--num_train_timesteps 5 --beta_end 0.5 --global_batch_size 8 --num_samples 1 --sample_every 0 --cpu_threads 1"
+
+
+def run(*command: str | Path, cwd: Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of Python with these words."""
+    variables = {**os.environ, "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, *command], cwd=cwd, env=variables, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+# ---- the words -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--help"], ["-h"], ["--config", "a.yaml", "-o", "x"], ["x", "--", "--y"], ["--version"], ["-1", ""]]
+)
+def test_every_word_is_passed_on(words):
+    assert build_parser().parse_args(["train", *words]).words == words
+
+
+def test_the_script_of_a_wheel_comes_before_what_lies_beside_it(tmp_path, monkeypatch, capsys):
+    """In site-packages, what lies beside the package is of somebody else."""
+    places = [tmp_path / "ddpm_hf" / "training" / "train.py", tmp_path / "training" / "train.py"]
+    monkeypatch.setattr(command, "PLACES", places)
+    monkeypatch.setattr(sys, "argv", [])
+    for place in reversed(places):
+        place.parent.mkdir(parents=True)
+        place.write_text("import sys; print(__name__, *sys.argv, sep='|')")
+        main(["train", "--num_steps", "3"])
+        assert capsys.readouterr().out == f"__main__|{place}|--num_steps|3\n"
+
+
+def test_without_a_script_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "PLACES", [tmp_path / "train.py"])
+    with pytest.raises(SystemExit, match=r"^ddpm-hf: training/train.py is not .*pip install 'ddpm_hf\[train\]'$"):
+        main(["train"])
+
+
+# ---- the script, from another folder -------------------------------------------------------------------------------
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("words", ["--help", "--num_stesp 3", "--num_steps ten", "--dataset_name swiss_role"])
+def test_help_and_mistakes_are_the_scripts_own(words, tmp_path):
+    ours = run("-m", "ddpm_hf.cli", "train", *words.split(), cwd=tmp_path)
+    assert ours == run(SCRIPT, *words.split(), cwd=tmp_path)
+    assert "Traceback" not in ours[2] and ours[0] == {"--help": 0, "--dataset_name swiss_role": 1}.get(words, 2)
+
+
+@pytest.mark.integration
+def test_it_trains_with_processes_that_decode(tmp_path):
+    """Processes that a script starts import it again: they find it where it is."""
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(sorted((ROOT / "docs").rglob("*.png"))[:3]):
+        shutil.copy(image, tmp_path / "photos" / f"{i}.png")
+    words = f"{TINY} --train_data_dir photos --dataset_name none --resolution 8 --num_workers 2 --num_steps 2"
+    code, _, errors = run("-m", "ddpm_hf.cli", "train", *words.split(), "--output_dir", "run", cwd=tmp_path)
+    assert code == 0, errors
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+@pytest.mark.integration
+def test_ctrl_c_ends_it_as_the_script(tmp_path):
+    words = ["train", *TINY.split(), "--num_steps", "1000000", "--log_every", "1", "--output_dir", "run"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ddpm_hf.cli", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.is_file() and metrics.stat().st_size):
+        pass
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert "stopped by SIGINT after step" in errors.splitlines()[-1]
