@@ -70,7 +70,7 @@ def test_frechet_distance_of_gaussians_is_the_closed_form():
     assert frechet_distance([samples], [reference]) == pytest.approx(float(expected), rel=1e-10)  # all in float64
 
 
-def test_frechet_distance_of_independent_features_is_the_sum_over_features():
+def test_frechet_distance_of_independent_features_adds_up():
     variance1, variance2 = torch.linspace(0.1, 4, 12, dtype=torch.float64), torch.full((12,), 1.5, dtype=torch.float64)
     samples = gaussian(100, [0.0] * 12, variance1.diag(), seed=1)
     reference = gaussian(200, [0.25] * 12, variance2.diag(), seed=2)
@@ -122,7 +122,7 @@ def test_kernel_distance_of_subsets_estimates_that_of_the_whole():
 # ---- Inception Score
 
 
-def test_inception_score_is_its_definition_on_ten_shuffled_splits():
+def test_inception_score_is_defined_on_ten_shuffled_splits():
     logits = 2 * normal(230, 7)
     order = torch.randperm(230, generator=torch.Generator().manual_seed(keyed_seed(3, "inception score")))
     scores = []
@@ -148,7 +148,7 @@ STATISTICS = {
 
 
 @pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
-def test_the_result_is_the_same_to_the_last_bit_however_the_stream_is_cut(statistic):
+def test_results_do_not_depend_on_how_the_stream_is_cut(statistic):
     features = normal(2300, 9).float()
     whole = statistic(lambda: iter([features.double()]))  # float32 features are computed with in float64
     for sizes in ([7] * 328 + [4], [1000, 0, 1300], [1, 2298, 1]):
@@ -235,7 +235,7 @@ def test_what_cannot_be_computed_is_refused(statistic, message):
 def test_importing_needs_no_extra_and_using_names_it(monkeypatch):
     for name in ("torchmetrics", "torchmetrics.image.fid", "torch_fidelity", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)  # makes an import fail
-    spec = importlib.util.spec_from_file_location("ddpm_hf.metrics_without_extra", metrics.__file__)
+    spec = importlib.util.spec_from_file_location("ddpm_hf.evaluation.metrics_without_extra", metrics.__file__)
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
     for use in (lambda: frechet_distance([FEATURES], [FEATURES]), InceptionExtractor, Dinov2Extractor):
@@ -330,7 +330,7 @@ def test_extractors_refuse_what_are_not_images(wrong):
         Tiny()(wrong)
 
 
-def test_dinov2_sees_what_pillow_resizes_and_gives_its_class_token(tiny_dinov2):
+def test_dinov2_gives_the_class_token_of_what_pillow_resizes(tiny_dinov2):
     """dgm-eval's transform: Pillow's bicubic on 8 bits, to [0, 1], ImageNet's statistics; images of any size."""
     extractor = Dinov2Extractor(tiny_dinov2)
     seen = {}
@@ -374,7 +374,7 @@ def test_dinov2_loads_a_checkpoint_and_names_it(tiny_dinov2, tmp_path):
     torch.testing.assert_close(loaded(batch)["features"], given(batch)["features"], rtol=1e-4, atol=1e-5)
 
 
-def test_inception_asks_torch_fidelity_for_pooled_features_and_unbiased_logits(fake_fidelity):
+def test_inception_asks_for_pooled_features_and_unbiased_logits(fake_fidelity):
     extractor = InceptionExtractor()
     assert extractor.name == "inception-v3-compat (torch-fidelity 1.2.3)"
     assert extractor.network.name == "inception-v3-compat"

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from ddpm_hf.cli.commands import build_parser
+from ddpm_hf.cli import build_parser
 from ddpm_hf.evaluation.paper_tables import PROGRESSIVE, TABLES, describe, report
 from ddpm_hf.runs import parse_options, to_yaml
 
@@ -82,7 +82,7 @@ def test_table_2_is_its_six_combinations(script):
 
 
 @pytest.mark.parametrize(("table", "row"), ROWS)
-def test_every_training_command_is_the_papers_run_but_for_what_the_row_says(script, table, row):
+def test_training_commands_differ_as_their_rows_say(script, table, row):
     options = options_of(script, table, row)
     chosen = TABLES[table].rows[row]
     config = [
@@ -226,7 +226,7 @@ def test_a_run_of_other_options_is_none_of_the_rows(script, tmp_path, table, cha
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_the_digits_are_none_of_the_rows_and_all_their_differences_are_listed(table):
+def test_digits_are_no_row_and_their_differences_are_listed(table):
     text = report(table, checkpoint=DIGITS, results=[])
     assert marked(text) == [] and "which was not trained as any of these rows" in text
     assert f"nothing yet; run ddpm-hf evaluate {DIGITS} --metrics {TABLES[table].metrics} --dataset" in text
@@ -236,7 +236,7 @@ def test_the_digits_are_none_of_the_rows_and_all_their_differences_are_listed(ta
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_measured_numbers_stand_apart_and_published_lines_stay_as_they_were(cifar10, table):
+def test_measured_numbers_stand_apart_from_published_ones(cifar10, table):
     """The part without a checkpoint is not touched but for the mark at a row; what was measured comes after it."""
     bare = report(table, checkpoint=None, results=None)
     assert "Measured" not in bare and "    measured" not in bare and "Published by Ho et al. 2020" in bare
@@ -312,7 +312,7 @@ def test_differences_of_the_bound_are_listed(cifar10):
         assert difference in line
 
 
-def test_what_the_folder_says_wins_over_the_options_it_began_with(script, cifar10, tmp_path):
+def test_the_folder_wins_over_the_options_it_began_with(script, cifar10, tmp_path):
     """The configurations beside the weights are what runs."""
     described = describe(cifar10)
     options = yaml.safe_load((Path(cifar10) / "options.yaml").read_text(encoding="utf-8"))
@@ -332,7 +332,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("table", "row"), [("table1", 0), ("table2", 0), ("table2", 2), ("table3", 1)])
-def test_what_a_row_of_the_paper_is_made_of_is_no_difference_from_the_paper(script, tmp_path, table, row):
+def test_what_a_row_is_made_of_is_no_difference(script, tmp_path, table, row):
     folder = write_run(tmp_path / "run", script, options_of(script, table, row), 256 if table == "table3" else 32)
     text = report(table, checkpoint=folder, results=[])
     assert text.splitlines()[-1] == "  none"
@@ -344,7 +344,7 @@ def test_another_split_of_the_same_data_is_a_difference(cifar10, metric, split):
     assert f"the {split} split" in text.partition("Differences of protocol:\n")[2]
 
 
-def test_another_data_set_of_the_same_options_is_none_of_the_lsun_rows(script, tmp_path):
+def test_another_data_set_is_none_of_the_lsun_rows(script, tmp_path):
     config = ["--config", "training/configs/lsun256.yaml", "--train_data_dir", "my_holiday_photos"]
     folder = write_run(tmp_path / "run", script, parse_options(script.TrainingOptions, config), 256)
     assert marked(report("table3", checkpoint=folder, results=[])) == []
@@ -358,7 +358,7 @@ def test_the_measured_column_is_of_the_averaged_weights(cifar10):
     assert numbers(line)[2:] == [7001.0, 8001.0]
 
 
-def test_a_converted_checkpoint_is_not_said_to_be_trained_otherwise(script, tmp_path):
+def test_a_converted_checkpoint_shows_no_other_training(script, tmp_path):
     """Of the paper's authors, say: no options say how it was trained."""
     folder = write_run(tmp_path / "run", script, options_of(script, "table1", 1), 32)
     (tmp_path / "run" / "options.yaml").unlink()

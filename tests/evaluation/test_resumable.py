@@ -154,7 +154,7 @@ def test_each_process_does_its_share_and_all_get_the_whole(tmp_path, num_process
         assert_equal(each, squares(7))
 
 
-def test_what_is_missing_is_shared_evenly_and_the_same_whoever_did_the_rest(tmp_path):
+def test_missing_pieces_are_shared_evenly_and_the_same(tmp_path):
     """Pieces 0, 2 and 4 are there; the first to write must not change what the others think is missing."""
     make(tmp_path).complete(Process(), square)  # type: ignore[arg-type]
     for number in (1, 3, 5, 6):
@@ -191,7 +191,7 @@ def test_nobody_goes_on_before_all_pieces_are_there(tmp_path):
 # ---- runs that end early -------------------------------------------------------------------------------------------
 
 
-def test_an_error_keeps_what_was_done_and_the_next_run_does_the_rest(tmp_path):
+def test_after_an_error_the_next_run_does_the_rest(tmp_path):
     def fail_at_four(number: int) -> dict[str, Tensor]:
         if number == 4:
             raise RuntimeError("out of memory")
@@ -206,8 +206,9 @@ def test_an_error_keeps_what_was_done_and_the_next_run_does_the_rest(tmp_path):
     assert_equal(work, squares(7))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("moment", ["computing", "half written", "before the rename"])
-def test_a_killed_run_leaves_whole_pieces_only_and_the_next_does_the_rest(tmp_path, monkeypatch, moment):
+def test_a_killed_run_leaves_whole_pieces_only(tmp_path, monkeypatch, moment):
     work = make(tmp_path)
 
     def die() -> None:
