@@ -21,8 +21,6 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# ---- a chain of the scheduler's own --------------------------------------------------------------------------------
-
 OWN: dict[str, Any] = {"inference_timesteps": [0, 7, 50, 400, 999]}
 FITTED: dict[str, Any] = {**OWN, "variance_type": "fitted", "x_start_mse": [1e-4, 1e-3, 0.01, 0.1, 0.5]}
 

@@ -20,8 +20,6 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# ---- swapping ------------------------------------------------------------------------------------------------------
-
 # DPMSolverSDEScheduler alone needs a package that diffusers does not install.
 KARRAS_SCHEDULERS = [e.name for e in KarrasDiffusionSchedulers if e.name != "DPMSolverSDEScheduler"]
 
