@@ -1,4 +1,4 @@
-"""What the paper draws, as tensors, and two plots of it; `pictures` makes grids and animations.
+"""What the paper draws, as tensors; `pictures` makes pictures of them.
 
 Images are [..., C, H, W] in [0, 1] unless a docstring says otherwise; what comes out is on the CPU. Time is 0-based:
 t = 0 is the paper's t = 1, and t = −1 stands for x_0 itself.
@@ -9,12 +9,9 @@ from typing import NamedTuple
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from .data import Samples, to_model_range
-from .likelihood import RateDistortion
-from .pictures import drawn
 from .pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
 from .sampling import reverse_process
 from .scheduler import DDPMPaperScheduler, paper_scheduler
@@ -339,58 +336,3 @@ def predicted_x_start(scheduler: DDPMPaperScheduler, output: Tensor, x_t: Tensor
     if scheduler.config["variance_type"] == "learned":
         output = output.chunk(2, dim=1)[0]
     return scheduler.diffusion.predict_x_start(output, x_t, t, scheduler.config["prediction_type"])
-
-
-def rate_distortion_plot(curve: RateDistortion) -> Image.Image:
-    """Distortion and rate over reverse steps, and distortion over rate, as in the paper's Figure 5.
-
-    Needs matplotlib, of the extra `train`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    steps, rate, distortion = "reverse steps", "rate (bits/dim)", "distortion (RMSE on [0, 255])"
-    lines = (
-        (curve.num_reverse_steps, curve.rmse, steps, distortion),
-        (curve.num_reverse_steps, curve.rate_bpd, steps, rate),
-        (curve.rate_bpd, curve.rmse, rate, distortion),
-    )
-    for axes, (x, y, x_label, y_label) in zip(figure.subplots(1, 3), lines, strict=True):
-        axes.plot(x, y, linewidth=1.5)
-        axes.set(xlabel=x_label, ylabel=y_label)
-        axes.grid(alpha=0.3)
-        if y_label == rate:
-            axes.set_yscale("log")  # half of the steps cost less than a hundredth of the bits
-    return drawn(figure)
-
-
-def point_process_plot(process: PointProcess) -> Image.Image:
-    """Three rows of panels, one column per timestep: forward process, reverse process, learned score.
-
-    Arrows longer than the median of their panel are drawn at its length: the score grows with the distance from the
-    data, and those in its midst would be dots. Needs matplotlib, of the extra `train`.
-    """
-    from matplotlib.figure import Figure
-
-    columns = len(process.timesteps)
-    figure = Figure(figsize=(2.6 * columns + 0.4, 8), layout="constrained")
-    grid = figure.subplots(3, columns, squeeze=False)
-    for i, t in enumerate(process.timesteps):
-        forward, reverse, score = grid[:, i]
-        forward.set_title("data" if t < 0 else f"{t + 1} steps" if t else "1 step")
-        forward.scatter(*process.forward[i].T, s=1, color="tab:blue")
-        reverse.scatter(*process.reverse[i].T, s=1, color="tab:orange")
-        limits = tuple(process.positions[i, [0, -1], 0].tolist())
-        for axes in grid[:, i]:
-            axes.set(xlim=limits, ylim=limits, aspect="equal")
-        if t < 0:
-            score.set_axis_off()
-            continue
-        lengths = process.scores[i].norm(dim=1, keepdim=True)
-        arrows = process.scores[i] / lengths.clamp(min=lengths.median())
-        score.scatter(*process.forward[i].T, s=1, color="tab:blue", alpha=0.3)
-        score.quiver(*process.positions[i].T, *arrows.T, angles="xy", scale=20, width=0.005)
-    grid[0, 0].set_ylabel("forward process →")
-    grid[1, 0].set_ylabel("← reverse process")
-    grid[2, next((i for i, t in enumerate(process.timesteps) if t >= 0), 0)].set_ylabel("learned score")
-    return drawn(figure)

@@ -1,21 +1,26 @@
-"""Pictures: grids and animations of images, densities of points, and curves of training.
+"""Pictures: grids and animations of images, densities of points, and plots of numbers that were computed elsewhere.
 
-Nothing here knows of diffusion; the paper's figures and their plots are in `figures`. Curves need matplotlib, of the
-extra `train`.
+Where a plot counts time it counts diffusion steps, t + 1, which is the paper's t. Plots need matplotlib, of the extra
+`train`.
 """
 
-import importlib
+from __future__ import annotations
+
 import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 from diffusers.utils import make_image_grid
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .figures import PointProcess
+    from .likelihood import RateDistortion
 
 CAPTION_HEIGHT = 28  # in pixels, of a line of text
 
@@ -151,15 +156,63 @@ def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
     return drawn(figure)
 
 
+def rate_distortion_plot(curve: RateDistortion) -> Image.Image:
+    """Distortion and rate over reverse steps, and distortion over rate, as in the paper's Figure 5.
+
+    Needs matplotlib, of the extra `train`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    steps, rate, distortion = "reverse steps", "rate (bits/dim)", "distortion (RMSE on [0, 255])"
+    lines = (
+        (curve.num_reverse_steps, curve.rmse, steps, distortion),
+        (curve.num_reverse_steps, curve.rate_bpd, steps, rate),
+        (curve.rate_bpd, curve.rmse, rate, distortion),
+    )
+    for axes, (x, y, x_label, y_label) in zip(figure.subplots(1, 3), lines, strict=True):
+        axes.plot(x, y, linewidth=1.5)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(alpha=0.3)
+        if y_label == rate:
+            axes.set_yscale("log")  # half of the steps cost less than a hundredth of the bits
+    return drawn(figure)
+
+
+def point_process_plot(process: PointProcess) -> Image.Image:
+    """Three rows of panels, one column per timestep: forward process, reverse process, learned score.
+
+    Arrows longer than the median of their panel are drawn at its length: the score grows with the distance from the
+    data, and those in its midst would be dots. Needs matplotlib, of the extra `train`.
+    """
+    from matplotlib.figure import Figure
+
+    columns = len(process.timesteps)
+    figure = Figure(figsize=(2.6 * columns + 0.4, 8), layout="constrained")
+    grid = figure.subplots(3, columns, squeeze=False)
+    for i, t in enumerate(process.timesteps):
+        forward, reverse, score = grid[:, i]
+        forward.set_title("data" if t < 0 else f"{t + 1} steps" if t else "1 step")
+        forward.scatter(*process.forward[i].T, s=1, color="tab:blue")
+        reverse.scatter(*process.reverse[i].T, s=1, color="tab:orange")
+        limits = tuple(process.positions[i, [0, -1], 0].tolist())
+        for axes in grid[:, i]:
+            axes.set(xlim=limits, ylim=limits, aspect="equal")
+        if t < 0:
+            score.set_axis_off()
+            continue
+        lengths = process.scores[i].norm(dim=1, keepdim=True)
+        arrows = process.scores[i] / lengths.clamp(min=lengths.median())
+        score.scatter(*process.forward[i].T, s=1, color="tab:blue", alpha=0.3)
+        score.quiver(*process.positions[i].T, *arrows.T, angles="xy", scale=20, width=0.005)
+    grid[0, 0].set_ylabel("forward process →")
+    grid[1, 0].set_ylabel("← reverse process")
+    grid[2, next((i for i, t in enumerate(process.timesteps) if t >= 0), 0)].set_ylabel("learned score")
+    return drawn(figure)
+
+
 def drawn(figure: Any) -> Image.Image:
     """A matplotlib figure as a picture of 100 pixels per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return Image.open(buffer)
-
-
-def __getattr__(name: str) -> Any:
-    """Two plots that are in `figures` now, for code that imports them from here."""
-    if name in ("point_process_plot", "rate_distortion_plot"):
-        return getattr(importlib.import_module("ddpm_hf.figures"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

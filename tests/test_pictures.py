@@ -9,9 +9,17 @@ from PIL import Image, ImageSequence
 
 from ddpm_hf import DDPMPaperPipeline, pictures
 from ddpm_hf.data import load_samples
-from ddpm_hf.figures import point_process, point_process_plot, rate_distortion_plot
+from ddpm_hf.figures import point_process
 from ddpm_hf.likelihood import RateDistortion
-from ddpm_hf.pictures import as_pictures, image_grid, labelled_grid, point_density, save_animation
+from ddpm_hf.pictures import (
+    as_pictures,
+    image_grid,
+    labelled_grid,
+    point_density,
+    point_process_plot,
+    rate_distortion_plot,
+    save_animation,
+)
 
 
 @pytest.fixture

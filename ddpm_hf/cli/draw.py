@@ -131,7 +131,7 @@ def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.
         progress=True,
     )
     print(f"{len(images)} images of {samples.name}: {float(terms.total_b.mean()):.3f} bits/dim")
-    return figures.rate_distortion_plot(likelihood.rate_distortion(terms))
+    return pictures.rate_distortion_plot(likelihood.rate_distortion(terms))
 
 
 def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
@@ -142,7 +142,7 @@ def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     timesteps = figures.chain_timesteps(pipe, (0, 0.03, 0.15, 1), num_inference_steps=args.steps)
     data = samples.batch(range(len(args.seeds)))
     process = figures.point_process(pipe, data, seeds=args.seeds, timesteps=timesteps, num_inference_steps=args.steps)
-    return figures.point_process_plot(process)
+    return pictures.point_process_plot(process)
 
 
 KINDS = {

@@ -160,7 +160,7 @@ def test_rate_distortion(images, tmp_path, capsys):
     terms = likelihood.bits_per_dim(
         pipe.unet, pipe.scheduler, digits([0, 1, 2], "test"), seed=2, num_levels=17, num_inference_steps=5
     )
-    expected = figures.rate_distortion_plot(likelihood.rate_distortion(terms))
+    expected = pictures.rate_distortion_plot(likelihood.rate_distortion(terms))
     assert np.array_equal(found, np.asarray(expected.convert("RGB")))
     assert capsys.readouterr().out.startswith(f"3 images of digits: {terms.total_b.mean():.3f} bits/dim\n")
 
@@ -170,7 +170,7 @@ def test_points(points, tmp_path):
     data = load_samples("moons", split="test").batch(range(20))
     pipe = pipeline(points)
     timesteps = figures.chain_timesteps(pipe, (0, 0.03, 0.15, 1), num_inference_steps=5)
-    expected = figures.point_process_plot(
+    expected = pictures.point_process_plot(
         figures.point_process(pipe, data, seeds=range(5, 25), timesteps=timesteps, num_inference_steps=5)
     )
     assert np.array_equal(found, np.asarray(expected.convert("RGB")))
