@@ -177,8 +177,8 @@ def test_animation_has_its_frames_and_repeats(tmp_path, mode):
 @pytest.fixture
 def drawn(monkeypatch) -> list:
     """Figures of matplotlib, as they are when they become pictures."""
-    kept, draw = [], pictures._drawn
-    monkeypatch.setattr(pictures, "_drawn", lambda figure: kept.append(figure) or draw(figure))
+    kept, draw = [], pictures.drawn
+    monkeypatch.setattr(pictures, "drawn", lambda figure: kept.append(figure) or draw(figure))
     return kept
 
 
