@@ -159,6 +159,15 @@ def _parser(dataclass_type: Any, **keywords: Any) -> argparse.ArgumentParser:
     return parser
 
 
+def _config_path(given: str, default: str | Path | None) -> str:
+    """`given`, or where there is no such file the one of its name beside the default, which may lie in a wheel."""
+    path = Path(given or "")
+    if default is None or path.exists() or path.parent not in (Path("."), Path("training") / "configs"):
+        return given
+    beside = Path(default).parent / path.name
+    return str(beside) if beside.is_file() else given
+
+
 def _yaml_arguments(path: str, dataclass_type: Any, parser: argparse.ArgumentParser) -> list[str]:
     """The file's `key: value` lines as command-line arguments."""
     try:
@@ -204,6 +213,9 @@ def parse_options(
 ) -> Options:
     """The options that `--config FILE` and then the rest of `argv` give; `default_config` stands in for `--config`.
 
+    `--config NAME.yaml` and `--config training/configs/NAME.yaml` find the file beside `default_config`, too, where
+    there is none in the working folder.
+
     Types must be plain, Literal, list[...] or `X | None`. A ValueError from the dataclass's own checks is reported
     like any other mistake: exit code 2 and one line on stderr.
     """
@@ -215,7 +227,8 @@ def parse_options(
     # argparse before Python 3.14 takes -1e-5 for an option
     words = [VALUE + word if NEGATIVE_NUMBER.fullmatch(word) else word for word in argv]
     config, rest = first.parse_known_args(words)
-    from_file = _yaml_arguments(config.config, dataclass_type, parser) if config.config else []
+    path = _config_path(config.config, default_config)
+    from_file = _yaml_arguments(path, dataclass_type, parser) if path else []
     namespace, unknown = parser.parse_known_args([*from_file, *rest])
     known = [each.name for each in fields(dataclass_type)]
     for word in unknown:

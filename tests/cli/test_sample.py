@@ -116,6 +116,7 @@ def test_uses_nothing_that_diffusers_is_about_to_remove(points, tmp_path):
     main(["sample", points, "-o", str(tmp_path / "x.npy")])
 
 
+@pytest.mark.integration  # Python asks `uname` for the processor's name
 def test_env_lists_versions_and_the_device(capsys):
     main(["env"])
     text = capsys.readouterr().out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf.cli import build_parser, main, train as command
+from ddpm_hf.runs import TrainingOptions, parse_options
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "training" / "train.py"
@@ -51,15 +52,39 @@ def test_without_a_script_the_extra_is_named(tmp_path, monkeypatch):
         main(["train"])
 
 
+@pytest.mark.parametrize("given", ["training/configs/points.yaml", "points.yaml"])
+def test_a_config_of_the_script_is_found_from_everywhere(given, tmp_path, monkeypatch, capsys):
+    """In a wheel the configs lie beside the script. A file that is here comes first."""
+    monkeypatch.chdir(tmp_path)
+    default = SCRIPT.parent / "configs" / "digits.yaml"
+    expected = parse_options(TrainingOptions, ["--config", str(default.with_name("points.yaml"))])
+    assert parse_options(TrainingOptions, ["--config", given], default_config=default) == expected
+    (tmp_path / given).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / given).write_text("dataset_name: moons\nnum_steps: 7\n")
+    assert parse_options(TrainingOptions, ["--config", given], default_config=default).num_steps == 7
+    for missing in ("other/points.yaml", "pionts.yaml"):
+        with pytest.raises(SystemExit):
+            parse_options(TrainingOptions, ["--config", missing], default_config=default)
+        assert f"--config {missing}: [Errno 2]" in capsys.readouterr().err
+
+
 # ---- the script, from another folder -------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("words", ["--help", "--num_stesp 3", "--num_steps ten", "--dataset_name swiss_role"])
+@pytest.mark.parametrize("words", ["--help", "--num_stesp 3", "--num_steps ten"])
 def test_help_and_mistakes_are_the_scripts_own(words, tmp_path):
     ours = run("-m", "ddpm_hf.cli", "train", *words.split(), cwd=tmp_path)
     assert ours == run(SCRIPT, *words.split(), cwd=tmp_path)
-    assert "Traceback" not in ours[2] and ours[0] == {"--help": 0, "--dataset_name swiss_role": 1}.get(words, 2)
+    assert "Traceback" not in ours[2] and ours[0] == (0 if words == "--help" else 2)
+
+
+@pytest.mark.integration
+def test_data_that_are_not_there_end_it_as_the_script(tmp_path):
+    words = ["--dataset_name", "none", "--train_data_dir", "nowhere"]
+    code, _, errors = run("-m", "ddpm_hf.cli", "train", *words, cwd=tmp_path)
+    assert code == 1 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith("train.py: ") and "nowhere" in errors.splitlines()[-1]
 
 
 @pytest.mark.integration
@@ -69,6 +94,7 @@ def test_it_trains_with_processes_that_decode(tmp_path):
     for i, image in enumerate(sorted((ROOT / "docs").rglob("*.png"))[:3]):
         shutil.copy(image, tmp_path / "photos" / f"{i}.png")
     words = f"{TINY} --train_data_dir photos --dataset_name none --resolution 8 --num_workers 2 --num_steps 2"
+    words = words.replace("--global_batch_size 8", "--global_batch_size 3")
     code, _, errors = run("-m", "ddpm_hf.cli", "train", *words.split(), "--output_dir", "run", cwd=tmp_path)
     assert code == 0, errors
     assert (tmp_path / "run" / "model_index.json").is_file()

@@ -26,14 +26,19 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import ddpm_hf
-from ddpm_hf.cli.commands import build_parser
+from ddpm_hf.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = set(PROJECT["optional-dependencies"])
 NAME = f"ddpm_hf-{ddpm_hf.__version__}"
 PACKAGE = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ddpm_hf").rglob("*.py")}
-DATA = {"ddpm_hf/py.typed", "ddpm_hf/hub/card_template.md"}
+TRAINING = {
+    path.relative_to(ROOT).as_posix() for path in (ROOT / "training").rglob("*.*") if path.suffix in (".py", ".yaml")
+}
+DATA = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ddpm_hf").rglob("*.pyi")} | {
+    *("ddpm_hf/py.typed", "ddpm_hf/hub/card_template.md", "ddpm_hf/runs/report_template.html")
+}
 CHECKPOINT = ROOT / "model_cards" / "ddpm-digits"
 
 
@@ -99,12 +104,14 @@ def metadata(wheel: Path) -> Message:
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_the_package_and_nothing_else(built):
+def test_the_wheel_holds_package_and_training_script(built):
+    """Nothing else, and byte for byte: checkpoints carry three of these files."""
     found = contents(built / f"{NAME}-py3-none-any.whl")
-    assert {name for name in found if not name.startswith(f"{NAME}.dist-info/")} == PACKAGE | DATA
+    sources = {name: name for name in PACKAGE | DATA} | {f"ddpm_hf/{name}": name for name in TRAINING}
+    assert {name for name in found if not name.startswith(f"{NAME}.dist-info/")} == set(sources)
     checkout = built.with_name("checkout")
-    for name in PACKAGE | DATA:
-        assert found[name] == (checkout / name).read_bytes(), name  # byte for byte: checkpoints carry three of them
+    for name, source in sources.items():
+        assert found[name] == (checkout / source).read_bytes(), name
     assert found[f"{NAME}.dist-info/licenses/LICENSE"] == (checkout / "LICENSE").read_bytes()
 
 
@@ -113,13 +120,10 @@ def test_the_sdist_holds_the_package_and_the_training_script(built):
     with tarfile.open(built / f"{NAME}.tar.gz") as archive:
         found = {member.name.removeprefix(f"{NAME}/") for member in archive.getmembers() if member.isfile()}
     made = {"PKG-INFO", "setup.cfg", *(name for name in found if name.startswith("ddpm_hf.egg-info/"))}
-    training = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "training").rglob("*.*") if path.suffix != ".pyc"
-    }
-    assert {"training/train.py", "training/configs/digits.yaml"} <= training
-    build = {"pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"}
+    assert {"training/train.py", "training/configs/digits.yaml"} <= TRAINING
+    build = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"}
     records = {"CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "constraints.txt"}
-    assert found - made == PACKAGE | DATA | training | build | records
+    assert found - made == PACKAGE | DATA | TRAINING | build | records
 
 
 @pytest.mark.slow
@@ -203,7 +207,7 @@ def test_installed_without_extras_it_imports_says_its_version_and_samples(instal
     script = f"""
 import importlib.metadata, sys
 import ddpm_hf
-from ddpm_hf.cli.commands import main
+from ddpm_hf.cli import main
 assert ddpm_hf.__version__ == importlib.metadata.version("ddpm_hf") == {ddpm_hf.__version__!r}
 main(["sample", {str(CHECKPOINT)!r}, "--seeds", "0-1", "--scheduler", "ddim", "--steps", "2", "-o", "grid.png"])
 print(*(module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "ddpm_hf"), sep="\\n")
@@ -235,8 +239,9 @@ def test_the_installed_command_helps_and_says_where_it_runs(installed, tmp_path)
         (["compress", CHECKPOINT, "images", "-o", "x"], "codec"),
         (["compress", CHECKPOINT, "digits", "-o", "x"], "codec"),
         (["evaluate", CHECKPOINT, "--dataset", "digits"], "train"),
+        (["train", "--num_steps", "3"], "train"),
     ],
-    ids=["eval", "demo", "codec", "codec of digits", "train"],
+    ids=["eval", "demo", "codec", "codec of digits", "digits", "train"],
 )
 def test_a_missing_extra_is_asked_for_by_its_name(installed, tmp_path, command, extra):
     """In one line, by what needs it; run before extras are brought below."""
@@ -273,17 +278,36 @@ def test_the_extra_codec_brings_what_its_page_runs(installed, tmp_path):
         assert set(image.tobytes()) == {99}
 
 
-@pytest.mark.slow
-def test_the_training_script_of_the_sdist_trains_with_the_installed_package(installed, built, tmp_path):
-    """What somebody does who installed with pip: unpack the sdist, and launch training/train.py from there."""
+TINY = "--num_steps 3 --global_batch_size 8 --num_train_timesteps 5 --beta_end 0.5 --num_samples 1 --sample_every 3"
+
+
+@pytest.fixture
+def trainable(installed) -> Path:
+    """The environment with what the extra `train` brings."""
     (site,) = installed.glob("lib/python*/site-packages")
     link_packages(site, *PROJECT["dependencies"], *PROJECT["optional-dependencies"]["train"])
+    return installed
+
+
+@pytest.mark.slow
+def test_the_wheel_trains_in_an_empty_folder(trainable, tmp_path):
+    """By `ddpm-hf train`, with a config that it carries, and by a launcher of two processes."""
+    config = ["--config", "training/configs/points.yaml"]
+    trained = run_in(trainable, "ddpm-hf", "train", *config, *TINY.split(), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs" / "points" / "report.html").is_file()
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ddpm_hf.cli", "train"]
+    trained = run_in(trainable, "python", *launcher, *TINY.split(), cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert (tmp_path / "runs" / "digits" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_sdists_script_trains_with_the_installed_package(trainable, built, tmp_path):
+    """As for somebody who unpacks the sdist, and launches training/train.py from there."""
     with tarfile.open(built / f"{NAME}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     shutil.copytree(tmp_path / NAME / "training", tmp_path / "work" / "training")  # away from the sdist's own package
-    tiny = (
-        "--num_steps 2 --global_batch_size 8 --num_train_timesteps 5 --beta_end 0.5 --num_samples 1 --sample_every 2"
-    )
-    trained = run_in(installed, "python", "training/train.py", *tiny.split(), cwd=tmp_path / "work")
+    trained = run_in(trainable, "python", "training/train.py", *TINY.split(), cwd=tmp_path / "work")
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "work" / "runs" / "digits" / "report.html").is_file()
