@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet
-from ddpm_hf.cli.commands import main
+from ddpm_hf.cli import main
 from ddpm_hf.convert import (
     from_stock,
     from_tf_checkpoint,
