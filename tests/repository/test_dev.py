@@ -52,12 +52,14 @@ def add_venv(dev: ModuleType, python_body: str = "") -> None:
 
 
 def calls(dev: ModuleType) -> list[str]:
-    """What the programs of add_program were called with, but for the question whether the venv works."""
+    """What the programs of add_program were called with, but for `pip --version` and the compilation."""
     log = dev.ROOT / "calls"
-    return [line for line in log.read_text().splitlines() if line != "pip --version"] if log.exists() else []
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [line for line in lines if line not in ("pip --version", COMPILATION)]
 
 
 INSTALLATION = "python -m pip install --no-compile -c constraints.txt -e .[dev]"
+COMPILATION = "python -m compileall -qq -j 0 .venv/lib"
 FOR_THE_DEMO = INSTALLATION.replace("dev", "digits")
 
 
@@ -87,6 +89,14 @@ def test_the_demo_installs_less_and_the_others_add_the_rest(dev):
         dev.main([name])
     installed = [call for call in calls(dev) if " install " in call]
     assert installed == [FOR_THE_DEMO, INSTALLATION]
+
+
+@pytest.mark.parametrize(("extra", "times"), [("digits", 0), ("dev", 1)])
+def test_only_the_whole_environment_is_compiled(dev, extra, times):
+    add_venv(dev, 'case "$*" in *compileall*) exit 1;; esac')  # as for a template of some package
+    dev.prepare_environment(extra)
+    assert (dev.ROOT / "calls").read_text().count(COMPILATION) == times
+    assert dev.STAMP.exists()
 
 
 def test_a_change_after_the_demo_installs_what_the_demo_needs(dev):
@@ -386,8 +396,10 @@ def test_install_says_how_to_activate(ready, capsys):
 
 
 def test_environment_variables_reach_the_child(ready, monkeypatch):
+    """But for the one that would have every start compile all that it imports."""
     monkeypatch.setenv("DDPM_HF_TEST", "seen")
-    add_program(ready, "python", 'echo "$DDPM_HF_TEST in $PWD" >> calls')
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    add_program(ready, "python", 'echo "$DDPM_HF_TEST in $PWD$PYTHONDONTWRITEBYTECODE" >> calls')
     ready.main(["test"])
     assert calls(ready)[-1] == f"seen in {ready.ROOT}"
 
