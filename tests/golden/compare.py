@@ -151,7 +151,7 @@ def run_inside(tree: Path, output: Path, what: str, *arguments: str, num_process
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
     command = [*(launcher if num_processes > 1 else []), __file__, "--inside", str(tree), what, *arguments]
     settings = {"PYTHONPATH": str(tree), "DDPM_HF_CACHE": str(output / "cache"), "OMP_NUM_THREADS": "1"}
-    settings |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+    settings |= {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(
         [sys.executable, *command],
         cwd=output,
@@ -175,21 +175,20 @@ def train(tree: Path, output: Path, name: str) -> None:
 def compute(trees: dict[str, Path], folder: Path) -> None:
     """Everything for both trees: `folder/<tree>/<what>`."""
     coded = folder / "before" / "draw" / "images.ddpm"
+
+    def draw_with(side: str) -> None:
+        if side == "after":
+            drawn.result()  # this one decodes the file that the other wrote
+        run_inside(trees[side], folder / side / "draw", "draw", str(folder / side / "draw"), str(coded))
+
     with ThreadPoolExecutor(PROCESSES_AT_ONCE) as pool:
-        draws = ("draw", str(folder / "before" / "draw"), str(coded))
-        jobs = [pool.submit(run_inside, trees["before"], folder / "before" / "draw", *draws)]
-        for name in TRAININGS:
-            jobs += [pool.submit(train, tree, folder / side / name, name) for side, tree in trees.items()]
-        try:
-            done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
-            for job in done:
-                job.result()
-            # not sooner, since this one decodes the file that the other tree wrote
-            draws = ("draw", str(folder / "after" / "draw"), str(coded))
-            run_inside(trees["after"], folder / "after" / "draw", *draws)
-        except SystemExit:
-            pool.shutdown(cancel_futures=True)
-            raise
+        drawn = pool.submit(draw_with, "before")
+        jobs = [pool.submit(train, tree, folder / side / n, n) for n in TRAININGS for side, tree in trees.items()]
+        jobs += [drawn, pool.submit(draw_with, "after")]
+        done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+        pool.shutdown(wait=False, cancel_futures=True)  # where one has failed
+        for job in done:
+            job.result()
 
 
 # ---- what is compared ----------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@
 
 The places, six in each of five files, are drawn by a seed. For each, the tests that are most likely to notice it run
 first, and where none does, all others. A test counts only if it passes without the fault. Everything runs in copies
-in a temporary folder; results.json gets one entry more after each fault, and what it has already is not run again.
-Half an hour to an hour for each commit; needs a clone with f8006bc in it.
+in a temporary folder. results.json is written after each fault; what it has of that commit is not run again. A quarter
+of an hour for each commit where the likely tests notice everything; needs a clone with f8006bc in it.
 """
 
 import argparse
@@ -283,7 +283,7 @@ def entry_of(results: dict[str, Any], name: str, place: Place) -> dict[str, Any]
 
 
 def run(side: str, commit: str, only: list[str]) -> None:
-    """Every fault that has no result on this side yet: first all with the likely tests, then those that live."""
+    """Every fault that has no result of this commit yet: first all with the likely tests, then those that live."""
     taken, replaced = chosen(commit)
     with tempfile.TemporaryDirectory() as folder:
         laboratory = Laboratory(Path(folder), side, BEFORE if side == "before" else commit)
@@ -297,6 +297,7 @@ def run(side: str, commit: str, only: list[str]) -> None:
                 ]
                 for place in taken[name]:
                     known = entry_of(read_results(), name, place).get(side)
+                    known = known if known and known["commit"] == laboratory.commit else None
                     if known is None or (stage == "all" and known["tests"] == "likely" and not known["killer"]):
                         there = place if side == "before" else now(place)
                         chosen_tests = likely if stage == "likely" else ["tests", *(f"--ignore={t}" for t in likely)]
