@@ -44,7 +44,8 @@ PROGRAMS = ("ddpm-hf", "accelerate", "torchrun", "python", "python3", "hf")
 def commands_in(text: str) -> list[list[str]]:
     """The words of each command in shell lines (or in one span) that is ours to parse, from its program's name on."""
     found = []
-    text = re.sub(r"\$\([^)]*\)", "HOST", text.replace("\\\n", " ")).replace("--config ...", "--config " + DIGITS)
+    text = re.sub(r"\$\([^)]*\)", "HOST", text.replace("\\\n", " "))
+    text = re.sub(r"--config (\.\.\.|…)", "--config " + DIGITS, text)
     for line in text.splitlines():
         try:
             words = shlex.split(line, comments=True)

@@ -37,6 +37,8 @@ class Parsed(Exception):
 
 def check_arguments(program: str, words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse the words as the program would; a mistake exits."""
+    if program in ("ddpm-hf", "ddpm_hf.cli") and words[0] == "train":
+        program, words = "training/train.py", words[1:]
     if program == "training/train.py":
         parse_options(script.TrainingOptions, words, default_config=DIGITS)
     elif program in ("ddpm-hf", "ddpm_hf.cli"):
@@ -62,7 +64,8 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
 
 def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *words = words
-    if program == "ddpm-hf" and re.fullmatch(r"(draw )?\w+", " ".join(words)):  # a subcommand that is only mentioned
+    is_mentioned = re.fullmatch(r"(draw )?\w+", " ".join(words)) and words != ["train"]  # a subcommand, not a command
+    if program == "ddpm-hf" and is_mentioned:
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*words, "--help"])
         assert ended.value.code == 0
@@ -70,6 +73,8 @@ def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.Monk
         check_arguments(program, words, script, monkeypatch)
     elif program in ("accelerate", "torchrun"):
         if program == "accelerate":
+            if words == ["config"]:
+                return
             assert words[0] == "launch"
             words = words[1:]
         if not any(word in ("training/train.py", "ddpm_hf.cli") for word in words):
@@ -122,6 +127,7 @@ def test_shell_lines_are_bash(page):
 NOT_RUN = {
     r"^ddpm-hf demo": "it serves a page; tests/demo/test_browser.py",
     r"^ddpm-hf( draw)? [a-z_]+$(?<! env)|^ddpm-hf sample --|SOURCE|\.\.\.$": "only mentioned",
+    r"^accelerate config$": "it asks questions",
     r"^accelerate launch( --\S+( \d+)?)*$|^python training/train\.py$": "only mentioned",
     r"google/|uoft-cs|huggan/": "the network",
     r"^hf ": "the network, and an account",
@@ -139,10 +145,15 @@ NOT_RUN = {
     r"benchmarks/short_chains\.py": "ten minutes; tests/test_short_chains.py",
     r"benchmarks/points_quality\.py": "it fails, as it should, for the untrained points that are at hand here",
 }
+FEW_STEPS = "--num_steps 2 --num_samples 1 --sample_steps 2 --resume never --cpu_threads 1"
 # What is added to the others, so that they take seconds: of two equal options the last one counts.
 LESS = {
-    "training/train.py": "--num_steps 2 --num_samples 1 --sample_steps 2 --resume never --cpu_threads 1",
+    "training/train.py": FEW_STEPS,
+    "ddpm-hf train": FEW_STEPS,
     "training/configs/folder64.yaml": "--resolution 16 --block_out_channels 32 32 --attention_resolutions 8",
+    "training/configs/folder32.yaml": (
+        "--resolution 16 --block_out_channels 32 32 --attention_resolutions 8 --global_batch_size 16"
+    ),
     "ddpm-hf sample model_cards": "--steps 4",
     "ddpm-hf sample runs": "--steps 4",
     "ddpm-hf draw progressive": "--steps 10",
