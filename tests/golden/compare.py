@@ -6,7 +6,7 @@
 Both compute on this machine with this interpreter: six small trainings by training/train.py, samples under four
 schedulers, the bound's terms, and a compressed file of f8006bc that both decode. Every quantity must be equal bit for
 bit, or to 2e-6 of its largest entry: that is what float32 sums lose when they are taken in another order. Exit code 1
-where one is not, 2 where nothing could be compared. Three minutes on two cores; needs the history of the repository.
+where one is not, 2 where nothing could be compared. Seven minutes of CPU time; needs the history of the repository.
 """
 
 import argparse
