@@ -102,10 +102,8 @@ def test_commands_parse(page, script, monkeypatch, capsys):
     shell = "\n".join(body for language, body in BLOCK.findall(PAGES[page]) if language in ("", "bash"))
     found = commands_in(shell)
     for words in (words for span in spans(page) for words in commands_in(span)):
-        if (
-            words[0] == "ddpm-hf" and words[1] != "train" and len(words) > 2 and words[2].startswith("-")
-        ):  # about options, not a whole command
-            words.insert(2, "CHECKPOINT")
+        if words[0] == "ddpm-hf" and words[1] != "train" and len(words) > 2 and words[2].startswith("-"):
+            words.insert(2, "CHECKPOINT")  # it is about options, and not a whole command
         found.append(words)
     for words in {tuple(words): None for words in found}:
         beside = [str((ROOT / page).parent / word) if word == "options.yaml" else word for word in words]
