@@ -172,8 +172,8 @@ def test_importance_sampling_may_begin_in_the_middle_of_a_run(tmp_path):
     assert checkpoints.read(tmp_path / "checkpoints" / "step-3", "loss_history")["counts"].sum() == 16
 
 
-def test_another_network_cannot_be_allowed(finished_run):
-    message = refusal(finished_run, block_out_channels=[12], num_steps=8, allow_changes=True)
+def test_another_network_cannot_be_allowed(finished):
+    message = refusal(finished, block_out_channels=[12], num_steps=8, allow_changes=True)
     assert "block_out_channels" in message or "network" in message
 
 
