@@ -4,17 +4,18 @@ Images are [..., C, H, W] in [0, 1] unless a docstring says otherwise; what come
 t = 0 is the paper's t = 1, and t = −1 stands for x_0 itself.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .data import Samples, to_model_range
-from .pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
+from .pipeline_ddpm_paper import DDPMPaperPipeline, ReverseStep, seeded_generators
 from .sampling import reverse_process
-from .scheduler import DDPMPaperScheduler, paper_scheduler
+from .scheduler import paper_scheduler
+from .unet import evaluation_mode
 
 CHUNK_VALUES = 2**24  # of the training images that are compared at once: 64 MiB in float32
 
@@ -99,8 +100,7 @@ def shared_latents(
     shared = {}
     for step in reverse_process(pipe, x, generators=generators, num_inference_steps=num_inference_steps):
         if step.t in timesteps:
-            shared[step.t] = x
-        x = step.x
+            shared[step.t] = step.x_t
         if step.t == min(timesteps):
             break
     samples = [
@@ -119,6 +119,7 @@ def interpolation(
     weights: Sequence[float],
     seeds: Sequence[int],
     num_inference_steps: int | None = None,
+    on_step: Callable[[ReverseStep], Any] | None = None,
 ) -> Tensor:
     """x_0 ∼ p_θ(x_0 | x̄_t) with x̄_t = (1 − λ) x_t + λ x_t', for every λ in `weights` (Fig. 8): [S, L, C, H, W].
 
@@ -128,7 +129,8 @@ def interpolation(
     network expects.) ε and the noise of the reverse process depend on the seed alone, not on λ: one row per seed. As
     t → T nothing is left of the sources, so that all λ give one image.
 
-    `t`, 0-based, is one of the chain's timesteps, or −1: the blend of the sources' pixels. Raises ValueError.
+    `t`, 0-based, is one of the chain's timesteps, or −1: the blend of the sources' pixels. `on_step` is called with
+    each reverse step. Raises ValueError.
     """
     if x_start.shape != x_start_other.shape or x_start.ndim != 3:
         raise ValueError(
@@ -148,7 +150,8 @@ def interpolation(
         noise = randn_tensor(tuple(x.shape), generator=generators, dtype=torch.float32)
         diffusion = paper_scheduler(pipe.scheduler).diffusion
         x_t, other_t = diffusion.q_sample(x, t, noise), diffusion.q_sample(other, t, noise)
-        blend = _denoised(pipe, (1 - weight) * x_t + weight * other_t, t, generators, num_inference_steps)
+        x_t = (1 - weight) * x_t + weight * other_t
+        blend = _denoised(pipe, x_t, t, generators, num_inference_steps, on_step)
     return blend.view(rows, columns, *x_start.shape)
 
 
@@ -191,7 +194,12 @@ def _start(pipe: DDPMPaperPipeline, seeds: Sequence[int]) -> tuple[Tensor, list[
 
 
 def _denoised(
-    pipe: DDPMPaperPipeline, x_t: Tensor, t: int, generators: list[torch.Generator], num_inference_steps: int | None
+    pipe: DDPMPaperPipeline,
+    x_t: Tensor,
+    t: int,
+    generators: list[torch.Generator],
+    num_inference_steps: int | None,
+    on_step: Callable[[ReverseStep], Any] | None = None,
 ) -> Tensor:
     """x_0 in [0, 1] at the end of the reverse process from x_t."""
     x = x_t
@@ -199,6 +207,8 @@ def _denoised(
         pipe, x_t, generators=generators, from_timestep=t, num_inference_steps=num_inference_steps
     ):
         x = step.x
+        if on_step is not None:
+            on_step(step)
     return unit_range(x).cpu()
 
 
@@ -295,9 +305,8 @@ def point_process(
     reverse = {}
     for step in reverse_process(pipe, x, generators=generators, num_inference_steps=num_inference_steps):
         if step.t in wanted:
-            reverse[step.t] = x
-        x = step.x
-    reverse[-1] = x
+            reverse[step.t] = step.x_t
+        reverse[-1] = step.x
     positions = [_square_around(x_t) for x_t in forward]
     scores = [
         learned_score(pipe, xs, t) if t >= 0 else torch.zeros_like(xs) for t, xs in zip(wanted, positions, strict=True)
@@ -319,20 +328,8 @@ def learned_score(pipe: DDPMPaperPipeline, x_t: Tensor, t: int) -> Tensor:
 
     For networks that predict something else than ε, that of their x̂_0, unclipped. The network is in eval mode.
     """
-    scheduler = paper_scheduler(pipe.scheduler)
-    unet, diffusion = pipe.unet, scheduler.diffusion
-    was_training = unet.training
-    unet.eval()
-    try:
-        output = unet(x_t.to(unet.dtype), torch.full((len(x_t),), t, device=x_t.device)).sample.float()
-    finally:
-        unet.train(was_training)
-    x_start = predicted_x_start(scheduler, output, x_t.float(), t)
+    diffusion = paper_scheduler(pipe.scheduler).diffusion
+    with evaluation_mode(pipe.unet):
+        output = pipe.unet(x_t.to(pipe.unet.dtype), torch.full((len(x_t),), t, device=x_t.device)).sample.float()
+    x_start = diffusion.predict_x_start(output, x_t.float(), t)
     return diffusion.score(diffusion.predict_eps(x_start, x_t.float(), t), t)
-
-
-def predicted_x_start(scheduler: DDPMPaperScheduler, output: Tensor, x_t: Tensor, t: int) -> Tensor:
-    """x̂_0(x_t, t) of a network's output, unclipped, without the variance that it may have; t 0-based."""
-    if scheduler.config["variance_type"] == "learned":
-        output = output.chunk(2, dim=1)[0]
-    return scheduler.diffusion.predict_x_start(output, x_t, t, scheduler.config["prediction_type"])

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from .randomness import keyed_generator, keyed_generators
 from .scheduler import GaussianDiffusion, paper_scheduler
+from .unet import evaluation_mode
 
 # Below this width in standard deviations, a bin's probability is its density times its width: the difference of two
 # distribution functions would lose more to rounding in float32 (2e-4) than the curvature left out (4e-8 x²).
@@ -116,8 +117,6 @@ def vb_terms_bpd(
     x_t: Tensor,
     t: Tensor,
     *,
-    prediction_type: str,
-    variance_type: str,
     clip_denoised: bool | Callable[[Tensor], Tensor] = True,
     num_levels: int | None = 256,
 ) -> Tensor:
@@ -128,14 +127,7 @@ def vb_terms_bpd(
     `clip_denoised` is on when the bound is evaluated and off in training, as in the paper's code. `num_levels` is that
     of the data: 256 for images, 17 for the digits, None for points, whose decoder is a Gaussian density.
     """
-    p = diffusion.p_mean_variance(
-        model_output,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=clip_denoised,
-    )
+    p = diffusion.p_mean_variance(model_output, x_t, t, clip_denoised=clip_denoised)
     return _term(diffusion, p, x_start, x_t, t, num_levels)
 
 
@@ -163,6 +155,7 @@ def bits_per_dim(
     batch_size: int = 256,
     first_index: int = 0,
     progress: bool = False,
+    on_progress: Callable[[int], Any] | None = None,
 ) -> BoundTerms:
     """The bound of `x_start` under a model, with every term (Eq. 5), one draw of x_t for each sample and t.
 
@@ -184,6 +177,7 @@ def bits_per_dim(
         batch_size: how many pairs of sample and t the network sees at once.
         first_index: the index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
+        on_progress: called after each evaluation of the network with the number of pairs it saw.
 
     Raises ValueError for samples outside [−1, 1], for numbers outside their range, and where ε says nothing about x_0
     because ᾱ_T is 0.
@@ -200,7 +194,7 @@ def bits_per_dim(
         raise ValueError("x_start holds no samples")
     if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
         raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
-    if scheduler.config["prediction_type"] == "epsilon" and chain.alphas_cumprod[-1] == 0:
+    if not np.isfinite(chain.c_skip[-1]):
         raise ValueError("ᾱ is 0 at the last timestep: ε gives no x_0 there, and the bound is infinite")
     t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))
     device = getattr(unet, "device", torch.device("cpu"))
@@ -208,9 +202,7 @@ def bits_per_dim(
     x_start = x_start.to(exact, torch.float64)
 
     terms_bt, mse_bt = (torch.zeros(size, total, dtype=torch.float64) for _ in range(2))
-    was_training = unet.training
-    unet.eval()
-    try:
+    with evaluation_mode(unet):
         starts = range(0, size * subset, batch_size)  # t by t, so that a batch has few different ones
         for first in tqdm(starts, desc="bits/dim", disable=not progress):
             s, b = np.divmod(np.arange(first, min(first + batch_size, size * subset)), size)
@@ -221,19 +213,12 @@ def bits_per_dim(
             x_t = chain.q_sample(x, index, noise)
             at = torch.from_numpy(times).to(device)
             output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at).sample.to(exact, torch.float64)
-            p = chain.p_mean_variance(
-                output,
-                x_t,
-                index,
-                prediction_type=scheduler.config["prediction_type"],
-                variance_type=scheduler.config["variance_type"],
-                clip_denoised=clip_denoised,
-            )
+            p = chain.p_mean_variance(output, x_t, index, clip_denoised=clip_denoised)
             weight = torch.from_numpy(weight_s[s])
             terms_bt[b, t] = weight * _term(chain, p, x, x_t, index, num_levels).cpu()
             mse_bt[b, t] = weight * (p.x_start - x).square().flatten(1).mean(dim=1).cpu()
-    finally:
-        unet.train(was_training)
+            if on_progress is not None:
+                on_progress(len(b))
     prior_b = prior_bpd(chain, x_start).cpu()
     return BoundTerms(prior_b + terms_bt.sum(dim=1), prior_b, terms_bt, mse_bt)
 

@@ -9,37 +9,16 @@ from .scheduler import GaussianDiffusion
 
 
 def simple_loss(
-    diffusion: GaussianDiffusion,
-    model_output: Tensor,
-    x_start: Tensor,
-    x_t: Tensor,
-    t: Tensor,
-    *,
-    prediction_type: str,
-    variance_type: str,
-    noise: Tensor | None = None,
+    diffusion: GaussianDiffusion, model_output: Tensor, x_start: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
 ) -> Tensor:
-    """L_simple (Eq. 14): the mean squared error of what the network predicts, per sample: [B].
+    """L_simple (Eq. 14): the mean squared error of what the network predicts, `diffusion.target`, per sample: [B].
 
-    Targets: ε for `epsilon`, x_0 for `sample`, μ̃_t(x_t, x_0) (Eq. 7) for `previous_sample`, v for `v_prediction`.
-    All tensors are [B, ...] float32, `t` [B] 0-based; for `epsilon` and `v_prediction` pass the `noise` that made x_t:
-    recovered from x_t it is only accurate to 1e-5 at t = 0. Raises ValueError for a learned variance, which L_simple
-    does not train (the paper's code refuses it too).
+    All tensors are [B, ...] float32, `t` [B] 0-based; `noise` is the ε that made x_t from x_start. Raises ValueError
+    for a learned variance, which L_simple does not train (the paper's code refuses it too).
     """
-    if variance_type == "learned":
+    if diffusion.variance_type == "learned":
         raise ValueError("L_simple does not train a learned variance; use fixed_small or fixed_large")
-    if noise is None:
-        noise = diffusion.predict_eps(x_start, x_t, t)
-    if prediction_type == "epsilon":
-        target = noise
-    elif prediction_type == "sample":
-        target = x_start
-    elif prediction_type == "previous_sample":
-        target = diffusion.q_posterior_mean_variance(x_start, x_t, t).mean
-    elif prediction_type == "v_prediction":
-        target = diffusion.velocity(x_start, t, noise)
-    else:
-        raise ValueError(f"prediction_type={prediction_type!r} is unknown")
+    target = diffusion.target(x_start, x_t, t, noise)
     if model_output.shape != target.shape:
         raise ValueError(f"model_output has shape {tuple(model_output.shape)}, its target {tuple(target.shape)}")
     return (model_output - target).square().flatten(1).mean(dim=1)
@@ -52,8 +31,6 @@ def vlb_loss(
     x_t: Tensor,
     t: Tensor,
     *,
-    prediction_type: str,
-    variance_type: str,
     num_levels: int | None = 256,
 ) -> Tensor:
     """L, the true variational bound (Eq. 5): each sample's term at its t, in bits/dim: [B].
@@ -62,17 +39,7 @@ def vlb_loss(
     parameters. Tensors as in `simple_loss`; for a learned variance `model_output` has twice the channels. `num_levels`
     is that of the data: 256 for images, 17 for the digits, None for points.
     """
-    return vb_terms_bpd(
-        diffusion,
-        model_output,
-        x_start,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip_denoised=False,
-        num_levels=num_levels,
-    )
+    return vb_terms_bpd(diffusion, model_output, x_start, x_t, t, clip_denoised=False, num_levels=num_levels)
 
 
 class LossHistory:

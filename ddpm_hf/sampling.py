@@ -6,27 +6,14 @@ Time is 0-based: t = 0 is the paper's t = 1, the last step of sampling.
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .pipeline_ddpm_paper import DDPMPaperPipeline, ReverseStep as ReverseStep
 from .scheduler import paper_scheduler
-
-
-class ReverseStep(NamedTuple):
-    """One step of Algorithm 2, from x_t to x_{t−1}; tensors [B, ...] in float32, as the chain has them.
-
-    t: the timestep at which the network was evaluated, 0-based.
-    x: x_{t−1} (in a respaced chain, x at its next lower timestep); x_0 after the last step.
-    x_start: x̂_0(x_t, t), clipped as the scheduler clips it.
-    """
-
-    t: int
-    x: Tensor
-    x_start: Tensor
 
 
 def reverse_process(
@@ -40,7 +27,8 @@ def reverse_process(
     """Algorithm 2 from x_t down to x_0: x_{t−1} = μ_θ(x_t, t) + σ_t z, one `ReverseStep` after the other.
 
     From x_T it gives the pipeline's result, bit for bit. Neither the pipeline's scheduler nor the network's mode is
-    changed between steps, so several chains can be advanced in turn; a step is computed when it is asked for.
+    changed between steps, so several chains can be advanced in turn; a step is computed when it is asked for. The
+    chain goes on from what is assigned to `x` of a step, at the timestep that is assigned to `next_t`.
 
     Args:
         pipe: a pipeline for images or points; a scheduler of stock's is converted to ours.
@@ -49,45 +37,20 @@ def reverse_process(
         from_timestep: t of `x_t`, 0-based, one of the chain's; by default its first.
         num_inference_steps: which chain, by the number of all its steps; by default the scheduler's own.
 
-    Raises ValueError, at once, for a timestep that is not in the chain and another number of generators than samples.
+    Raises ValueError for a timestep that is not in the chain and, at once, for another number of generators than
+    samples.
     """
-    scheduler = copy.copy(paper_scheduler(pipe.scheduler))
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps = scheduler.timesteps.tolist()
-    if from_timestep is not None:
-        if from_timestep not in timesteps:
-            nearest = min(timesteps, key=lambda t: abs(t - from_timestep))
-            raise ValueError(
-                f"from_timestep={from_timestep} is not one of this chain's {len(timesteps)} timesteps; "
-                f"the nearest of them is {nearest}"
-            )
-        timesteps = timesteps[timesteps.index(from_timestep) :]
-    generators = list(generators)
     if len(generators) != len(x_t):
         raise ValueError(f"generators: got {len(generators)} for {len(x_t)} samples; pass one per sample")
-    return _reverse_steps(pipe, scheduler, timesteps, x_t, generators)
-
-
-@torch.no_grad()
-def _reverse_steps(
-    pipe: DDPMPaperPipeline, scheduler: Any, timesteps: list[int], x_t: Tensor, generators: list[torch.Generator]
-) -> Iterator[ReverseStep]:
-    unet = pipe.unet
-    device = pipe._execution_device
-    x = x_t.to(device, torch.float32)
-    with pipe.progress_bar(total=len(timesteps)) as progress:  # type: ignore[call-arg]
-        for t in timesteps:
-            was_training = unet.training
-            unet.eval()
-            try:
-                times = torch.full((len(x),), t, device=device)
-                model_output = unet(x.to(unet.dtype), times).sample.float()
-            finally:
-                if was_training:
-                    unet.train()
-            x, x_start = scheduler.step(model_output, t, x, generator=generators, return_dict=False)
-            progress.update()
-            yield ReverseStep(t, x, x_start)
+    scheduler = copy.copy(paper_scheduler(pipe.scheduler))
+    scheduler.set_timesteps(num_inference_steps)
+    if from_timestep is not None and from_timestep not in (timesteps := scheduler.timesteps.tolist()):
+        nearest = min(timesteps, key=lambda t: abs(t - from_timestep))
+        raise ValueError(
+            f"from_timestep={from_timestep} is not one of this chain's {len(timesteps)} timesteps; "
+            f"the nearest of them is {nearest}"
+        )
+    return pipe.reverse_process(x_t, generator=list(generators), scheduler=scheduler, from_timestep=from_timestep)
 
 
 def sample_together(

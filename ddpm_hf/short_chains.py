@@ -8,7 +8,6 @@ K steps is a shortest path (Watson et al. 2021).
 """
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +41,10 @@ def decoder_costs_bpd(x_start_mse: np.ndarray, num_levels: int | None) -> np.nda
 
 def _table(diffusion: GaussianDiffusion, x_start_mse: Any) -> np.ndarray:
     """`x_start_mse`, array or tensor, checked by the process: float64 [T]. Raises ValueError for another table."""
-    table: Any = replace(diffusion, x_start_mse=np.asarray(x_start_mse)).x_start_mse
+    types = diffusion.prediction_type, "fitted"
+    table: Any = GaussianDiffusion(diffusion.betas, *types, x_start_mse=np.asarray(x_start_mse)).x_start_mse
+    if np.isnan(table).any():
+        raise ValueError(f"x_start_mse must hold a number at every timestep, got {table}")
     return table
 
 

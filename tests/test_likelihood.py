@@ -54,14 +54,13 @@ def test_terms_equal_the_papers(golden, parameterization, variance, clip, dtype)
     model_output = golden.nchw(f"model_output/{parameterization}")
     if variance == "learned":
         model_output = torch.cat([model_output, golden.nchw("model_log_variance_learned")], dim=1)
+    diffusion = GaussianDiffusion(PAPER.betas, PREDICTION_TYPES[parameterization], VARIANCE_TYPES[variance])
     terms = vb_terms_bpd(
-        PAPER,
+        diffusion,
         model_output.to(dtype),
         golden.nchw("in/x0").to(dtype),
         golden.nchw("in/x_t").to(dtype),
         torch.from_numpy(golden["in/t"]),
-        prediction_type=PREDICTION_TYPES[parameterization],
-        variance_type=VARIANCE_TYPES[variance],
         clip_denoised=clip,
     )
     assert terms.dtype == dtype
@@ -125,15 +124,9 @@ def test_a_perfect_network_pays_for_the_variance_alone(variance_type):
     """KL 0 with the posterior's own variance, ½ (β̃/β − 1 − ln(β̃/β)) with β: at every t, to float64's rounding."""
     t = torch.arange(1, 1000)
     x_start, noise = (torch.randn(999, 6, generator=torch.Generator().manual_seed(s)).double() for s in (0, 1))
-    terms = vb_terms_bpd(
-        PAPER,
-        noise,
-        x_start.clamp(-1, 1),
-        PAPER.q_sample(x_start.clamp(-1, 1), t, noise),
-        t,
-        prediction_type="epsilon",
-        variance_type=variance_type,
-    )
+    x_start = x_start.clamp(-1, 1)
+    diffusion = GaussianDiffusion(PAPER.betas, "epsilon", variance_type)
+    terms = vb_terms_bpd(diffusion, noise, x_start, PAPER.q_sample(x_start, t, noise), t)
     ratio = torch.from_numpy(PAPER.posterior_variance / PAPER.betas)[1:]
     nats = 0 * ratio if variance_type == "fixed_small" else 0.5 * (ratio - 1 - ratio.log())
     torch.testing.assert_close(terms, nats / math.log(2), rtol=1e-9, atol=1e-15)
@@ -144,9 +137,9 @@ def test_the_first_term_is_the_decoder_of_that_many_levels(num_levels):
     x_start = images(2, num_levels=num_levels or 256).double()
     x_t = x_start + 0.01 * torch.randn(x_start.shape, generator=torch.Generator().manual_seed(0)).double()
     t = torch.tensor([0, 0])
-    options: Any = {"prediction_type": "sample", "variance_type": "fixed_large", "clip_denoised": False}
-    terms = vb_terms_bpd(PAPER, x_t, x_start, x_t, t, **options, num_levels=num_levels)
-    log_variance = PAPER.fixed_large_log_variance[0]
+    diffusion = GaussianDiffusion(PAPER.betas, "sample", "fixed_large")
+    terms = vb_terms_bpd(diffusion, x_t, x_start, x_t, t, clip_denoised=False, num_levels=num_levels)
+    log_variance = diffusion.model_log_variance[0]  # type: ignore[index]
     nats = discretized_log_likelihood_nats(x_start, x_t, log_variance, num_levels=num_levels)
     torch.testing.assert_close(terms, -nats.mean(dim=(1, 2, 3)) / math.log(2), rtol=1e-12, atol=1e-15)
 
@@ -155,7 +148,7 @@ def test_the_first_term_is_the_decoder_of_that_many_levels(num_levels):
 def test_times_may_be_on_another_device_than_the_samples(device_of_t):
     """As in all of GaussianDiffusion, and as bits_per_dim asks; `meta` stands for an accelerator."""
     x, t = torch.zeros(4, 3, 2, 2, device="meta"), torch.tensor([0, 1, 500, 999], device=device_of_t)
-    terms = vb_terms_bpd(PAPER, x, x, x, t, prediction_type="epsilon", variance_type="fixed_small")
+    terms = vb_terms_bpd(PAPER, x, x, x, t)
     assert terms.shape == (4,) and terms.device.type == "meta"
 
 
@@ -182,7 +175,6 @@ def direct_bound(unet, scheduler, chain: GaussianDiffusion, x_start: Tensor, *, 
     """bits_per_dim by its definition: one sample and one t at a time, noise keyed (seed, training time, index)."""
     x_start = x_start.double()
     terms, mse = (torch.zeros(len(x_start), chain.num_timesteps, dtype=torch.float64) for _ in range(2))
-    kind = {key: scheduler.config[key] for key in ("prediction_type", "variance_type")}
     clip = options.get("clip_denoised", True)
     for b, x in enumerate(x_start[:, None]):
         for t, time in enumerate(chain.timesteps.tolist()):
@@ -191,8 +183,8 @@ def direct_bound(unet, scheduler, chain: GaussianDiffusion, x_start: Tensor, *, 
             x_t = chain.q_sample(x, at, torch.from_numpy(drawn)[None])
             with torch.no_grad():
                 output = unet(x_t.float(), torch.tensor([time])).sample.double()
-            terms[b, t] = vb_terms_bpd(chain, output, x, x_t, at, **kind, **options)[0]
-            predicted = chain.p_mean_variance(output, x_t, at, **kind, clip_denoised=clip).x_start
+            terms[b, t] = vb_terms_bpd(chain, output, x, x_t, at, **options)[0]
+            predicted = chain.p_mean_variance(output, x_t, at, clip_denoised=clip).x_start
             mse[b, t] = (predicted - x).square().mean()
     prior = prior_bpd(chain, x_start)
     return BoundTerms(prior + terms.sum(dim=1), prior, terms, mse)
@@ -210,7 +202,7 @@ def test_the_bound_is_the_sum_of_its_terms(tiny_scheduler, num_inference_steps, 
     options: Any = {"seed": 3, "num_levels": 17, "clip_denoised": clip_denoised}
     ours = bits_per_dim(unet, scheduler, x_start, num_inference_steps=num_inference_steps, **options)
     times = range(10) if num_inference_steps is None else [0, 2, 4, 6]
-    chain = GaussianDiffusion(np.linspace(0.01, 0.6, 10)).respaced(times)
+    chain = GaussianDiffusion(np.linspace(0.01, 0.6, 10), "epsilon", variance_type).respaced(times)
     expected = direct_bound(unet, scheduler, chain, x_start, **options)
     for field, value in ours._asdict().items():
         assert value.dtype == torch.float64 and value.device.type == "cpu"

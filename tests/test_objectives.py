@@ -13,7 +13,12 @@ from ddpm_hf.objectives import LossHistory, simple_loss, vlb_loss
 from ddpm_hf.scheduler.scheduling_ddpm_paper import PREDICTION_TYPES, VARIANCE_TYPES
 
 PAPER = GaussianDiffusion(np.linspace(1e-4, 0.02, 1000))
-OPTIONS = {"prediction_type": "epsilon", "variance_type": "fixed_small"}
+
+
+def process(prediction_type: str = "epsilon", variance_type: str = "fixed_small") -> GaussianDiffusion:
+    """The paper's process of a network with this output."""
+    mse = np.linspace(1e-4, 0.5, 1000) if variance_type == "fitted" else None
+    return GaussianDiffusion(PAPER.betas, prediction_type, variance_type, x_start_mse=mse)
 
 
 def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -24,64 +29,40 @@ def batch(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, T
     return x_start, noise, PAPER.q_sample(x_start, t, noise), t
 
 
-def targets() -> dict[str, Tensor]:
-    """What a perfect network puts out for `batch()`, by its parameterization."""
-    x_start, noise, x_t, t = batch()
-    return {
-        "epsilon": noise,
-        "sample": x_start,
-        "previous_sample": PAPER.q_posterior_mean_variance(x_start, x_t, t).mean,
-        "v_prediction": PAPER.velocity(x_start, t, noise),
-    }
-
-
 @pytest.mark.parametrize("variance", ["fixedsmall", "fixedlarge"])
 @pytest.mark.parametrize(
     ("parameterization", "prediction_type"), [("eps", "epsilon"), ("xstart", "sample"), ("xprev", "previous_sample")]
 )
 def test_losses_equal_the_papers(golden, parameterization, prediction_type, variance):
     """To 1e-5: means of 48 squared float32 differences, some of numbers nearly equal."""
+    variance_type = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}[variance]
     losses = simple_loss(
-        PAPER,
+        process(prediction_type, variance_type),
         golden.nchw(f"model_output/{parameterization}"),
         golden.nchw("in/x0"),
         golden.nchw("in/x_t"),
         torch.from_numpy(golden["in/t"]),
-        prediction_type=prediction_type,
-        variance_type={"fixedsmall": "fixed_small", "fixedlarge": "fixed_large"}[variance],
-        noise=golden.nchw("in/eps"),
+        golden.nchw("in/eps"),
     )
     recorded = torch.from_numpy(golden[f"loss/{parameterization}/{variance}/mse"])
     torch.testing.assert_close(losses, recorded, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("prediction_type", targets())
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_a_perfect_network_has_no_loss_and_an_error_of_one_a_loss_of_one(prediction_type):
     x_start, noise, x_t, t = batch()
-    target = targets()[prediction_type]
-    options = {"prediction_type": prediction_type, "variance_type": "fixed_large", "noise": noise}
-    assert torch.equal(simple_loss(PAPER, target, x_start, x_t, t, **options), torch.zeros(4))
-    off_by_one = simple_loss(
-        PAPER, target + torch.tensor([0.0, 1, 2, 3]).view(-1, 1, 1, 1), x_start, x_t, t, **options
-    )
+    diffusion = process(prediction_type, "fixed_large")
+    target = diffusion.target(x_start, x_t, t, noise)
+    assert torch.equal(simple_loss(diffusion, target, x_start, x_t, t, noise), torch.zeros(4))
+    offsets = torch.tensor([0.0, 1, 2, 3]).view(-1, 1, 1, 1)
+    off_by_one = simple_loss(diffusion, target + offsets, x_start, x_t, t, noise)
     torch.testing.assert_close(off_by_one, torch.tensor([0.0, 1, 4, 9]), rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
-def test_noise_left_out_is_recovered_from_x_t(prediction_type):
-    """To 1e-4 of a loss near 1: at t = 0, ε is recovered from x_t by dividing float32's rounding by 0.01."""
-    x_start, noise, x_t, t = batch()
-    options = {"prediction_type": prediction_type, "variance_type": "fixed_small"}
-    output = torch.zeros_like(x_t)
-    given = simple_loss(PAPER, output, x_start, x_t, t, **options, noise=noise)
-    recovered = simple_loss(PAPER, output, x_start, x_t, t, **options)
-    torch.testing.assert_close(recovered, given, rtol=1e-4, atol=0)
 
 
 def test_a_half_precision_output_is_compared_in_float32():
     x_start, noise, x_t, t = batch()
     output = noise.bfloat16().requires_grad_()
-    losses = simple_loss(PAPER, output, x_start, x_t, t, **OPTIONS, noise=noise)
+    losses = simple_loss(PAPER, output, x_start, x_t, t, noise)
     assert losses.dtype == torch.float32
     assert torch.equal(losses, (output.float() - noise).square().mean(dim=(1, 2, 3)))
     losses.mean().backward()
@@ -90,29 +71,39 @@ def test_a_half_precision_output_is_compared_in_float32():
 
 def test_double_precision_stays_double():
     x_start, noise, x_t, t = batch(torch.float64)
-    losses = simple_loss(PAPER, noise, x_start, x_t, t, **OPTIONS, noise=noise)
+    losses = simple_loss(PAPER, noise, x_start, x_t, t, noise)
     assert losses.dtype == torch.float64
     assert torch.equal(losses, torch.zeros_like(losses))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("change", "message"),
     [
-        ({"variance_type": "learned"}, "L_simple does not train a learned variance; use fixed_small or fixed_large"),
-        ({"prediction_type": "eps"}, "prediction_type='eps' is unknown"),
+        (
+            {"diffusion": process(variance_type="learned")},
+            "L_simple does not train a learned variance; use fixed_small",
+        ),
         ({"noise": torch.zeros(4, 3, 4, 1)}, r"\(4, 3, 4, 1\)"),
     ],
 )
-def test_impossible_options_are_refused(options, message):
+def test_impossible_losses_are_refused(change, message):
     x_start, noise, x_t, t = batch()
+    arguments: Any = {
+        "diffusion": PAPER,
+        "model_output": noise,
+        "x_start": x_start,
+        "x_t": x_t,
+        "t": t,
+        "noise": noise,
+    }
     with pytest.raises(ValueError, match=message):
-        simple_loss(PAPER, noise, x_start, x_t, t, **{**OPTIONS, "noise": noise, **options})
+        simple_loss(**{**arguments, **change})
 
 
 def test_shapes_that_would_broadcast_are_refused():
     x_start, noise, x_t, t = batch()
     with pytest.raises(ValueError, match=r"model_output has shape \(4, 1, 4, 4\), its target \(4, 3, 4, 4\)"):
-        simple_loss(PAPER, noise[:, :1], x_start, x_t, t, **OPTIONS, noise=noise)
+        simple_loss(PAPER, noise[:, :1], x_start, x_t, t, noise)
 
 
 # ---- the variational bound -----------------------------------------------------------------------------------------
@@ -126,14 +117,14 @@ def test_bounds_equal_the_papers(golden, parameterization, variance, dtype):
     model_output = golden.nchw(f"model_output/{parameterization}")
     if variance == "learned":
         model_output = torch.cat([model_output, golden.nchw("model_log_variance_learned")], dim=1)
+    prediction_type = {"eps": "epsilon", "xstart": "sample", "xprev": "previous_sample"}[parameterization]
+    variance_type = {"fixedsmall": "fixed_small", "fixedlarge": "fixed_large", "learned": "learned"}[variance]
     losses = vlb_loss(
-        PAPER,
+        process(prediction_type, variance_type),
         model_output.to(dtype),
         golden.nchw("in/x0").to(dtype),
         golden.nchw("in/x_t").to(dtype),
         torch.from_numpy(golden["in/t"]),
-        prediction_type={"eps": "epsilon", "xstart": "sample", "xprev": "previous_sample"}[parameterization],
-        variance_type={"fixedsmall": "fixed_small", "fixedlarge": "fixed_large", "learned": "learned"}[variance],
     )
     assert losses.dtype == dtype
     recorded = torch.from_numpy(golden[f"loss/{parameterization}/{variance}/kl"]).double()
@@ -144,9 +135,6 @@ def test_bounds_equal_the_papers(golden, parameterization, variance, dtype):
         assert abs(losses[0].item() - recorded[0].item()) < 1e-2
 
 
-FITTED = GaussianDiffusion(PAPER.betas, x_start_mse=np.linspace(1e-4, 0.5, 1000))
-
-
 def bound_case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
     """(x_start, x_t, t): five images of 256 levels, both ends included; t = 0 twice."""
     generator = torch.Generator().manual_seed(1)
@@ -154,7 +142,7 @@ def bound_case(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tens
     x_start[:, 0, 0, :2] = torch.tensor([0, 255])
     x_start = (x_start / 127.5 - 1).to(dtype)
     t = torch.tensor([0, 1, 500, 999, 0])
-    return x_start, FITTED.q_sample(x_start, t, torch.randn(5, 2, 4, 4, generator=generator, dtype=dtype)), t
+    return x_start, PAPER.q_sample(x_start, t, torch.randn(5, 2, 4, 4, generator=generator, dtype=dtype)), t
 
 
 @pytest.mark.parametrize("num_levels", [256, 17, None])
@@ -167,19 +155,10 @@ def test_the_bound_is_its_term_with_finite_gradients_everywhere(prediction_type,
     if variance_type == "learned":
         output = torch.cat([output, 4 * output.clamp(-2, 2)], dim=1)
     output.requires_grad_()
-    losses = vlb_loss(
-        FITTED,
-        output,
-        x_start,
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        num_levels=num_levels,
-    )
+    arguments = process(prediction_type, variance_type), output, x_start, x_t, t
+    losses = vlb_loss(*arguments, num_levels=num_levels)
     assert losses.shape == (5,) and losses.isfinite().all()
-    options: Any = {"prediction_type": prediction_type, "variance_type": variance_type, "num_levels": num_levels}
-    assert torch.equal(losses, vb_terms_bpd(FITTED, output, x_start, x_t, t, **options, clip_denoised=False))
+    assert torch.equal(losses, vb_terms_bpd(*arguments, num_levels=num_levels, clip_denoised=False))
     losses.sum().backward()
     assert output.grad is not None and output.grad.isfinite().all()
     assert ((output.grad != 0).flatten(1).float().mean(dim=1) > 0.9).all()
@@ -187,10 +166,10 @@ def test_the_bound_is_its_term_with_finite_gradients_everywhere(prediction_type,
 
 def test_x_start_is_not_clipped():
     x_start, x_t, t = bound_case()
-    options: Any = {"prediction_type": "sample", "variance_type": "fixed_small"}
-    losses = vlb_loss(FITTED, 3 * x_start, x_start, x_t, t, **options)
-    assert torch.equal(losses, vb_terms_bpd(FITTED, 3 * x_start, x_start, x_t, t, **options, clip_denoised=False))
-    clipped = vb_terms_bpd(FITTED, 3 * x_start, x_start, x_t, t, **options, clip_denoised=True)
+    arguments = process("sample"), 3 * x_start, x_start, x_t, t
+    losses = vlb_loss(*arguments)
+    assert torch.equal(losses, vb_terms_bpd(*arguments, clip_denoised=False))
+    clipped = vb_terms_bpd(*arguments, clip_denoised=True)
     assert (losses > clipped).all()
 
 
@@ -199,20 +178,14 @@ def test_equivalent_outputs_have_one_bound(variance_type):
     """The same x̂_0 told as ε, x_0, μ̃ or v. In float64; to 1e-8, as ε at T−1 is recovered through a factor of 157."""
     x_start, x_t, t = bound_case(torch.float64)
     guess = x_start + 0.1 * torch.randn(x_t.shape, generator=torch.Generator().manual_seed(3)).double()
-    eps = FITTED.predict_eps(guess, x_t, t)
-    outputs = {
-        "epsilon": eps,
-        "sample": guess,
-        "previous_sample": FITTED.q_posterior_mean_variance(guess, x_t, t).mean,
-        "v_prediction": FITTED.velocity(guess, t, eps),
-    }
+    eps = PAPER.predict_eps(guess, x_t, t)
     losses = []
     for prediction_type in PREDICTION_TYPES:
-        output = outputs[prediction_type]
+        diffusion = process(prediction_type, variance_type)
+        output = diffusion.target(guess, x_t, t, eps)
         if variance_type == "learned":
             output = torch.cat([output, guess - 5], dim=1)
-        options: Any = {"prediction_type": prediction_type, "variance_type": variance_type}
-        losses.append(vlb_loss(FITTED, output, x_start, x_t, t, **options))
+        losses.append(vlb_loss(diffusion, output, x_start, x_t, t))
     for other in losses[1:]:
         torch.testing.assert_close(other, losses[0], rtol=1e-8, atol=1e-12)
 
@@ -222,17 +195,17 @@ def test_a_samples_term_is_its_own(place):
     """Alone it has the same loss, and an output that is not finite spoils no other's loss or gradient."""
     x_start, x_t, t = bound_case()
     output = torch.cat([torch.randn(x_t.shape, generator=torch.Generator().manual_seed(4)), x_start], dim=1)
-    options: Any = {"prediction_type": "epsilon", "variance_type": "learned"}
-    losses = vlb_loss(PAPER, output, x_start, x_t, t, **options)
+    diffusion = process(variance_type="learned")
+    losses = vlb_loss(diffusion, output, x_start, x_t, t)
     one = slice(place, place + 1)
-    alone = vlb_loss(PAPER, output[one], x_start[one], x_t[one], t[one], **options)
+    alone = vlb_loss(diffusion, output[one], x_start[one], x_t[one], t[one])
     torch.testing.assert_close(alone, losses[one], rtol=1e-6, atol=0)
 
     spoilt = output.clone()
     spoilt[place] = torch.nan
     spoilt.requires_grad_()
     others = [i for i in range(5) if i != place]
-    of_spoilt = vlb_loss(PAPER, spoilt, x_start, x_t, t, **options)
+    of_spoilt = vlb_loss(diffusion, spoilt, x_start, x_t, t)
     assert of_spoilt[place].isnan() and torch.equal(of_spoilt[others], losses[others])
     of_spoilt[others].sum().backward()
     assert spoilt.grad is not None and spoilt.grad[others].isfinite().all()
@@ -242,7 +215,7 @@ def test_the_decoder_reaches_no_gradient_where_it_does_not_count():
     """Of means up to 1e16 the squared error is in float32's range; log Φ need not have a gradient there."""
     x_start, x_t, t = bound_case()
     output = torch.logspace(2, 16, x_t[0].numel()).view_as(x_t[:1]).repeat(5, 1, 1, 1).requires_grad_()
-    losses = vlb_loss(PAPER, output, x_start, x_t, t, prediction_type="previous_sample", variance_type="fixed_large")
+    losses = vlb_loss(process("previous_sample", "fixed_large"), output, x_start, x_t, t)
     losses[t > 0].sum().backward()
     assert losses[t > 0].isfinite().all()
     assert output.grad is not None and output.grad[t > 0].isfinite().all()
@@ -252,19 +225,16 @@ def test_a_half_precision_output_has_a_float32_bound():
     x_start, x_t, t = bound_case()
     output = torch.randn(5, 4, 4, 4, generator=torch.Generator().manual_seed(5)).bfloat16()
     for prediction_type in PREDICTION_TYPES:
-        options: Any = {"prediction_type": prediction_type, "variance_type": "learned"}
-        losses = vlb_loss(PAPER, output, x_start, x_t, t, **options)
+        diffusion = process(prediction_type, "learned")
+        losses = vlb_loss(diffusion, output, x_start, x_t, t)
         assert losses.dtype == torch.float32
-        torch.testing.assert_close(losses, vlb_loss(PAPER, output.float(), x_start, x_t, t, **options))
+        torch.testing.assert_close(losses, vlb_loss(diffusion, output.float(), x_start, x_t, t))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"prediction_type": "eps"}, "prediction_type='eps' is not supported; choose one of epsilon"),
-        ({"variance_type": "learned_range"}, "variance_type='learned_range' is not supported"),
-        ({"variance_type": "learned"}, "learned variance needs 4 channels, got 2"),
-        ({"variance_type": "fitted"}, "variance_type='fitted' needs a process with x_start_mse"),
+        ({"diffusion": process(variance_type="learned")}, "learned variance needs 4 channels, got 2"),
         ({"model_output": torch.zeros(5, 4, 4, 4)}, r"shapes differ: model_output \(5, 4, 4, 4\)"),
         ({"x_start": torch.zeros(5, 2, 4, 1)}, r"shapes differ: x_start \(5, 2, 4, 1\)"),
         ({"t": torch.tensor([0, 1, 2, 3, 1000])}, r"leaves \[0, 1000\)"),
@@ -273,9 +243,9 @@ def test_a_half_precision_output_has_a_float32_bound():
 )
 def test_impossible_bounds_are_refused(change, message):
     x_start, x_t, t = bound_case()
-    arguments: Any = {"model_output": x_t, "x_start": x_start, "x_t": x_t, "t": t, **OPTIONS}
+    arguments: Any = {"diffusion": PAPER, "model_output": x_t, "x_start": x_start, "x_t": x_t, "t": t}
     with pytest.raises(ValueError, match=message):
-        vlb_loss(PAPER, **{**arguments, **change})
+        vlb_loss(**{**arguments, **change})
 
 
 # ---- importance sampling of t --------------------------------------------------------------------------------------

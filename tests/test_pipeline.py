@@ -558,7 +558,7 @@ def test_an_own_chain_gives_way_to_a_number_of_steps(tiny_unet, tiny_scheduler):
 
 def test_steps_without_a_fitted_variance_are_refused(tiny_unet, tiny_scheduler):
     pipe = quiet(DDPMPaperPipeline(tiny_unet(), tiny_scheduler(**OWN_CHAINS["fitted"])))
-    with pytest.raises(ValueError, match=r"have no fitted variance; this scheduler's are \[0, 2, 5, 9\]"):
+    with pytest.raises(ValueError, match=r"have no fitted variance; those that have one are \[0, 2, 5, 9\]"):
         pipe(seeds=[3], num_inference_steps=7)
 
 

@@ -28,14 +28,13 @@ def errors(seed: int, num_timesteps: int = 9) -> np.ndarray:
 
 def chain_terms_bpd(diffusion: GaussianDiffusion, timesteps, mse: np.ndarray, num_levels: int | None = 256) -> Tensor:
     """The bound's terms of the respaced process, for a network that is wrong by ± √mse_t at every t: [K]."""
-    full = GaussianDiffusion(diffusion.betas, x_start_mse=mse)
+    full = GaussianDiffusion(diffusion.betas, "sample", "fitted", x_start_mse=mse)
     chain = full.respaced(timesteps)
     t = torch.arange(len(timesteps))
     x_start = torch.zeros(len(timesteps), 2, dtype=torch.float64)
     off_by = torch.from_numpy(np.sqrt(mse[timesteps]))[:, None] * torch.tensor([1.0, -1.0])
     x_t = torch.randn(x_start.shape, generator=torch.Generator().manual_seed(0)).double()
-    options: Any = {"prediction_type": "sample", "variance_type": "fitted", "clip_denoised": False}
-    return vb_terms_bpd(chain, x_start + off_by, x_start, x_t, t, **options, num_levels=num_levels)
+    return vb_terms_bpd(chain, x_start + off_by, x_start, x_t, t, clip_denoised=False, num_levels=num_levels)
 
 
 # ---- costs ---------------------------------------------------------------------------------------------------------
@@ -99,17 +98,18 @@ def test_the_decoders_cost_for_points_is_an_entropy():
 def test_no_other_variance_has_a_lower_bound(timesteps):
     """At every t of a chain, L_0 of points included: the fitted variance minimises the term for that error."""
     timesteps, mse = list(timesteps), errors(1)
-    chain: Any = GaussianDiffusion(NINE.betas, x_start_mse=mse).respaced(timesteps)
+    chain: Any = GaussianDiffusion(NINE.betas, "sample", "fitted", x_start_mse=mse).respaced(timesteps)
     fitted = chain_terms_bpd(NINE, timesteps, mse, num_levels=None)
     x_start = torch.zeros(len(timesteps), 2, dtype=torch.float64)
     off_by = torch.from_numpy(np.sqrt(mse[timesteps]))[:, None] * torch.tensor([1.0, -1.0])
-    log_variance = torch.from_numpy(np.log(chain.fitted_variance))[:, None]
-    options: Any = {"prediction_type": "sample", "variance_type": "learned", "clip_denoised": False}
+    log_variance = torch.from_numpy(np.log(chain.model_variance))[:, None]
+    learned = GaussianDiffusion(chain.betas, "sample", "learned", timesteps=chain.timesteps)
 
     def terms(shift: float) -> Tensor:
         output = torch.cat([off_by, (log_variance + shift).expand_as(off_by)], dim=1)
         t = torch.arange(len(timesteps))
-        return vb_terms_bpd(chain, output, x_start, torch.zeros_like(x_start), t, **options, num_levels=None)
+        x_t = torch.zeros_like(x_start)
+        return vb_terms_bpd(learned, output, x_start, x_t, t, clip_denoised=False, num_levels=None)
 
     torch.testing.assert_close(terms(0.0), fitted, rtol=1e-9, atol=1e-12)
     for shift in (1e-3, 0.3, 3.0):
@@ -230,7 +230,7 @@ def short(tiny_scheduler) -> DDPMPaperScheduler:
 
 
 def fitted_variance(scheduler: Any) -> np.ndarray:
-    return scheduler.chain().fitted_variance
+    return scheduler.chain().model_variance
 
 
 def quiet(pipe: DDPMPaperPipeline) -> Any:
@@ -246,8 +246,9 @@ def test_a_shortened_scheduler_has_the_chosen_chain_and_its_fitted_variances(tin
     assert short.config["variance_type"] == "fitted"
     for key in set(scheduler.config) - {"variance_type", "_use_default_values"}:
         assert short.config[key] == scheduler.config[key], key
-    expected: Any = GaussianDiffusion(scheduler.diffusion.betas, x_start_mse=mse).respaced(chosen)
-    np.testing.assert_allclose(fitted_variance(short), expected.fitted_variance, rtol=1e-12)
+    betas = scheduler.diffusion.betas
+    expected: Any = GaussianDiffusion(betas, "epsilon", "fitted", x_start_mse=mse).respaced(chosen)
+    np.testing.assert_allclose(fitted_variance(short), expected.model_variance, rtol=1e-12)
     again = shortened(short, errors(4, 10))
     assert "inference_timesteps" not in again.config and again.config["x_start_mse"] == errors(4, 10).tolist()
     assert again.chain().num_timesteps == 10

@@ -127,16 +127,8 @@ def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
     x_start = to_model_range(x_start, run.batches.samples.num_levels)
     x_t = diffusion.q_sample(x_start, t, noise)
     model_output = run.model(x_t, t, return_dict=False)[0]
-    return run.objective(
-        diffusion,
-        model_output.float(),
-        x_start,
-        x_t,
-        t,
-        prediction_type=run.options.prediction_type,
-        variance_type=run.options.variance_type,
-        **({"noise": noise} if run.options.objective == "simple" else {}),
-    )
+    noise_of_loss = (noise,) if run.options.objective == "simple" else ()
+    return run.objective(diffusion, model_output.float(), x_start, x_t, t, *noise_of_loss)
 
 
 def learning_rate_of(options: TrainingOptions, num_updates: int) -> float:

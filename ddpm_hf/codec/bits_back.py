@@ -157,18 +157,16 @@ class CodingChain:
         if micro_batch is not None and micro_batch < 1:
             raise CodingError(f"micro_batch={micro_batch} must be at least 1")
         self.chain: GaussianDiffusion = scheduler.chain()
-        self.prediction_type = scheduler.config["prediction_type"]
-        self.variance_type = scheduler.config["variance_type"]
         self.clip_denoised = scheduler.clip_denoised()
         self.shape, self.num_levels, self.micro_batch = tuple(pipe.sample_shape), num_levels, micro_batch
         unet = copy.deepcopy(pipe.unet)
         self.unet = (unet.cpu() if unet.device.type == "mps" else unet).double().eval()  # MPS has no float64
         chain = self.chain
-        weights = chain.reverse_weights(self.prediction_type, self.variance_type)
         self.q_scale = np.sqrt(1 - chain.betas).tolist()
         self.q_std = np.sqrt(chain.betas).tolist()
         # via float32, which rounds away the last bit, in which the exp of two machines may differ
-        self.p_std = [float(np.float32(sigma)) for *_, sigma in weights]
+        log_variance: Any = chain.model_log_variance
+        self.p_std = np.exp(0.5 * log_variance).astype(np.float32).tolist()
         self.grid = [min(pair) for pair in zip(self.q_std, [*self.p_std[1:], 1.0], strict=True)]
 
     def __len__(self) -> int:
@@ -187,15 +185,7 @@ class CodingChain:
         output = torch.round(torch.cat(parts) / OUTPUT_STEP) * OUTPUT_STEP
         if not bool(output.isfinite().all()):
             raise CodingError(f"the network's output at t = {t} is not finite")
-        p = self.chain.p_mean_variance(
-            output,
-            x_t,
-            i,
-            prediction_type=self.prediction_type,
-            variance_type=self.variance_type,
-            clip_denoised=self.clip_denoised,
-        )
-        return p.mean.numpy()
+        return self.chain.p_mean_variance(output, x_t, i, clip_denoised=self.clip_denoised).mean.numpy()
 
     def encode(self, stack: Stack, levels: np.ndarray) -> float:
         """Push a batch of levels [B, C, H, W]; return its bound, in bits, at the latents that were drawn."""

@@ -6,10 +6,8 @@ ends the work.
 """
 
 import argparse
-import contextlib
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +20,6 @@ from torch import Tensor
 
 from .. import figures, pictures
 from ..data import FORMATS, decode_image, to_model_range
-from ..figures import predicted_x_start
 from ..hub import load_model
 from ..inference import speed_up
 from ..likelihood import bits_per_dim, subset_edges
@@ -145,26 +142,16 @@ class Bound(NamedTuple):
     terms: np.ndarray
 
 
-@contextlib.contextmanager
-def _watched(unet: Any, look: Callable[[Tensor, Tensor, Tensor], None]) -> Iterator[None]:
-    """Call look(x_t, t, model_output) after each evaluation of the network."""
-    hook = unet.register_forward_hook(lambda _, inputs, output: look(inputs[0], inputs[1], output.sample))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 def _counted(report: Report, total: int) -> Callable[..., None]:
-    """A look for `_watched` that reports 1/total, 2/total, … of the work."""
+    """Reports 1/total, 2/total, … of the work, each time that it is called."""
     done = 0
 
-    def look(*_: Tensor) -> None:
+    def count(*_: Any) -> None:
         nonlocal done
         done += 1
         report(min(done / total, 1.0))
 
-    return look
+    return count
 
 
 def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | None, report: Report) -> Samples:
@@ -173,27 +160,23 @@ def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | N
     Raises ValueError for steps or seeds that the pipeline refuses.
     """
     own = model.pipe.scheduler
-    chosen = getattr(diffusers, scheduler).from_config(own.config) if scheduler else copy.copy(own)
+    chosen = getattr(diffusers, scheduler).from_config(own.config) if scheduler else own
     pipe = DDPMPaperPipeline(model.pipe.unet, chosen)
     pipe.set_progress_bar_config(disable=True)
-    kept: list[tuple[int, Tensor, Tensor]] = []
-    done = 0
-
-    def look(x_t: Tensor, t: Tensor, output: Tensor) -> None:
-        nonlocal done
-        total = len(chosen.timesteps)
-        if done in {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}:
-            timestep = min(max(round(float(t[0])), 0), model.num_timesteps - 1)  # some samplers' are fractions
-            kept.append((timestep, x_t[:SHOWN_SEEDS].float().cpu(), output[:SHOWN_SEEDS].float().cpu()))
-        done += 1
-        report(min(done / total, 1.0))
-
-    with _watched(pipe.unet, look):
-        images: Any = pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
-    frames = [
-        Frame(t + 1, *(_grid(figures.unit_range(x)) for x in (x_t, predicted_x_start(model.process, output, x_t, t))))
-        for t, x_t, output in kept
-    ]
+    chain, generators = pipe.own_scheduler(steps), seeded_generators(seeds)
+    noise = randn_tensor((len(seeds), *pipe.sample_shape), generator=generators, dtype=torch.float32)
+    total = len(chain.timesteps)
+    shown = {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}
+    frames, x = [], noise * chain.init_noise_sigma
+    for i, step in enumerate(pipe.reverse_process(x, generator=generators, scheduler=chain)):
+        if i in shown:
+            t = min(max(round(float(step.t)), 0), model.num_timesteps - 1)  # some samplers' are fractions
+            x_t, output = (x[:SHOWN_SEEDS] for x in (step.x_t, step.model_output))
+            x_start = model.process.diffusion.predict_x_start(output, x_t, t)
+            frames.append(Frame(t + 1, *(_grid(figures.unit_range(x).cpu()) for x in (x_t, x_start))))
+        x = step.x
+        report((i + 1) / total)
+    images = figures.unit_range(x).cpu()
     end = _grid(images[:SHOWN_SEEDS])
     return Samples(_grid(images, min_side=96, side=384), [*frames, Frame(0, end, end)])
 
@@ -206,17 +189,23 @@ def interpolate(
     Returns t as it was taken, the nearest of the chain; the two samples; the nine images. Raises ValueError.
     """
     timestep, remaining = nearest_timestep(model, t, steps)
-    look = _counted(report, steps + remaining)
-    with _watched(model.pipe.unet, look):
-        x_start: Any = model.pipe(seeds=ends, num_inference_steps=steps, output_type="latent", return_dict=False)[0]
-        between = figures.interpolation(
-            model.pipe,
-            *x_start.clamp(-1, 1),
-            t=timestep,
-            weights=WEIGHTS,
-            seeds=[noise_seed],
-            num_inference_steps=steps,
-        )
+    count = _counted(report, steps + remaining)
+    x_start: Any = model.pipe(
+        seeds=ends,
+        num_inference_steps=steps,
+        output_type="latent",
+        return_dict=False,
+        callback_on_step_end=lambda pipe, i, t, tensors: count() or tensors,
+    )[0]
+    between = figures.interpolation(
+        model.pipe,
+        *x_start.clamp(-1, 1),
+        t=timestep,
+        weights=WEIGHTS,
+        seeds=[noise_seed],
+        num_inference_steps=steps,
+        on_step=count,
+    )
     return timestep + 1, enlarged(figures.unit_range(x_start)), enlarged(between[0])
 
 
@@ -230,11 +219,12 @@ def noise_and_back(
     x = x_start.expand(len(seeds), *x_start.shape)
     noise = randn_tensor(tuple(x.shape), generator=generators, dtype=torch.float32)
     x_t = x = model.process.diffusion.q_sample(x, timestep, noise)
-    with _watched(model.pipe.unet, _counted(report, remaining)):
-        for step in reverse_process(
-            model.pipe, x_t, generators=generators, from_timestep=timestep, num_inference_steps=steps
-        ):
-            x = step.x
+    count = _counted(report, remaining)
+    for step in reverse_process(
+        model.pipe, x_t, generators=generators, from_timestep=timestep, num_inference_steps=steps
+    ):
+        x = step.x
+        count()
     original, noisy, denoised = (enlarged(figures.unit_range(part)) for part in (x_start[None], x_t, x))
     return Reconstruction(timestep + 1, original[0], noisy, denoised)
 
@@ -257,17 +247,17 @@ def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Repor
     total = scheduler.chain().num_timesteps
     count = min(total, 1 + max(1, total // one_in))
     batch_size = max(1, min(64, count // 20))  # small enough for the work to be watched
-    with _watched(model.pipe.unet, _counted(report, -(-count // batch_size))):
-        terms = bits_per_dim(
-            model.pipe.unet,
-            scheduler,
-            to_model_range(levels, model.num_levels)[None],
-            seed=seed,
-            clip_denoised=scheduler.clip_denoised(),
-            num_levels=model.num_levels,
-            num_timesteps_subset=count,
-            batch_size=batch_size,
-        )
+    terms = bits_per_dim(
+        model.pipe.unet,
+        scheduler,
+        to_model_range(levels, model.num_levels)[None],
+        seed=seed,
+        clip_denoised=scheduler.clip_denoised(),
+        num_levels=model.num_levels,
+        num_timesteps_subset=count,
+        batch_size=batch_size,
+        on_progress=_counted(report, -(-count // batch_size)),
+    )
     drawn = terms.terms_bt[0].numpy()
     prior, kl, decoder = float(terms.prior_b[0]), float(drawn[1:].sum()), float(drawn[0])
     weights = np.diff(edges := subset_edges(total, count)).repeat(np.diff(edges))  # of a drawn term

@@ -5,7 +5,6 @@ of seeds (the last one is filled up, and cut afterwards). A run that was killed 
 Statistics are computed by the main process from the pieces in their order.
 """
 
-import contextlib
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data import Samples, default_cache_dir, is_image_folder, real_samples, to_model_range
@@ -53,21 +52,6 @@ def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerpri
         return names == [dataset, split, None]
     except Exception:  # whatever is wrong with files that the model does not need
         return False
-
-
-@contextlib.contextmanager
-def _counted(network: nn.Module, total: int, *, disable: bool) -> Iterator[None]:
-    """Inside, a progress bar counts the samples that the network sees, up to `total`; then the bar disappears."""
-    with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=disable) as bar:
-
-        def count(_: nn.Module, inputs: tuple[Tensor, Any], output: Any) -> None:
-            bar.update(len(inputs[0]))
-
-        hook = network.register_forward_hook(count)
-        try:
-            yield
-        finally:
-            hook.remove()
 
 
 def default_work_dir() -> Path:
@@ -175,8 +159,10 @@ class Evaluator:
             indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
             x_start = to_model_range(samples.batch(list(indices)), samples.num_levels)
             quiet = not self.accelerator.is_main_process
-            with _counted(self.pipe.unet, len(indices) * terms_per_image, disable=quiet):
-                terms = bits_per_dim(self.pipe.unet, self.pipe.scheduler, x_start, first_index=first, **settings)
+            total = len(indices) * terms_per_image
+            with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=quiet) as bar:
+                model = self.pipe.unet, self.pipe.scheduler
+                terms = bits_per_dim(*model, x_start, first_index=first, on_progress=bar.update, **settings)
             return terms._asdict()
 
         pieces = self._pieces(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
 
-from ..pipeline_ddpm_paper import files_to_upload
 from ..runs import MANIFEST
 from . import publishing
+from .uploaded import files_to_upload
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from ..paper import compare_with_paper
-from ..pipeline_ddpm_paper import files_to_upload
 from ..runs import (
     MANIFEST,
     RESULTS,
@@ -30,6 +29,7 @@ from ..runs import (
     weights_sha256,
 )
 from .retries import limited_requests
+from .uploaded import files_to_upload
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Publishing a run on the Hub.
 
-What may leave the machine is decided in one place, `UPLOADED` in pipeline_ddpm_paper.py. The token is that of
+What may leave the machine is decided in one place, `UPLOADED` in uploaded.py. The token is that of
 huggingface_hub, from `hf auth login` or HF_TOKEN; nothing here takes, prints or stores it.
 """
 
@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
+from ..pipeline_ddpm_paper import PLAIN_CARD
 from ..runs import check_names as check_names, model_folder, public_options, read_options
 from .card import model_card
 from .retries import PublishError, cause, failures_in_one_line, limited_requests
+from .uploaded import files_to_upload
 
 logger = logging.getLogger(__name__)
 

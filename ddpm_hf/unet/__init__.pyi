@@ -1,1 +1,5 @@
-from .unet_ddpm_paper import DDPMPaperMLP as DDPMPaperMLP, DDPMPaperUNet as DDPMPaperUNet
+from .unet_ddpm_paper import (
+    DDPMPaperMLP as DDPMPaperMLP,
+    DDPMPaperUNet as DDPMPaperUNet,
+    evaluation_mode as evaluation_mode,
+)

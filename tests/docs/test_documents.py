@@ -290,7 +290,7 @@ def test_equations_8_to_12_are_the_bound_as_it_is_computed(variance_type):
 
     Its worst place is t = T−1, where ε is recovered from x_0 through a factor of 157 and differences are squared.
     """
-    q = GaussianDiffusion(make_betas("linear", 1000, 1e-4, 0.02))
+    q = GaussianDiffusion(make_betas("linear", 1000, 1e-4, 0.02), "epsilon", variance_type)
     t, num_dims = torch.arange(1, 1000), 6
     draw = np.random.default_rng(0).standard_normal((3, 999, num_dims))
     x_start, eps, guess = (torch.from_numpy(x) for x in draw)
@@ -299,19 +299,20 @@ def test_equations_8_to_12_are_the_bound_as_it_is_computed(variance_type):
     beta, alpha_bar = (torch.from_numpy(table[1:].copy())[:, None] for table in (q.betas, q.alphas_cumprod))
     alpha = 1 - beta
     sigma2 = beta if variance_type == "fixed_large" else torch.from_numpy(q.posterior_variance[1:].copy())[:, None]
-    options: Any = {"prediction_type": "epsilon", "variance_type": variance_type, "clip_denoised": False}
 
     def mean(noise: torch.Tensor) -> torch.Tensor:  # of x_{t−1}, from x_t and noise: Eqs. 10 and 11
         return (x_t - beta / (1 - alpha_bar).sqrt() * noise) / alpha.sqrt()
 
-    torch.testing.assert_close(q.p_mean_variance(guess, x_t, t, **options).mean, mean(guess), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        q.p_mean_variance(guess, x_t, t, clip_denoised=False).mean, mean(guess), rtol=0, atol=1e-12
+    )
     posterior = q.q_posterior_mean_variance(x_start, x_t, t).mean
     through_x_start = q.q_posterior_mean_variance((x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt(), x_t, t).mean
     torch.testing.assert_close(through_x_start, posterior, rtol=0, atol=1e-12)  # Eq. 9
     torch.testing.assert_close(mean(eps), posterior, rtol=0, atol=1e-12)  # Eq. 10
 
     constant, kl = (
-        vb_terms_bpd(q, noise, x_start, x_t, t, **options) * num_dims * math.log(2) for noise in (eps, guess)
+        vb_terms_bpd(q, noise, x_start, x_t, t, clip_denoised=False) * num_dims * math.log(2) for noise in (eps, guess)
     )
     eq_8 = (posterior - mean(guess)).square().sum(dim=1) / (2 * sigma2[:, 0])
     eq_12 = (beta**2 / (2 * sigma2 * alpha * (1 - alpha_bar)))[:, 0] * (eps - guess).square().sum(dim=1)

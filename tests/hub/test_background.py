@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.hub import BackgroundUploads, publishing as hub
+from ddpm_hf.hub import BackgroundUploads, files_to_upload, publishing as hub
 from ddpm_hf.hub.background import SNAPSHOTS, take_snapshot
-from ddpm_hf.pipeline_ddpm_paper import files_to_upload
 from ddpm_hf.runs import checkpoints
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

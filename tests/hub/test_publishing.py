@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from local_hub import MODEL, TOKEN, LocalHub
 
 from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.hub import model_card
-from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD, files_to_upload
+from ddpm_hf.hub import files_to_upload, model_card
+from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD
 from ddpm_hf.runs import model_folder
 
 pytestmark = pytest.mark.integration

@@ -318,7 +318,7 @@ def weight_cases() -> None:
 
     @case("a-link-in-an-upload", NO_ERROR)
     def _(folder: Path) -> None:
-        from ddpm_hf.pipeline_ddpm_paper import files_to_upload
+        from ddpm_hf.hub import files_to_upload
 
         (folder / "samples").symlink_to(folder.parent / "outside", target_is_directory=True)
         (folder / "curves.png").symlink_to(folder.parent / "outside" / "secret.png")

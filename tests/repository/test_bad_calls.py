@@ -91,19 +91,16 @@ SCHEDULER = [
     ({"rescale_betas_zero_snr": "true"}, "rescale_betas_zero_snr='true' must be true or false"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr", "prediction_type='epsilon'", "use v_prediction"),
     *(
-        ({"dynamic_thresholding_ratio": x}, f"dynamic_thresholding_ratio={x!r} must be in (0, 1]")
+        ({"dynamic_thresholding_ratio": x}, f"dynamic_thresholding_ratio={x!r} must be a number in (0, 1]")
         for x in (0, -1, 1.1, NAN)
     ),
     *(
-        ({name: x}, f"{name}={x!r} must be > 0")
+        ({name: x}, f"{name}={x!r} must be a number > 0")
         for name in ("clip_sample_range", "sample_max_value")
         for x in (0, NAN)
     ),
     ({"clip_sample_range": "1"}, "clip_sample_range='1' must be a number"),
-    *(
-        ({"inference_timesteps": x}, f"inference_timesteps={x!r} must be a list of integers")
-        for x in ([], "abc", 3, [[1, 2]], {})
-    ),
+    *(({"inference_timesteps": x}, f"inference_{ASCENDING}{x}") for x in ([], "abc", 3, [[1, 2]], {})),
     *(({"inference_timesteps": x}, f"{ASCENDING}{x}") for x in ([1, 1], [5, 3], [0.5], [NAN], ["1"], [True, False])),
     ({"inference_timesteps": [-1, 4]}, "timesteps must lie in [0, 1000), got -1 to 4"),
     ({"inference_timesteps": [0, 1000]}, "timesteps must lie in [0, 1000), got 0 to 1000"),
@@ -111,9 +108,9 @@ SCHEDULER = [
     ({"x_start_mse": [1.0] * 1000}, "x_start_mse", "variance_type='fitted'"),
     *(
         ({"variance_type": "fitted", "x_start_mse": x}, "x_start_mse must hold 1000 positive numbers")
-        for x in ([1.0] * 999, [-1.0] * 1000, [NAN] * 1000, [INF] * 1000, 1.0)
+        for x in ([1.0] * 999, [-1.0] * 1000, [NAN] * 1000, [INF] * 1000)
     ),
-    ({"variance_type": "fitted", "x_start_mse": "a"}, "x_start_mse"),
+    *(({"variance_type": "fitted", "x_start_mse": x}, "x_start_mse") for x in ("a", 1.0)),
 ]
 
 
@@ -141,6 +138,7 @@ def stepped(t: Any = 5, output: Any = IMAGES, x: Any = IMAGES, **kwargs: Any) ->
 
 
 DIFFUSION = ten().diffusion
+TEN_BETAS = DIFFUSION.betas
 OF_TEN = "is not one of the current 10 timesteps in [0, 10)"
 SCHEDULER_CALLS = [
     *(
@@ -155,7 +153,7 @@ SCHEDULER_CALLS = [
     Case("timesteps-nan", lambda: ten().set_timesteps(timesteps=[NAN]), ("list of integers", "nan")),
     Case("timesteps-T", lambda: ten().set_timesteps(timesteps=[10, 3]), ("must lie in [0, 10), got 10 to 3",)),
     Case("timesteps-minus", lambda: ten().set_timesteps(timesteps=[3, -1]), ("must lie in [0, 10), got 3 to -1",)),
-    Case("timesteps-10^30", lambda: ten().set_timesteps(timesteps=[10**30]), ("must lie in [0, 10)", str(10**30))),
+    Case("timesteps-10^30", lambda: ten().set_timesteps(timesteps=[10**30]), ("timesteps must be", str(10**30))),
     Case("both", lambda: ten().set_timesteps(5, timesteps=[3, 1]), ("one of num_inference_steps and timesteps",)),
     Case(
         "learned-in-fewer",
@@ -219,25 +217,25 @@ SCHEDULER_CALLS = [
         )
         for dtype in (torch.float16, torch.bfloat16, torch.int64)
     ),
-    Case("x_start-type", lambda: DIFFUSION.predict_x_start(IMAGES, IMAGES, 1, "eps"), ("'eps'", PREDICTIONS)),
+    Case("x_start-type", lambda: GaussianDiffusion(TEN_BETAS, "eps"), ("'eps'", PREDICTIONS)),
     Case(
         "reverse-variance",
-        lambda: DIFFUSION.p_mean_variance(IMAGES, IMAGES, 1, prediction_type="epsilon", variance_type="small"),
+        lambda: GaussianDiffusion(TEN_BETAS, "epsilon", "small"),
         ("variance_type='small'", VARIANCES),
     ),
     Case(
         "reverse-fitted",
-        lambda: DIFFUSION.p_mean_variance(IMAGES, IMAGES, 1, prediction_type="epsilon", variance_type="fitted"),
-        ("variance_type='fitted' needs a process with x_start_mse",),
+        lambda: GaussianDiffusion(TEN_BETAS, "epsilon", "fitted"),
+        ("variance_type='fitted' needs x_start_mse",),
     ),
     *(
         Case(f"betas={name}", lambda b=betas: GaussianDiffusion(b), (words,))
         for name, betas, words in (
-            ("none", [], "betas must be a non-empty vector inside (0, 1)"),
-            ("matrix", [[0.1]], "got [[0.1]]"),
-            ("0", [0.0], "got [0.]"),
+            ("none", [], "betas has shape (0,); it must be a non-empty list"),
+            ("matrix", [[0.1]], "betas has shape (1, 1)"),
+            ("0", [0.0], "got 0.0 to 0.0"),
             ("1-in-the-middle", [0.1, 1.0, 0.1], "only the last may be 1"),
-            ("nan", [NAN], "got [nan]"),
+            ("nan", [NAN], "got nan to nan"),
             ("tiny", [1e-17] * 3, "too small or too many for float64"),
             ("many", [0.5] * 2000, "runs from 0.5 to 0.0"),
         )

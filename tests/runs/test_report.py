@@ -12,7 +12,7 @@ import yaml
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from ddpm_hf.pipeline_ddpm_paper import files_to_upload
+from ddpm_hf.hub import files_to_upload
 from ddpm_hf.runs import write_report, write_results
 from ddpm_hf.runs.report import duration
 from training import train as train_py

@@ -3,8 +3,8 @@
 The laws are checked in float64 at every t: what they allow is the rounding of float64, times the largest coefficient.
 """
 
-import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +30,13 @@ def process(beta_schedule: str = "linear", num_timesteps: int = 1000) -> Gaussia
 
 
 PAPER = process()
+
+
+def paper(prediction_type: str, variance_type: str = "fixed_small", **tables: Any) -> GaussianDiffusion:
+    """The paper's process of a network that predicts something else, or of another variance."""
+    if variance_type == "fitted":
+        tables = {"x_start_mse": np.linspace(1e-4, 0.5, 1000), **tables}
+    return GaussianDiffusion(PAPER.betas, prediction_type, variance_type, **tables)
 
 
 def every_t(diffusion: GaussianDiffusion = PAPER) -> Tensor:
@@ -76,14 +83,8 @@ def test_reverse_process_equals_the_papers(golden, parameterization, variance, c
     x_t, model_output = golden.nchw("in/x_t"), golden.nchw(f"model_output/{parameterization}")
     if variance == "learned":
         model_output = torch.cat([model_output, golden.nchw("model_log_variance_learned")], dim=1)
-    p = PAPER.p_mean_variance(
-        model_output,
-        x_t,
-        torch.from_numpy(golden["in/t"]).long(),
-        prediction_type=GOLDEN_PREDICTION_TYPES[parameterization],
-        variance_type=GOLDEN_VARIANCE_TYPES[variance],
-        clip_denoised=clip,
-    )
+    diffusion = paper(GOLDEN_PREDICTION_TYPES[parameterization], GOLDEN_VARIANCE_TYPES[variance])
+    p = diffusion.p_mean_variance(model_output, x_t, torch.from_numpy(golden["in/t"]).long(), clip_denoised=clip)
     fields = {"mean": p.mean, "variance": p.variance, "log_variance": p.log_variance, "pred_xstart": p.x_start}
     for name, ours in fields.items():
         recorded = golden.nchw(f"p/{parameterization}/{variance}/clip{clip:d}/{name}")
@@ -101,11 +102,8 @@ def test_constants_of_the_papers_process():
     log_snr = np.log(PAPER.alphas_cumprod) - PAPER.log_one_minus_alphas_cumprod
     assert log_snr[[0, -1]] == pytest.approx([9.21024, -10.11767], abs=5e-6)
     assert PAPER.posterior_variance[0] == 0
-    assert (
-        PAPER.posterior_log_variance_clipped[0]
-        == PAPER.fixed_large_log_variance[0]
-        == math.log(PAPER.posterior_variance[1])
-    )
+    for diffusion in (PAPER, paper("epsilon", "fixed_large")):
+        assert diffusion.model_log_variance[0] == math.log(PAPER.posterior_variance[1])  # type: ignore[index]
 
 
 # ---- laws of the forward process -----------------------------------------------------------------------------------
@@ -175,14 +173,19 @@ def test_velocity_and_x_t_are_a_rotation_of_x_start_and_noise():
 def test_a_perfect_prediction_gives_x_start_back(prediction_type):
     x_start, eps, t = points(7), points(8), every_t()
     x_t = PAPER.q_sample(x_start, t, eps)
-    truth = {
-        "epsilon": eps,
-        "sample": x_start,
-        "previous_sample": PAPER.q_posterior_mean_variance(x_start, x_t, t).mean,
-        "v_prediction": PAPER.velocity(x_start, t, eps),
-    }[prediction_type]
+    diffusion = paper(prediction_type)
+    truth = diffusion.target(x_start, x_t, t, eps)
     # previous_sample divides by the posterior's weight of x_0, which falls to 1e-4: rounding times 1e4.
-    torch.testing.assert_close(PAPER.predict_x_start(truth, x_t, t, prediction_type), x_start, rtol=0, atol=1e-10)
+    torch.testing.assert_close(diffusion.predict_x_start(truth, x_t, t), x_start, rtol=0, atol=1e-10)
+
+
+def test_targets_are_noise_data_posterior_mean_and_velocity():
+    x_start, eps, t = points(7), points(8), every_t()
+    x_t = PAPER.q_sample(x_start, t, eps)
+    expected = {"epsilon": eps, "sample": x_start, "v_prediction": PAPER.velocity(x_start, t, eps)}
+    expected["previous_sample"] = PAPER.q_posterior_mean_variance(x_start, x_t, t).mean
+    for prediction_type in PREDICTION_TYPES:
+        assert torch.equal(paper(prediction_type).target(x_start, x_t, t, eps), expected[prediction_type])
 
 
 def test_predict_eps_gives_the_noise_back():
@@ -197,29 +200,20 @@ def test_a_perfect_prediction_gives_the_posteriors_mean(prediction_type):
     x_start, eps, t = points(11), points(12), every_t()
     x_t = PAPER.q_sample(x_start, t, eps)
     posterior = PAPER.q_posterior_mean_variance(x_start, x_t, t)
-    truth = {"epsilon": eps, "sample": x_start, "previous_sample": posterior.mean}
-    truth["v_prediction"] = PAPER.velocity(x_start, t, eps)
-    p = PAPER.p_mean_variance(
-        truth[prediction_type],
-        x_t,
-        t,
-        prediction_type=prediction_type,
-        variance_type="fixed_small",
-        clip_denoised=False,
-    )
+    diffusion = paper(prediction_type)
+    p = diffusion.p_mean_variance(diffusion.target(x_start, x_t, t, eps), x_t, t, clip_denoised=False)
     torch.testing.assert_close(p.mean, posterior.mean, rtol=0, atol=1e-12)
     torch.testing.assert_close(p.variance, posterior.variance, rtol=0, atol=0)
 
 
 def test_clipping_acts_on_x_start_alone():
     model_output, x_t, t = points(13), points(14), every_t()
-    options = {"prediction_type": "epsilon", "variance_type": "fixed_large"}
-    free = PAPER.p_mean_variance(model_output, x_t, t, **options, clip_denoised=False)
-    clipped = PAPER.p_mean_variance(model_output, x_t, t, **options)
+    free = PAPER.p_mean_variance(model_output, x_t, t, clip_denoised=False)
+    clipped = PAPER.p_mean_variance(model_output, x_t, t)
     assert free.x_start.abs().max() > 100  # √(1/ᾱ_T − 1) is 157: there is something to clip
     assert torch.equal(clipped.x_start, free.x_start.clamp(-1, 1))
     assert torch.equal(clipped.mean, PAPER.q_posterior_mean_variance(clipped.x_start, x_t, t).mean)
-    halved = PAPER.p_mean_variance(model_output, x_t, t, **options, clip_denoised=lambda x_start: x_start / 2)
+    halved = PAPER.p_mean_variance(model_output, x_t, t, clip_denoised=lambda x_start: x_start / 2)
     assert torch.equal(halved.x_start, free.x_start / 2)
 
 
@@ -254,7 +248,6 @@ def test_respacings_compose():
 def all_results(t: Tensor | int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every public function of the paper's process at t, for the same two images."""
     a, b = points(15, 2, 3, 4, 4, dtype=dtype), points(16, 2, 3, 4, 4, dtype=dtype)
-    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=np.linspace(1e-4, 0.5, PAPER.num_timesteps))
     results = {
         "q_sample": PAPER.q_sample(a, t, b),
         "velocity": PAPER.velocity(a, t, b),
@@ -265,12 +258,8 @@ def all_results(t: Tensor | int, dtype: torch.dtype) -> dict[str, Tensor]:
         "q": PAPER.q_mean_variance(a, t),
         "posterior": PAPER.q_posterior_mean_variance(a, b, t),
         **{
-            f"{prediction} {variance}": fitted.p_mean_variance(
-                torch.cat([a, -b.abs()], dim=1) if variance == "learned" else a,
-                b,
-                t,
-                prediction_type=prediction,
-                variance_type=variance,
+            f"{prediction} {variance}": paper(prediction, variance).p_mean_variance(
+                torch.cat([a, -b.abs()], dim=1) if variance == "learned" else a, b, t
             )
             for prediction in PREDICTION_TYPES
             for variance in VARIANCE_TYPES
@@ -308,12 +297,10 @@ def test_the_tables_cannot_be_changed():
     betas[0] = 0.5  # the caller's own array stays the caller's
     assert diffusion.betas[0] == 1e-4
     tables = [value for value in vars(diffusion).values() if isinstance(value, np.ndarray)]
-    assert len(tables) == 14
+    assert len(tables) > 14
     for table in tables:
         with pytest.raises(ValueError, match="read-only"):
             table[0] = 0
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        diffusion.betas = betas  # type: ignore[misc]
 
 
 # ---- zero terminal SNR ---------------------------------------------------------------------------------------------
@@ -333,13 +320,13 @@ def test_zero_terminal_snr_ends_at_zero_and_keeps_the_first_step():
 
 @pytest.mark.parametrize("betas", [[], [[0.1]], [0.0, 0.1], [-0.1], [0.5, 1.0, 0.5], [0.1, 1.1], [float("nan"), 0.1]])
 def test_betas_outside_their_range_are_refused(betas):
-    with pytest.raises(ValueError, match="betas must be a non-empty vector inside"):
+    with pytest.raises(ValueError, match=r"betas (must lie inside \(0, 1\)|has shape)"):
         GaussianDiffusion(np.array(betas))
 
 
 def test_timesteps_of_another_length_are_refused():
     with pytest.raises(ValueError, match=r"timesteps has shape \(3,\), betas \(2,\)"):
-        GaussianDiffusion(np.array([0.1, 0.2]), np.arange(3))
+        GaussianDiffusion(np.array([0.1, 0.2]), timesteps=np.arange(3))
 
 
 def test_an_unknown_schedule_is_refused():
@@ -368,32 +355,52 @@ def test_times_outside_the_table_are_refused(t, message):
 
 def test_shapes_that_would_broadcast_are_refused():
     x, row = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 1)
-    options = {"prediction_type": "epsilon", "variance_type": "fixed_small"}
     for call in (
         lambda: PAPER.q_sample(x, 5, row),
         lambda: PAPER.velocity(x, 5, row),
         lambda: PAPER.q_posterior_mean_variance(row, x, 5),
-        lambda: PAPER.predict_x_start(row, x, 5, "epsilon"),
+        lambda: PAPER.predict_x_start(row, x, 5),
         lambda: PAPER.predict_eps(row, x, 5),
-        lambda: PAPER.p_mean_variance(row, x, 5, **options),
+        lambda: PAPER.p_mean_variance(row, x, 5),
     ):
         with pytest.raises(ValueError, match=r"shapes differ: .*\(2, 3, 4, 1\)"):
             call()
 
 
 def test_unknown_names_are_refused():
-    x = torch.zeros(2, 4)
     with pytest.raises(ValueError, match="prediction_type='eps' is not supported; choose one of epsilon, "):
-        PAPER.predict_x_start(x, x, 5, "eps")
+        paper("eps")
     with pytest.raises(ValueError, match="variance_type='learned_range' is not supported; choose one of fixed_small"):
-        PAPER.p_mean_variance(x, x, 5, prediction_type="epsilon", variance_type="learned_range")
+        paper("epsilon", "learned_range")
 
 
 @pytest.mark.parametrize("channels", [3, 5, 9])
 def test_learned_variance_with_other_channels_is_refused(channels):
     x = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match=f"learned variance needs 6 channels, got {channels}"):
-        PAPER.p_mean_variance(torch.zeros(2, channels, 4, 4), x, 5, prediction_type="epsilon", variance_type="learned")
+        paper("epsilon", "learned").p_mean_variance(torch.zeros(2, channels, 4, 4), x, 5)
+
+
+@pytest.mark.parametrize("name", ["prediction_type", "variance_type"])
+def test_outputs_for_single_steps_are_refused_for_longer_ones(name):
+    """μ̃ and a learned variance belong to one training step; all of them may be taken."""
+    diffusion = paper("previous_sample") if name == "prediction_type" else paper("epsilon", "learned")
+    assert diffusion.respaced(range(1000)) is diffusion
+    with pytest.raises(ValueError, match=f"{name}=.* belongs to single steps of training, so 2 of 1000 cannot"):
+        diffusion.respaced([0, 999])
+
+
+def test_epsilon_is_refused_only_where_nothing_is_left_of_x_start():
+    """Where ᾱ is 0, and not at the other times; v and x_0 say what x̂_0 is everywhere."""
+    betas = make_betas("jsd", 10, 1e-4, 0.02)
+    x, diffusion = torch.zeros(2, 3), GaussianDiffusion(betas)
+    for t in (9, torch.tensor([0, 9])):
+        with pytest.raises(ValueError, match="ᾱ is 0 at timestep 9: ε gives no x_0 there"):
+            diffusion.p_mean_variance(x, x, t)
+    for t in (8, torch.tensor([0, 8])):
+        assert diffusion.p_mean_variance(x, x, t).mean.isfinite().all()
+    for prediction_type in ("sample", "v_prediction"):
+        assert GaussianDiffusion(betas, prediction_type).p_mean_variance(x, x, 9).mean.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -411,33 +418,34 @@ MSE = np.linspace(1e-4, 0.5, 1000)
 
 def test_the_fitted_variance_adds_the_uncertainty_of_x_start():
     """σ_t² = β̃_t + c_t² mse_t, with c_t what x_0 moves the posterior's mean by; mse_0 itself at t = 0."""
-    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=MSE)
+    fitted = paper("sample", "fitted", x_start_mse=MSE)
     zero, one = torch.zeros(1000, 1, dtype=torch.float64), torch.ones(1000, 1, dtype=torch.float64)
     weight = PAPER.q_posterior_mean_variance(one, zero, every_t()).mean[:, 0].numpy()
     expected = PAPER.posterior_variance + weight**2 * MSE
-    p = fitted.p_mean_variance(zero, zero, every_t(), prediction_type="sample", variance_type="fitted")
+    p = fitted.p_mean_variance(zero, zero, every_t())
     np.testing.assert_allclose(torch.as_tensor(p.variance)[:, 0], expected, rtol=1e-12)
     np.testing.assert_allclose(torch.as_tensor(p.log_variance)[:, 0], np.log(expected), rtol=1e-12)
     assert p.variance[0] == pytest.approx(MSE[0], rel=1e-12)  # type: ignore[index]
-    free = GaussianDiffusion(PAPER.betas, x_start_mse=np.full(1000, 1e-30))
-    np.testing.assert_allclose(free.fitted_variance[1:], PAPER.posterior_variance[1:], rtol=1e-12)  # type: ignore[index]
+    free = paper("sample", "fitted", x_start_mse=np.full(1000, 1e-30))
+    np.testing.assert_allclose(free.model_variance[1:], PAPER.posterior_variance[1:], rtol=1e-12)  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kept", [[999], [3, 500, 998], list(range(0, 1000, 20)), list(range(1000))], ids=len)
 def test_respacing_keeps_the_errors_and_fits_the_variances_anew(kept):
-    respaced = GaussianDiffusion(PAPER.betas, x_start_mse=MSE).respaced(kept)
-    afresh = GaussianDiffusion(PAPER.respaced(kept).betas, np.array(kept), MSE[kept])
+    respaced = paper("epsilon", "fitted", x_start_mse=MSE).respaced(kept)
+    betas = PAPER.respaced(kept).betas
+    afresh = GaussianDiffusion(betas, variance_type="fitted", timesteps=np.array(kept), x_start_mse=MSE[kept])
     np.testing.assert_array_equal(respaced.x_start_mse, MSE[kept])  # type: ignore[arg-type]
-    np.testing.assert_allclose(respaced.fitted_variance, afresh.fitted_variance, rtol=1e-12)  # type: ignore[arg-type]
+    np.testing.assert_allclose(respaced.model_variance, afresh.model_variance, rtol=1e-12)  # type: ignore[arg-type]
     assert PAPER.respaced(kept).x_start_mse is None
 
 
 def test_the_fitted_tables_cannot_be_changed():
     mse = MSE.copy()
-    fitted = GaussianDiffusion(PAPER.betas, x_start_mse=mse)
+    fitted = paper("epsilon", "fitted", x_start_mse=mse)
     mse[0] = 7.0
     assert fitted.x_start_mse is not None and fitted.x_start_mse[0] == MSE[0]
-    for name in ("x_start_mse", "fitted_variance", "fitted_log_variance"):
+    for name in ("x_start_mse", "model_variance", "model_log_variance"):
         with pytest.raises(ValueError, match="read-only"):
             getattr(fitted, name)[0] = 0
 
@@ -447,11 +455,25 @@ def test_the_fitted_tables_cannot_be_changed():
     [MSE[:999], MSE[None], [0.1], np.where(MSE > 0.4, 0, MSE), -MSE, np.full(1000, np.nan), np.full(1000, np.inf)],
 )
 def test_errors_that_are_not_one_positive_number_per_timestep_are_refused(mse):
-    with pytest.raises(ValueError, match="x_start_mse must hold 1000 positive numbers, one per timestep"):
-        GaussianDiffusion(PAPER.betas, x_start_mse=mse)
+    with pytest.raises(ValueError, match="x_start_mse (must hold 1000 positive numbers, one per timestep|has shape)"):
+        paper("epsilon", "fitted", x_start_mse=mse)
 
 
-def test_fitted_variances_without_errors_are_refused():
-    x = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match="variance_type='fitted' needs a process with x_start_mse"):
-        PAPER.p_mean_variance(x, x, 5, prediction_type="epsilon", variance_type="fitted")
+def test_fitted_variances_and_errors_go_together():
+    for variance_type, mse in (("fitted", None), ("fixed_small", MSE)):
+        with pytest.raises(ValueError, match="variance_type='fitted' needs x_start_mse, and no other variance"):
+            GaussianDiffusion(PAPER.betas, "epsilon", variance_type, x_start_mse=mse)
+
+
+def test_variances_known_at_some_times_serve_the_processes_of_these():
+    x, known = torch.zeros(2, 3), [3, 500, 998]
+    some = np.full(1000, np.nan)
+    some[known] = MSE[known]
+    diffusion = paper("epsilon", "fitted", x_start_mse=some)
+    assert diffusion.predict_x_start(x, x, 5).isfinite().all()
+    with pytest.raises(ValueError, match="'fitted' needs x_start_mse at every timestep"):
+        diffusion.p_mean_variance(x, x, 500)
+    with pytest.raises(ValueError, match=r"timesteps \[5\] have no fitted variance; those that have one are \[3, 500"):
+        diffusion.respaced([3, 5])
+    short, whole = diffusion.respaced(known), paper("epsilon", "fitted", x_start_mse=MSE).respaced(known)
+    np.testing.assert_array_equal(short.model_variance, whole.model_variance)

@@ -127,7 +127,7 @@ def test_timesteps_without_a_fitted_variance_are_refused(arguments):
         ({**FITTED, "x_start_mse": [0.1] * 4}, "x_start_mse must hold 5 positive numbers"),
         ({"variance_type": "fitted", "x_start_mse": [0.1] * 5}, "x_start_mse must hold 1000 positive numbers"),
         ({**FITTED, "x_start_mse": [0.1, 0.1, 0.0, 0.1, 0.1]}, "x_start_mse must hold 5 positive numbers"),
-        ({"inference_timesteps": []}, r"inference_timesteps=\[\] must be a list"),
+        ({"inference_timesteps": []}, "inference_timesteps must be a non-empty, strictly ascending list"),
         ({"inference_timesteps": [5, 3]}, "timesteps must be .*strictly ascending"),
         ({"inference_timesteps": [0.0, 3.0]}, "timesteps must be .*integers"),
         ({"inference_timesteps": [0, 1000]}, r"timesteps must lie in \[0, 1000\), got 0 to 1000"),

@@ -33,10 +33,10 @@ def normal(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
         ({"num_train_timesteps": 0}, "num_train_timesteps=0 must be an int >= 1"),
         ({"num_train_timesteps": 10.0}, "num_train_timesteps=10.0 must be an int >= 1"),
         ({"steps_offset": -1}, "steps_offset=-1 must be an int >= 0"),
-        ({"dynamic_thresholding_ratio": 0}, r"dynamic_thresholding_ratio=0 must be in \(0, 1\]"),
-        ({"dynamic_thresholding_ratio": 1.5}, r"dynamic_thresholding_ratio=1.5 must be in \(0, 1\]"),
-        ({"clip_sample_range": 0.0}, "clip_sample_range=0.0 must be > 0"),
-        ({"sample_max_value": 0.0}, "sample_max_value=0.0 must be > 0"),
+        ({"dynamic_thresholding_ratio": 0}, r"dynamic_thresholding_ratio=0 must be a number in \(0, 1\]"),
+        ({"dynamic_thresholding_ratio": 1.5}, r"dynamic_thresholding_ratio=1.5 must be a number in \(0, 1\]"),
+        ({"clip_sample_range": 0.0}, "clip_sample_range=0.0 must be a number > 0"),
+        ({"sample_max_value": 0.0}, "sample_max_value=0.0 must be a number > 0"),
         ({"beta_start": 0.0}, r"betas must lie inside \(0, 1\), got 0.0 to 0.02"),
         ({"beta_start": -0.1}, r"betas must lie inside \(0, 1\), got -0.1 to 0.02"),
         ({"beta_end": 1.0}, r"betas must lie inside \(0, 1\), got 0.0001 to 1.0"),
@@ -87,7 +87,7 @@ def test_impossible_timesteps_are_refused(timesteps):
 
 
 def test_an_offset_beyond_the_table_is_refused():
-    with pytest.raises(ValueError, match=r"`timesteps` must lie in \[0, 1000\), got 1000 to 1"):
+    with pytest.raises(ValueError, match=r"timesteps must lie in \[0, 1000\), got 1000 to 1"):
         DDPMPaperScheduler(steps_offset=1).set_timesteps(1000)
 
 

@@ -42,7 +42,7 @@ def test_the_first_update_is_algorithm_1_written_out(tmp_path, parts):
 
 def test_gradients_are_clipped_before_the_update(tmp_path):
     run = build(tmp_path, max_grad_norm=0.5)
-    run.objective = lambda *args, **kwargs: 1000 * simple_loss(*args, **kwargs)
+    run.objective = lambda *arguments: 1000 * simple_loss(*arguments)
     norms = []
 
     def record(optimizer, args, kwargs) -> None:
@@ -56,12 +56,12 @@ def test_gradients_are_clipped_before_the_update(tmp_path):
     assert norms == pytest.approx([0.5] * 3, rel=1e-4)
 
 
-def nan_loss_of_the_third(*args: Any, **kwargs: Any) -> Tensor:
-    losses = simple_loss(*args, **kwargs)
+def nan_loss_of_the_third(*arguments: Any) -> Tensor:
+    losses = simple_loss(*arguments)
     return torch.where(torch.arange(len(losses)) == 2, math.nan, losses)
 
 
-def nan_gradient(diffusion: Any, model_output: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def nan_gradient(diffusion: Any, model_output: Tensor, *others: Any) -> Tensor:
     return (0 * model_output).abs().sqrt().flatten(1).mean(1)  # 0, but its derivative is 0 · ∞
 
 
@@ -176,9 +176,8 @@ def test_the_loss_of_the_bound_is_its_term_with_the_levels_of_the_data(tmp_path,
     x_t = diffusion.q_sample(x_start, batch.t, batch.noise)
     with torch.no_grad():
         output = unet(x_t, batch.t).sample
-    options = {"prediction_type": "sample", "variance_type": variance}
     expected, otherwise = (
-        vlb_loss(diffusion, output, x_start, x_t, batch.t, **options, num_levels=levels).mean().item()
+        vlb_loss(diffusion, output, x_start, x_t, batch.t, num_levels=levels).mean().item()
         for levels in (num_levels, 256)
     )
     loss, _ = train_py.training_step(run, iter([batch]))
@@ -202,8 +201,7 @@ def test_a_step_by_importance_is_the_gradient_of_the_weighted_losses(tmp_path):
     x_start = batch.x_start / 8.0 - 1
     diffusion = run.scheduler.diffusion
     x_t = diffusion.q_sample(x_start, t, batch.noise)
-    choice = {"prediction_type": "epsilon", "variance_type": "fixed_large", "num_levels": 17}
-    losses = vlb_loss(diffusion, twin(x_t, t).sample, x_start, x_t, t, **choice)
+    losses = vlb_loss(diffusion, twin(x_t, t).sample, x_start, x_t, t, num_levels=17)
     weighted = (losses / torch.from_numpy(20 * probabilities).float()[t]).mean()
     weighted.backward()
     norm = torch.cat([p.grad.flatten() for p in twin.parameters()]).norm()
