@@ -22,7 +22,13 @@ TO_RUN = [name for name, found in SNIPPETS.items() if name not in RUN_ELSEWHERE 
 SHORTER = {
     "README.md": {"range(16)": "range(1)", "range(300)": "range(2)"},
     "docs/evaluation.md": {"range(4)": "range(1)"},
-    "docs/sampling.md": {"range(16)).images": "range(1)).images", "(99, 199, 299, 499)": "(9,)"},
+    "docs/sampling.md": {
+        "range(16)).images": "range(1)).images",
+        "(99, 199, 299, 499)": "(9,)",
+        "own_scheduler(50)": "own_scheduler(5)",
+        "scheduler.chain(50)": "scheduler.chain(5)",
+        "generators=generators, num_inference_steps=50": "generators=generators, num_inference_steps=5",
+    },
     "docs/speed.md": {"range(16)": "range(1)"},
 }
 
