@@ -54,7 +54,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ddpm_hf.runs import checkpoints, read_metrics  # noqa: E402
+from ddpm_hf.runs import checkpoints, read_metrics, watching  # noqa: E402
 
 SCRIPT = ROOT / "training" / "train.py"
 PATIENCE_S = 60  # for the survivors of a kill
@@ -134,7 +134,7 @@ def arrange_death(script: ModuleType, phase: str, step: int) -> None:
         else:
             before(script.RunLog, "write_overview")
     elif phase == "sampling":
-        before(script, "draw_samples", lambda run: run.state.step >= step)
+        before(watching, "write_grids", lambda log, state, *others: state.step >= step)
     else:
         raise ValueError(f"phase={phase!r} is none of start-up, data, step, between steps, save, sampling")
 

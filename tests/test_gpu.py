@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.cli import main as ddpm_hf
+from ddpm_hf.data import load_samples
 from ddpm_hf.inference import GraphedUNet, speed_up
 from ddpm_hf.likelihood import bits_per_dim
 from ddpm_hf.machine import Recorded
@@ -145,7 +146,7 @@ def test_recorded_training_steps_are_the_same_bits(tmp_path, options):
 @pytest.mark.parametrize("options", [("--mixed_precision", "fp16"), ("--gradient_checkpointing",)])
 def test_what_cannot_be_recorded_trains_without(tmp_path, options):
     run, losses = trained(tmp_path, *options, "--learning_rate", "2e-3", steps=60)
-    assert not run.recorded and np.mean(losses[-20:]) < np.mean(losses[:20])
+    assert not run.updates.recorded and np.mean(losses[-20:]) < np.mean(losses[:20])
     assert run.state.num_updates == 60 if "fp16" not in options else run.state.num_updates > 50
 
 
@@ -253,7 +254,7 @@ def test_sampling_from_the_command_line(tmp_path):
 
 
 def test_bits_per_dim_are_those_of_the_cpu(digits):
-    samples = train_py.load_samples("digits", split="test")
+    samples = load_samples("digits", split="test")
     x_start = samples.batch(range(4)) / 8.0 - 1
     gpu = on_gpu(digits)
     found, expected = (
@@ -267,7 +268,7 @@ def test_images_compressed_on_a_gpu_come_back_on_it_and_on_the_cpu(tmp_path):
     """In float64 with outputs rounded to 2⁻⁸ the devices agree, or it would end in an error."""
     folder, file = tmp_path / "images", tmp_path / "images.ddpm"
     folder.mkdir()
-    levels = train_py.load_samples("digits", split="test").batch(range(12)).numpy()
+    levels = load_samples("digits", split="test").batch(range(12)).numpy()
     np.save(tmp_path / "levels.npy", levels)
     for i, image in enumerate(levels):
         Image.fromarray((image[0] * 15).astype(np.uint8)).save(folder / f"{i:02}.png")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ddpm_hf import DDPMPaperPipeline
@@ -131,3 +131,67 @@ def test_timesteps_outside_the_chain_are_refused(pipe, timestep, nearest):
 def test_another_number_of_generators_is_refused(pipe, count):
     with pytest.raises(ValueError, match=f"generators: got {count} for 3 samples"):
         reverse_process(pipe, start(pipe)[0], generators=seeded_generators(range(count)))
+
+
+# ---- steps that are changed ----------------------------------------------------------------------------------------
+
+
+def test_the_chain_goes_on_from_what_is_assigned(pipe):
+    x_t, generators = start(pipe)
+    asked = []
+    for step in reverse_process(pipe, x_t, generators=generators):
+        asked.append(step.x_t)
+        step.x = torch.full_like(step.x, 0.25 * step.t)
+    assert all(bool((x == 0.25 * (9 - i)).all()) for i, x in enumerate(asked[1:]))
+
+
+def test_a_step_may_go_back_in_t(pipe):
+    """Resampling (RePaint): x_{t−1} is noised again, and the same steps are taken anew, with new noise."""
+    x_t, generators = start(pipe)
+    diffusion, times, again = pipe.scheduler.diffusion, [], True
+    for step in reverse_process(pipe, x_t, generators=generators, num_inference_steps=5):
+        times.append((step.t, step.next_t))
+        if step.t == 4 and again:
+            step.x, step.next_t, again = diffusion.q_sample(step.x_start, 8, torch.zeros_like(step.x)), 8, False
+    assert times == [(8, 6), (6, 4), (4, 2), (8, 6), (6, 4), (4, 2), (2, 0), (0, None)]
+    *_, other = reverse_process(pipe, x_t, generators=start(pipe)[1], num_inference_steps=5)
+    assert not torch.equal(step.x, other.x)
+
+
+def test_a_step_may_end_the_chain_or_name_a_timestep_that_is_none(pipe):
+    x_t, generators = start(pipe)
+    steps = reverse_process(pipe, x_t, generators=generators)
+    next(steps).next_t = None
+    assert list(steps) == []
+    steps = reverse_process(pipe, x_t, generators=start(pipe)[1], num_inference_steps=5)
+    next(steps).next_t = 7
+    with pytest.raises(ValueError, match="timestep 7 is not one of this chain's 5; the nearest of them is 8"):
+        next(steps)
+
+
+def test_a_solver_with_a_history_cannot_go_back(tiny_unet, tiny_scheduler):
+    pipe = quiet(tiny_unet(), UniPCMultistepScheduler.from_config(tiny_scheduler().config))
+    scheduler = pipe.own_scheduler(5)
+    steps = pipe.reverse_process(start(pipe)[0], scheduler=scheduler)
+    next(steps).next_t = scheduler.timesteps[0]
+    with pytest.raises(ValueError, match="UniPCMultistepScheduler cannot go on from another timestep than the next"):
+        next(steps)
+
+
+def test_a_step_is_differentiable(pipe):
+    """∂x̂_0/∂x_t by automatic differentiation is what a small change of x_t makes of it: guidance needs it."""
+    pipe.unet.double()
+    scheduler = pipe.own_scheduler()
+    x_t = start(pipe)[0].double().requires_grad_()
+    direction = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0)).double()
+
+    def mean(x):
+        """A weighted mean of x_{t−1} at t = 5, with the same z."""
+        step = pipe.reverse_step(x, 5, scheduler=scheduler, generator=torch.Generator().manual_seed(1))
+        return (direction * step.x).sum()
+
+    (gradient,) = torch.autograd.grad(mean(x_t), x_t)
+    with torch.no_grad():
+        change = (mean(x_t + 1e-3 * direction) - mean(x_t - 1e-3 * direction)) / 2e-3
+    # the pipeline rounds the network's output to float32: 1e-7 of it, over a change of 1e-3
+    assert float((gradient * direction).sum()) == pytest.approx(float(change), rel=1e-3)

@@ -6,6 +6,7 @@ run: hard links to its files, which nobody changes, and copies of the run's few 
 
 import logging
 import os
+import shlex
 import shutil
 import threading
 from pathlib import Path
@@ -84,6 +85,18 @@ class BackgroundUploads:
         self._thread.join()
         shutil.rmtree(self.run / SNAPSHOTS, ignore_errors=True)
         return publishing.publish(self.run, self.repo_id, private=self.private)
+
+    def finish_in_one_line(self) -> bool:
+        """`finish`, with one line of what became of it; False where it failed, with the command that finishes it."""
+        private = " --private" if self.private else ""
+        try:
+            url = self.finish()
+        except (ValueError, OSError) as error:
+            command = f"ddpm-hf publish {shlex.quote(str(self.run))} {self.repo_id}{private}"
+            logger.error("%s; to upload it later: %s", error, command)
+            return False
+        logger.info("uploaded to %s", url)
+        return True
 
     def _work(self) -> None:
         try:

@@ -1,5 +1,9 @@
 from .cuda_graphs import Recorded as Recorded
-from .distributed import join_processes as join_processes, leave_processes as leave_processes
+from .distributed import (
+    agree_to_stop as agree_to_stop,
+    join_processes as join_processes,
+    leave_processes as leave_processes,
+)
 from .files import TEMPORARY as TEMPORARY, fsync as fsync, put_in_place as put_in_place, replaced as replaced
 from .signals import (
     Stopped as Stopped,

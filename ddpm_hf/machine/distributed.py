@@ -1,7 +1,9 @@
 """How this process joins the others of its run."""
 
 import contextlib
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,6 +14,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+
+from .signals import StopSignals
 
 MEETING_S = 50.0
 
@@ -43,6 +47,23 @@ def _meeting(world_size: int) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def agree_to_stop(accelerator: Accelerator, signals: StopSignals, deadline: float = math.inf) -> bool:
+    """Whether any process was asked to stop or is past its deadline, which all of them then know, after the same step.
+
+    `deadline` is in seconds of `time.monotonic`. A signal is then in `signals.received` of all; None there says that
+    it was the deadline.
+    """
+    signaled, late = signals.received is not None, time.monotonic() >= deadline
+    if accelerator.num_processes > 1:
+        asked = torch.tensor([float(signaled), float(late)], device=accelerator.device)
+        # by this sum alone: a signal that comes meanwhile is for the next step, or this process would leave by itself
+        num_asked: Any = accelerator.reduce(asked, reduction="sum")
+        signaled, late = (num_asked > 0).tolist()
+        if signaled and signals.received is None:
+            signals.received = signal.SIGTERM
+    return signaled or late
 
 
 def leave_processes(accelerator: Accelerator) -> None:

@@ -1,6 +1,13 @@
-from .batches import Batch as Batch, KeyedBatches as KeyedBatches, prefetched as prefetched, share_of as share_of
+from .batches import (
+    Batch as Batch,
+    KeyedBatches as KeyedBatches,
+    batches_of as batches_of,
+    prefetched as prefetched,
+    share_of as share_of,
+)
 from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointError, model_folder as model_folder
-from .log import RunLog as RunLog
+from .folder import RunFolder as RunFolder
+from .log import RunLog as RunLog, start_trackers as start_trackers
 from .options import (
     FREE_TO_CHANGE as FREE_TO_CHANGE,
     TrainingOptions as TrainingOptions,
@@ -22,4 +29,22 @@ from .records import (
     write_results as write_results,
 )
 from .report import write_report as write_report
+from .setup import (
+    build_network as build_network,
+    build_scheduler as build_scheduler,
+    initial_model as initial_model,
+    load_data as load_data,
+    make_accelerator as make_accelerator,
+    run_manifest as run_manifest,
+    training_state as training_state,
+)
 from .state import TrainingState as TrainingState
+from .updates import Updates as Updates, linear_warmup as linear_warmup
+from .watching import (
+    command_to_go_on as command_to_go_on,
+    described as described,
+    end_early as end_early,
+    report_tables as report_tables,
+    write_due_grids as write_due_grids,
+    write_grids as write_grids,
+)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from ..data import Samples
@@ -100,6 +101,19 @@ def share_of(global_batch_size: int, micro_steps: int, micro_step: int, rank: in
     size = global_batch_size // parts
     start = (micro_step * world_size + rank) * size
     return range(start, start + size)
+
+
+def batches_of(
+    batches: KeyedBatches, accelerator: Accelerator, steps: Iterable[int], *, num_parts: int = 1
+) -> Iterator[Batch]:
+    """This process's batches of these steps, `num_parts` for each, the next one prepared in a thread meanwhile.
+
+    Raises ValueError, at once, where a global batch cannot be cut evenly.
+    """
+    size, rank, world_size = batches.global_batch_size, accelerator.process_index, accelerator.num_processes
+    shares = [share_of(size, num_parts, part, rank, world_size) for part in range(num_parts)]
+    wanted = ((step, share) for step in steps for share in shares)
+    return prefetched(batches, wanted, pin_memory=accelerator.device.type == "cuda")
 
 
 def prefetched(batches: KeyedBatches, wanted: Iterable[tuple[int, range]], *, pin_memory: bool) -> Iterator[Batch]:

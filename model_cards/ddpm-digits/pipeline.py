@@ -3,11 +3,15 @@
 This file is copied into checkpoints, beside the two it imports.
 """
 
+import copy
+import functools
 import inspect
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -15,9 +19,10 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
 
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
-from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, evaluation_mode
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
@@ -27,22 +32,17 @@ CARRIED = {
     "DDPMPaperScheduler": ("scheduling_ddpm_paper", DDPMPaperScheduler),
 }
 Generators = torch.Generator | list[torch.Generator] | None
-
-# All that is ever uploaded; `*` stays within one folder.
-UPLOADED = (
+# The files of a saved pipeline, all that `push_to_hub` uploads; `*` stays within one folder.
+PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
     *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
     *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
-    *("samples/*.png", "curves.png", "metrics.jsonl", "options.yaml", "evaluation.json"),
 )
 STOCK_CARD = "This model card has been automatically generated"  # and says nothing
 PLAIN_CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
-tags:
-- ddpm
-- diffusion
-- arxiv:2006.11239
+tags: [ddpm, diffusion, arxiv:2006.11239]
 ---
 
 # {repo_id}
@@ -51,6 +51,28 @@ A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_h
 `DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
 `DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository.
 """
+
+
+@dataclass
+class ReverseStep:
+    """One step of Algorithm 2, from x_t to x_{t−1}; tensors [B, ...] in float32, as the chain has them.
+
+    t: the timestep at which the network was asked, 0-based (some of diffusers' solvers ask at fractions).
+    x_t: what it was asked about (x in a solver's own scale where it has one).
+    model_output: what it answered.
+    x_start: x̂_0(x_t, t), clipped as the scheduler clips it; None from a solver that does not say.
+    x: x_{t−1} (in a respaced chain, x at its next lower timestep), x_0 after the last step. The chain goes on from
+        what is assigned here.
+    next_t: where it goes on, None after the last step. With a `DDPMPaperScheduler` another timestep of the chain may
+        be assigned, also a higher one, for an x that was noised again.
+    """
+
+    t: Any
+    x_t: Tensor
+    model_output: Tensor
+    x_start: Any
+    x: Tensor
+    next_t: Any = None
 
 
 def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -65,13 +87,6 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
         if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"seeds must be integers in [0, 2**32), got {seed!r}")
     return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
-
-
-def files_to_upload(folder: str | Path) -> dict[str, Path]:
-    """The files of `folder` that `UPLOADED` names, by their names in a repository; nothing behind a symlink."""
-    root = Path(folder).resolve()
-    found = [path for pattern in UPLOADED for path in sorted(root.glob(pattern))]
-    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
 
 
 class DDPMPaperPipeline(DiffusionPipeline):
@@ -98,27 +113,107 @@ class DDPMPaperPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
-        self._interrupt = False
-        self._num_timesteps = 0
+        self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
+        self._last = [False, 0]
 
     @property
     def num_timesteps(self) -> int:
-        """Number of reverse steps of the last call."""
-        return self._num_timesteps
+        """Number of reverse steps of this thread's call, or else of the last one."""
+        return self._running.get(threading.get_ident(), self._last)[1]
 
     @property
     def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; the call then returns x_t as it is."""
-        return self._interrupt
+        """Set `pipe._interrupt = True` in a callback to stop; the call then returns x_t as it is.
+
+        From a thread that is in no call it stops the calls of all threads.
+        """
+        return self._running.get(threading.get_ident(), self._last)[0]
+
+    @property
+    def _interrupt(self) -> bool:
+        return self.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        own = self._running.get(threading.get_ident())
+        for call in [*self._running.values()] if own is None else [own]:
+            call[0] = value
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (d,) for points."""
-        config = self.unet.config
+        config: Any = self.unet.config
         size = config.get("sample_size")
         if size is None:
             return (config.in_channels,)
         return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+
+    # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
+
+    def own_scheduler(self, num_inference_steps: int | None = None) -> Any:
+        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see."""
+        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
+        scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
+        if ours:  # without a copy of the timesteps on the device: a step then never waits for it
+            scheduler.set_timesteps(num_inference_steps)
+            return scheduler
+        total = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
+        scheduler.set_timesteps(total, device=self._execution_device)
+        name, timesteps = type(scheduler).__name__, scheduler.timesteps
+        if name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps):
+            raise ValueError(  # it would divide by the length of a step that is none
+                f"{name} visits timesteps twice in {total} steps; pass a smaller num_inference_steps"
+            )
+        return scheduler
+
+    def reverse_step(self, x: Tensor, t: Any, *, scheduler: Any = None, generator: Generators = None) -> ReverseStep:
+        """x_{t−1} = μ_θ(x_t, t) + σ_t z and x̂_0 from x_t = `x` (Algorithm 2, lines 3–4), asking the network once.
+
+        `x` [B, *sample_shape] is float32, `t` one of the timesteps of `scheduler`, by default the pipeline's. Where
+        the caller records gradients, they flow back to x.
+        """
+        scheduler = self.scheduler if scheduler is None else scheduler
+        with evaluation_mode(self.unet):
+            x_t = scheduler.scale_model_input(x, t)
+            model_output = self.unet(x_t.to(self.unet.dtype), _per_sample(t, x)).sample.float()
+        options = {"generator": generator} if _takes_generator(type(scheduler)) else {}
+        stepped = scheduler.step(model_output, t, x, **options)
+        return ReverseStep(t, x_t, model_output, stepped.get("pred_original_sample"), stepped.prev_sample)
+
+    def reverse_process(
+        self, x_t: Tensor, *, generator: Generators = None, scheduler: Any = None, from_timestep: int | None = None
+    ) -> Iterator[ReverseStep]:
+        """Algorithm 2 from x_t down to x_0: one `ReverseStep` after the other, each computed when it is asked for.
+
+        Args:
+            x_t: where to start, [B, *sample_shape], approximately standard Gaussian at T.
+            generator: from which z is drawn, or one per sample; see `seeded_generators`.
+            scheduler: with the timesteps to take, as `own_scheduler` makes it; by default with the model's own.
+            from_timestep: t of `x_t`, 0-based, one of these timesteps; by default their first.
+
+        Gradients are not recorded. Raises ValueError for a timestep that is not in the chain.
+        """
+        scheduler = self.own_scheduler() if scheduler is None else scheduler
+        ours = hasattr(scheduler, "diffusion")
+        timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
+        x, position = x_t.to(self._execution_device, torch.float32), 0
+        if from_timestep is not None:
+            position = _position(from_timestep, timesteps)
+        with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
+            while position < len(timesteps):
+                with torch.no_grad():
+                    step = self.reverse_step(x, timesteps[position], scheduler=scheduler, generator=generator)
+                position += 1
+                step.next_t = following = timesteps[position] if position < len(timesteps) else None
+                progress.update()
+                yield step
+                x = step.x
+                if step.next_t is not following:
+                    if not ours:
+                        raise ValueError(
+                            f"{type(scheduler).__name__} cannot go on from another timestep than the next"
+                        )
+                    position = len(timesteps) if step.next_t is None else _position(step.next_t, timesteps)
 
     @torch.no_grad()
     def __call__(
@@ -166,44 +261,27 @@ class DDPMPaperPipeline(DiffusionPipeline):
         ):
             raise ValueError(f"num_inference_steps={num_inference_steps!r} must be an integer in [1, {total}]")
         batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
-        device = self._execution_device
-        # Our scheduler wants Python integers and no copy on the device: a step then never waits for it.
-        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
-        if num_inference_steps is None and not ours:
-            num_inference_steps = total
-        self.scheduler.set_timesteps(num_inference_steps, device=None if ours else device)
-        timesteps = self.scheduler.timesteps.tolist() if ours else self.scheduler.timesteps
-        name = type(self.scheduler).__name__
-        if name.endswith("MultistepScheduler") and len(self.scheduler.timesteps.unique()) < len(timesteps):
-            raise ValueError(  # it would divide by the length of a step that is none
-                f"{name} visits timesteps twice in {num_inference_steps} steps; pass a smaller num_inference_steps"
-            )
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
-
+        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
         if latents is None:
             shape = (batch_size, *self.sample_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        x = latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
-
-        self._num_timesteps, self._interrupt = len(timesteps), False
-        was_training = self.unet.training
-        self.unet.eval()
+        x = latents.to(device, torch.float32) * scheduler.init_noise_sigma
+        thread = threading.get_ident()
+        outer = self._running.get(thread)  # of a callback that samples
+        self._running[thread] = self._last = call = [False, len(scheduler.timesteps)]
         try:
-            with self.progress_bar(total=len(timesteps)) as progress:  # type: ignore[call-arg]
-                for i, t in enumerate(timesteps):
-                    if self.interrupt:
-                        break
-                    model_input = self.scheduler.scale_model_input(x, t).to(self.unet.dtype)
-                    model_output = self.unet(model_input, _per_sample(t, x)).sample.float()
-                    x = self.scheduler.step(model_output, t, x, return_dict=False, **step_kwargs)[0]
+            with evaluation_mode(self.unet):  # once for all steps
+                for i, step in enumerate(self.reverse_process(x, generator=generator, scheduler=scheduler)):
                     if callback_on_step_end is not None:
-                        returned = callback_on_step_end(self, i, t, {"latents": x})
-                        x = returned.get("latents", x) if returned else x
-                    progress.update()
+                        returned = callback_on_step_end(self, i, step.t, {"latents": step.x})
+                        step.x = returned.get("latents", step.x) if returned else step.x
+                    x = step.x
+                    if call[0]:
+                        break
         finally:
-            if was_training:
-                self.unet.train()
+            self._running.pop(thread)
+            if outer is not None:
+                self._running[thread] = outer
         images = self._to_output(x, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
@@ -233,7 +311,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if any(not isinstance(g, torch.Generator | None) for g in several):
             raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if latents is not None:
-            if not isinstance(latents, torch.Tensor):
+            if not isinstance(latents, Tensor):
                 raise ValueError(f"latents must be a tensor, got {type(latents).__name__}")
             if tuple(latents.shape[1:]) != self.sample_shape:
                 raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
@@ -285,7 +363,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Upload what `UPLOADED` names, with the folder's own card; stock uploads all, `.env` and optimizers too.
+        """Upload `PIPELINE_FILES`, with the folder's own card; stock uploads all, `.env` and optimizers too.
 
         Raises ValueError where there are no weights in safetensors: others are not uploaded.
         """
@@ -294,7 +372,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
             card.write_bytes(self._own_card)
         elif card.is_file() and STOCK_CARD in card.read_text(encoding="utf-8"):
             card.write_text(PLAIN_CARD.format(repo_id=repo_id), encoding="utf-8")
-        files = files_to_upload(working_dir)
+        files = files_matching(PIPELINE_FILES, working_dir)
         if not any(name.endswith(".safetensors") for name in files):
             raise ValueError("only weights in safetensors are uploaded; leave out safe_serialization=False")
         with tempfile.TemporaryDirectory() as clean:
@@ -340,8 +418,27 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return loaded
 
 
-def _per_sample(t: int | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _per_sample(t: Any, x: Tensor) -> Tensor:
     """t as a tensor [B] on x's device, without waiting for the device."""
-    if isinstance(t, torch.Tensor):
+    if isinstance(t, Tensor):
         return t.to(x.device).expand(len(x))
     return torch.full((len(x),), t, device=x.device)
+
+
+def _position(t: Any, timesteps: list[Any]) -> int:
+    if t not in timesteps:
+        nearest = min(timesteps, key=lambda other: abs(other - t))
+        raise ValueError(f"timestep {t} is not one of this chain's {len(timesteps)}; the nearest of them is {nearest}")
+    return timesteps.index(t)
+
+
+@functools.cache
+def _takes_generator(scheduler_class: type) -> bool:
+    return "generator" in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+
+
+def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:
+    """The files of `folder` that the patterns name, by their names in a repository; nothing behind a symlink."""
+    root = Path(folder).resolve()
+    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}

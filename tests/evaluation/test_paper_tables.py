@@ -13,7 +13,7 @@ import yaml
 
 from ddpm_hf.cli import build_parser
 from ddpm_hf.evaluation.paper_tables import PROGRESSIVE, TABLES, describe, report
-from ddpm_hf.runs import parse_options, to_yaml
+from ddpm_hf.runs import build_network, build_scheduler, parse_options, to_yaml
 
 ROOT = Path(__file__).parents[2]
 ROWS = [(name, i) for name, table in TABLES.items() for i in range(len(table.rows))]
@@ -120,7 +120,7 @@ def test_lsun_runs_have_the_papers_lengths_flips_and_widths(script):
 
 def test_the_large_bedroom_network_has_the_size_it_probably_had(script):
     with torch.device("meta"):
-        unet = script.build_network(options_of(script, "table3", 1), (3, 256, 256))
+        unet = build_network(options_of(script, "table3", 1), (3, 256, 256))
     assert sum(p.numel() for p in unet.parameters()) == 255_677_955  # the paper says 256M
 
 
@@ -177,8 +177,8 @@ def write_run(folder: Path, script: ModuleType, options: Any, side: int) -> str:
     (folder / "options.yaml").write_text(to_yaml(options), encoding="utf-8")
     (folder / "model_index.json").write_text("{}")
     with torch.device("meta"):
-        script.build_network(options, (3, side, side)).save_config(folder / "unet")
-    script.build_scheduler(options, clip_sample=True).save_config(folder / "scheduler")
+        build_network(options, (3, side, side)).save_config(folder / "unet")
+    build_scheduler(options, clip_sample=True).save_config(folder / "scheduler")
     return str(folder)
 
 

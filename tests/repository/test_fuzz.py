@@ -17,7 +17,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
-from ddpm_hf.runs import parse_options, to_yaml
+from ddpm_hf.runs import build_scheduler, parse_options, to_yaml
 from ddpm_hf.scheduler.scheduling_ddpm_paper import (
     BETA_SCHEDULES,
     PREDICTION_TYPES,
@@ -300,7 +300,7 @@ def test_random_configuration_files(tmp_path_factory, content):
         return
     assert isinstance(options, train_py.TrainingOptions)
     assert options.num_steps >= 1 and 0 <= options.ema_decay < 1 and 0 < options.learning_rate < math.inf
-    check_tables(train_py.build_scheduler(options, clip_sample=True).diffusion)
+    check_tables(build_scheduler(options, clip_sample=True).diffusion)
     assert read(path, to_yaml(options)) == options
 
 

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from tiny_runs import ROOT, SCRIPT, TORCHRUN, build, column, final_hashes, finish, send_when, start, train
 
-from ddpm_hf.runs import KeyedBatches, checkpoints, read_metrics
+from ddpm_hf.runs import KeyedBatches, RunFolder, checkpoints, read_metrics, setup, watching
 from training import train as train_py
 
 pytestmark = pytest.mark.integration
@@ -92,15 +92,15 @@ PHASED = {"num_steps": 6, "checkpoint_every": 2, "sample_every": 2, "num_samples
 
 
 PHASES = {  # where the signal arrives: at the first call of what; and the step that is then saved, the next to end
-    "data": (train_py, "load_samples", None),
-    "network": (train_py, "build_network", 1),
+    "data": (setup, "load_samples", None),
+    "network": (setup, "build_network", 1),
     "folder": (checkpoints, "to_resume", 1),
     "batch": (KeyedBatches, "rows", 1),
     "step": (train_py, "losses_of", 1),
     "metrics": (train_py.RunLog, "write", 2),
     "save": (checkpoints, "_write_files", 3),
     "prune": (checkpoints, "prune", 3),
-    "sampling": (train_py, "draw_samples", 2),
+    "sampling": (watching, "sample_together", 2),
 }
 
 
@@ -187,5 +187,6 @@ def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_al
     with train_py.StopSignals() as signals:
         signals.received = signal.SIGTERM
         with pytest.raises(train_py.Stopped):
-            train_py.write_samples(run, log, signals, {}, only_missing=True)
+            folder = RunFolder(tmp_path, run.accelerator, {})
+            watching.write_due_grids(run.options, run.state, run.scheduler, log, folder, signals, only_missing=True)
     log.close()

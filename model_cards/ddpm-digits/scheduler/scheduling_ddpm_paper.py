@@ -1,7 +1,7 @@
 """The diffusion process of Ho et al. 2020 (arXiv 2006.11239) and the scheduler that gives it to diffusers.
 
-First the mathematics in the paper's symbols, `GaussianDiffusion`; then its adapter, `DDPMPaperScheduler`.
-This file is copied into checkpoints, so it depends on torch, numpy and diffusers alone.
+First the mathematics in the paper's symbols, `GaussianDiffusion`; then its adapter, `DDPMPaperScheduler`; last what is
+refused. This file is copied into checkpoints, so it depends on torch, numpy and diffusers alone.
 
 Time is 0-based everywhere: t = 0 is the paper's t = 1, the last step of sampling.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,45 +24,248 @@ from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "previous_sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "fitted")
-# The tables of σ_t² and its logarithm; a learned one has none.
-VARIANCE_TABLES = {
-    "fixed_small": ("posterior_variance", "posterior_log_variance_clipped"),
-    "fixed_large": ("betas", "fixed_large_log_variance"),
-    "fitted": ("fitted_variance", "fitted_log_variance"),
-}
 STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
-ENDS_BLIND = "ᾱ is 0 at timestep {}: ε gives no x_0 there; use v_prediction or sample"
-MIN_ALPHA_CUMPROD = 1e-300  # below, 1/ᾱ overflows
-MAX_TIMESTEPS = 1_000_000  # a slip of the finger must not take all memory
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+MIN_ALPHA_CUMPROD = 1e-300  # below, 1/ᾱ overflows
+MAX_TIMESTEPS = 1_000_000  # a mistyped number must not allocate all memory
+
+Generators = torch.Generator | list[torch.Generator] | None
+Times = Sequence[int] | None
+Clip = bool | Callable[[Tensor], Tensor]
 
 
-def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not supported; choose one of {', '.join(allowed)}")
+class MeanVariance(NamedTuple):
+    """A diagonal Gaussian. `variance` and `log_variance` are floats for an int t, else they broadcast over `mean`."""
+
+    mean: Tensor
+    variance: Tensor | float
+    log_variance: Tensor | float
 
 
-def _in_float(sample: Any, model_output: Any) -> tuple[Tensor, Tensor]:
-    """Both in float32, or in float64 where `sample` is. Raises ValueError for what is no floating-point tensor."""
-    for x in (model_output, sample):
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"model_output and sample must be floating-point tensors, got {kind}")
-    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
-    return sample.to(dtype), model_output.to(dtype)
+class ReverseMeanVariance(NamedTuple):
+    """p_θ(x_{t−1} | x_t) as `MeanVariance`, and the x̂_0 it goes through."""
+
+    mean: Tensor
+    variance: Tensor | float
+    log_variance: Tensor | float
+    x_start: Tensor
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+class GaussianDiffusion:
+    """The forward process q, its posterior, and the reverse process p_θ of a network (Sections 2 and 3 of the paper).
+
+    Args:
+        betas: β_1 … β_T inside (0, 1), [T]; only the last may be 1.
+        prediction_type: what the network's output f is: ε (`epsilon`), x_0 (`sample`), μ̃ (`previous_sample`) or v.
+        variance_type: σ_t² of p_θ: β̃_t (`fixed_small`), β_t (`fixed_large`), `learned`, whose logarithm is the second
+            half of the network's channels, or `fitted` to a network by `x_start_mse`.
+        timesteps: the times at which the network is asked, [T]; they differ from 0 … T−1 in a respaced process.
+        x_start_mse: the mean squared error per dimension of the network's x̂_0 at these times, [T], for `fitted`:
+            σ_t² = β̃_t + c_t² mse_t, with c_t the weight of x_0 in the posterior mean. These are the variances of
+            least bound for that network (Bao et al. 2022, Analytic-DPM, Theorem 1). NaN where it is not known: then
+            only processes `respaced` to the other times have variances.
+
+    Tables are float64 and read-only, [T]; they are rounded to the tensors' dtype only when gathered, as in the
+    paper's code. Tensors are [B, ...] in float32 or float64; half precision is refused with a TypeError, because in
+    bfloat16 the first steps would add no noise at all. `t` is 0-based: an int for the whole batch, whose coefficients
+    are then Python floats and cost no device synchronisation, or an integer tensor [B]. A t outside the table is a
+    ValueError (on an accelerator, where looking would cost a synchronisation, the device's own index error).
+    """
+
+    def __init__(
+        self,
+        betas: np.ndarray | Sequence[float],
+        prediction_type: str = "epsilon",
+        variance_type: str = "fixed_small",
+        *,
+        timesteps: np.ndarray | Sequence[int] | None = None,
+        x_start_mse: np.ndarray | Sequence[float] | None = None,
+    ):
+        _require("prediction_type", prediction_type, PREDICTION_TYPES)
+        _require("variance_type", variance_type, VARIANCE_TYPES)
+        self.prediction_type, self.variance_type = prediction_type, variance_type
+        self.betas = betas = _checked_betas(betas)
+        self.timesteps = np.arange(len(betas)) if timesteps is None else np.array(timesteps, dtype=np.int64)
+        _check_same_length(betas=betas, timesteps=self.timesteps)
+        self.x_start_mse = mse = None if x_start_mse is None else _numbers("x_start_mse", x_start_mse)
+        _check_fitted(self)
+
+        # q(x_t | x_0), Eq. 4
+        self.alphas_cumprod = alphas_cumprod = np.cumprod(1 - betas)
+        self.alphas_cumprod_prev = previous = np.append(1.0, alphas_cumprod[:-1])
+        self.sqrt_alphas_cumprod = np.sqrt(alphas_cumprod)
+        self.sqrt_one_minus_alphas_cumprod = np.sqrt(1 - alphas_cumprod)
+        self.log_one_minus_alphas_cumprod = np.log(1 - alphas_cumprod)
+
+        # q(x_{t−1} | x_t, x_0), Eqs. 6 and 7: the mean is c_1 x_0 + c_2 x_t
+        self.posterior_mean_coef1 = betas * np.sqrt(previous) / (1 - alphas_cumprod)
+        self.posterior_mean_coef2 = (1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod)
+        self.posterior_variance = betas * (1 - previous) / (1 - alphas_cumprod)
+        # β̃ is 0 at t = 0, where only the decoder's likelihood needs a log-variance: the paper's code repeats β̃[1].
+        first = self.posterior_variance[1] if len(betas) > 1 else betas[0]
+        self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
+
+        # p_θ(x_{t−1} | x_t), Eq. 1: σ_t² (Section 3.2), and x̂_0 = c_skip x_t + c_out f by solving Eq. 4 or Eq. 7
+        self.model_variance = self.model_log_variance = None  # learned
+        if variance_type == "fixed_small":
+            self.model_variance, self.model_log_variance = self.posterior_variance, self.posterior_log_variance_clipped
+        elif variance_type == "fixed_large":
+            self.model_variance, self.model_log_variance = betas, np.log(np.append(first, betas[1:]))
+        elif mse is not None:
+            self.model_variance = self.posterior_variance + self.posterior_mean_coef1**2 * mse
+            self.model_log_variance = np.log(self.model_variance)
+        with np.errstate(divide="ignore"):  # where ᾱ_T = 0, ε says nothing about x_0 (see `_x_start`)
+            self.sqrt_recip_alphas_cumprod = np.sqrt(1 / alphas_cumprod)
+            self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / alphas_cumprod - 1)
+        coefficients = {
+            "epsilon": (self.sqrt_recip_alphas_cumprod, -self.sqrt_recipm1_alphas_cumprod),
+            "sample": (np.zeros_like(betas), np.ones_like(betas)),
+            "previous_sample": (-self.posterior_mean_coef2 / self.posterior_mean_coef1, 1 / self.posterior_mean_coef1),
+            "v_prediction": (self.sqrt_alphas_cumprod, -self.sqrt_one_minus_alphas_cumprod),
+        }
+        self.c_skip, self.c_out = coefficients[prediction_type]
+
+        self._gathered: dict[tuple, Tensor] = {}  # tables as tensors
+        for table in vars(self).values():
+            if isinstance(table, np.ndarray):
+                table.flags.writeable = False
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    def _at(self, name: str, t: Tensor | int, x: Tensor) -> Any:
+        """Table `name` at t: a float for an int t, else x.dtype [B, 1, …] on x's device."""
+        if x.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"GaussianDiffusion computes in float32 or float64, got {x.dtype}; cast to float32 first")
+        _check_times(t, x, self.num_timesteps)
+        if not isinstance(t, Tensor):
+            return float(getattr(self, name)[t])
+        key = name, x.device, x.dtype
+        if key not in self._gathered:  # cast before moving: MPS has no float64
+            self._gathered[key] = torch.tensor(getattr(self, name)).to(x.dtype).to(x.device)
+        return self._gathered[key][t.to(x.device)].view(-1, *(1,) * (x.ndim - 1))
+
+    # ---- forward process -------------------------------------------------------------------------------------------
+    def q_mean_variance(self, x_start: Tensor, t: Tensor | int) -> MeanVariance:
+        """q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I) (Eq. 4); t 0-based."""
+        deviation = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
+        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start)
+        return MeanVariance(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, deviation**2, log_variance)
+
+    def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Eq. 4, reparameterized), with ε = `noise` of x_start's shape; t 0-based."""
+        _check_shapes(x_start=x_start, noise=noise)
+        signal = self._at("sqrt_alphas_cumprod", t, x_start)
+        return signal * x_start + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+
+    def velocity(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, Section 4); t 0-based."""
+        _check_shapes(x_start=x_start, noise=noise)
+        signal = self._at("sqrt_alphas_cumprod", t, x_start)
+        return signal * noise - self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * x_start
+
+    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> MeanVariance:
+        """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based; the log-variance at 0 is that of t = 1."""
+        _check_shapes(x_start=x_start, x_t=x_t)
+        coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
+        log_variance = self._at("posterior_log_variance_clipped", t, x_t)
+        return MeanVariance(coef1 * x_start + coef2 * x_t, self._at("posterior_variance", t, x_t), log_variance)
+
+    def target(self, x_start: Tensor, x_t: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
+        """What f is trained to equal (Eqs. 8, 12 and 14): ε, x_0, μ̃_t(x_t, x_0) or v; `noise` is the ε of x_t."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x_start
+        if self.prediction_type == "v_prediction":
+            return self.velocity(x_start, t, noise)
+        return self.q_posterior_mean_variance(x_start, x_t, t).mean
+
+    # ---- reverse process -------------------------------------------------------------------------------------------
+    def predict_x_start(self, model_output: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """x̂_0 = c_skip x_t + c_out f from the network's output, unclipped (for ε Eq. 15); t 0-based."""
+        f, _ = self._split(model_output, x_t)
+        if self.c_skip[-1] == math.inf and bool((torch.as_tensor(t) == self.num_timesteps - 1).any()):
+            raise ValueError(ENDS_BLIND.format(self.timesteps[-1]))
+        return self._at("c_skip", t, x_t) * x_t + self._at("c_out", t, x_t) * f
+
+    def _split(self, model_output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """f, and the log-variance where the network has one, each of x_t's shape."""
+        f, log_variance = model_output, None
+        if self.variance_type == "learned":
+            width = 2 * x_t.shape[1]
+            _check(f.shape[1] == width, f"learned variance needs {width} channels, got {f.shape[1]}")
+            f, log_variance = model_output.chunk(2, dim=1)
+        if f.shape != x_t.shape:
+            _check_shapes(model_output=f, sample=x_t)
+        return f, log_variance
+
+    def predict_eps(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
+        """ε = (x_t − √ᾱ_t x_0) / √(1 − ᾱ_t) (Eq. 4 solved for ε); t 0-based."""
+        _check_shapes(x_start=x_start, x_t=x_t)
+        signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
+        return (x_t - signal * x_start) / sigma
+
+    def score(self, eps: Tensor, t: Tensor | int) -> Tensor:
+        """∇ log q(x_t) ≈ −ε / √(1 − ᾱ_t), the link to denoising score matching (Section 3.2); t 0-based."""
+        return eps / -self._at("sqrt_one_minus_alphas_cumprod", t, eps)
+
+    def p_mean_variance(
+        self, model_output: Tensor, x_t: Tensor, t: Tensor | int, *, clip_denoised: Clip = True
+    ) -> ReverseMeanVariance:
+        """p_θ(x_{t−1} | x_t) (Eq. 1): its mean is μ̃_t(x_t, x̂_0), for ε Eq. 11 rearranged as in the paper's code.
+
+        `model_output` has x_t's shape; for `learned` twice its channels, the second half being the log-variance.
+        `clip_denoised` True clamps x̂_0 to [−1, 1]; a function is applied to x̂_0 in its place. It does not touch the
+        mean of `previous_sample`, which is the network's output itself. t is 0-based.
+        """
+        f, log_variance = self._split(model_output, x_t)
+        if log_variance is not None:
+            variance = log_variance.exp()
+        else:
+            _check_variances(self)
+            variance, log_variance = self._at("model_variance", t, x_t), self._at("model_log_variance", t, x_t)
+        x_start = clipped(self.predict_x_start(model_output, x_t, t), clip_denoised)
+        mean = f if self.prediction_type == "previous_sample" else self.q_posterior_mean_variance(x_start, x_t, t).mean
+        return ReverseMeanVariance(mean, variance, log_variance, x_start)
+
+    @cached_property
+    def step_coefficients(self) -> list[tuple[Any, ...]]:
+        """For each t (c_skip, as tensor and float; c_out; c_1, c_2; σ_t), the numbers of one step of Algorithm 2.
+
+        σ is 1 where the network gives it. A product with a 0-d tensor takes half as long as one with a float, which
+        becomes such a tensor first.
+        """
+        _check_variances(self)
+        sigma = np.ones_like(self.betas) if self.model_log_variance is None else np.exp(0.5 * self.model_log_variance)
+        columns = self.c_skip, self.c_out, self.posterior_mean_coef1, self.posterior_mean_coef2, sigma
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [(torch.tensor(c_skip, dtype=torch.float32), c_skip, *others) for c_skip, *others in rows]
+
+    def respaced(self, timesteps: Sequence[int] | np.ndarray) -> GaussianDiffusion:
+        """The process that visits only these strictly ascending `timesteps`: β'_i = 1 − ᾱ_{t_i} / ᾱ_{t_{i−1}}.
+
+        q(x_t | x_0) is unchanged at the times kept (Nichol & Dhariwal 2021, Eq. 19). Raises ValueError; also where f
+        belongs to single steps of this process and is no longer what it was: μ̃, or the learned variance.
+        """
+        kept = _checked_subset("timesteps", timesteps, self.num_timesteps)
+        _check_respacing(self, kept)
+        if len(kept) == self.num_timesteps:
+            return self
+        alphas_cumprod = self.alphas_cumprod[kept]
+        betas = 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
+        mse = None if self.x_start_mse is None else self.x_start_mse[kept]
+        types = self.prediction_type, self.variance_type
+        return GaussianDiffusion(betas, *types, timesteps=self.timesteps[kept], x_start_mse=mse)
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
-    """`values` as float64. Raises ValueError where they are no numbers."""
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a list of numbers, got {str(values)[:100]}") from None
+def clipped(x_start: Tensor, clip_denoised: Clip) -> Tensor:
+    """x̂_0 as `p_mean_variance` clips it."""
+    if clip_denoised is True:
+        return x_start.clamp(-1, 1)
+    return clip_denoised(x_start) if clip_denoised else x_start
 
 
 def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
@@ -95,272 +297,6 @@ def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     first, last = sqrt_alphas_cumprod[0], sqrt_alphas_cumprod[-1]
     alphas_cumprod = ((sqrt_alphas_cumprod - last) * first / (first - last)) ** 2
     return 1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1])
-
-
-def _droppable(config: Mapping[str, Any]) -> list[str]:
-    """Of the values a configuration left at its class's defaults, those that another class may replace by its own.
-
-    diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
-    was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
-    """
-    return [key for key in ("timestep_spacing", "steps_offset") if key in config.get("_use_default_values", [])]
-
-
-class MeanVariance(NamedTuple):
-    """A diagonal Gaussian. `variance` and `log_variance` are floats for an int t, else they broadcast over `mean`."""
-
-    mean: Tensor
-    variance: Tensor | float
-    log_variance: Tensor | float
-
-
-class ReverseMeanVariance(NamedTuple):
-    """p_θ(x_{t−1} | x_t) as `MeanVariance`, and the x̂_0 it goes through."""
-
-    mean: Tensor
-    variance: Tensor | float
-    log_variance: Tensor | float
-    x_start: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianDiffusion:
-    """The forward process q, its posterior, and the reverse process p_θ (Sections 2 and 3 of the paper).
-
-    Tables are float64 and read-only, [T]; they are rounded to the tensors' dtype only when gathered, as in the
-    paper's code. Tensors are [B, ...] in float32 or float64; half precision is refused with a TypeError, because in
-    bfloat16 the first steps would add no noise at all. `t` is 0-based: an int for the whole batch, whose coefficients
-    are then Python floats and cost no device synchronisation, or an integer tensor [B]. A t outside the table is a
-    ValueError (on an accelerator, where looking would cost a synchronisation, the device's own index error).
-
-    `timesteps` [T] are the times at which the network is asked; they differ from 0 … T−1 in a respaced process.
-    `x_start_mse` [T], where given, is the mean squared error per dimension of a network's x̂_0 at these times; the
-    `fitted` variances follow from it: σ_t² = β̃_t + c_t² mse_t, with c_t the weight of x_0 in the posterior mean. They
-    are the variances of least bound for that network (Bao et al. 2022, Analytic-DPM, Theorem 1).
-    """
-
-    betas: np.ndarray
-    timesteps: np.ndarray = field(default=None)  # type: ignore[assignment]
-    x_start_mse: np.ndarray | None = None
-    alphas_cumprod: np.ndarray = field(init=False)
-    alphas_cumprod_prev: np.ndarray = field(init=False)
-    sqrt_alphas_cumprod: np.ndarray = field(init=False)
-    sqrt_one_minus_alphas_cumprod: np.ndarray = field(init=False)
-    log_one_minus_alphas_cumprod: np.ndarray = field(init=False)
-    sqrt_recip_alphas_cumprod: np.ndarray = field(init=False)
-    sqrt_recipm1_alphas_cumprod: np.ndarray = field(init=False)
-    posterior_variance: np.ndarray = field(init=False)
-    posterior_log_variance_clipped: np.ndarray = field(init=False)
-    posterior_mean_coef1: np.ndarray = field(init=False)
-    posterior_mean_coef2: np.ndarray = field(init=False)
-    fixed_large_log_variance: np.ndarray = field(init=False)
-    fitted_variance: np.ndarray | None = field(init=False, default=None)
-    fitted_log_variance: np.ndarray | None = field(init=False, default=None)
-    _gathered: dict = field(init=False, repr=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        betas = np.array(self.betas, dtype=np.float64)
-        if betas.ndim != 1 or not len(betas) or not (np.all(betas > 0) and np.all(betas[:-1] < 1) and betas[-1] <= 1):
-            raise ValueError(f"betas must be a non-empty vector inside (0, 1); only the last may be 1; got {betas}")
-        timesteps = np.arange(len(betas)) if self.timesteps is None else np.array(self.timesteps, dtype=np.int64)
-        if timesteps.shape != betas.shape:
-            raise ValueError(f"timesteps has shape {timesteps.shape}, betas {betas.shape}; they must be equal")
-        alphas_cumprod = np.cumprod(1 - betas)
-        if (
-            alphas_cumprod[0] == 1
-            or not np.all(alphas_cumprod[:-1] > 0)
-            or (alphas_cumprod[-1] == 0) != (betas[-1] == 1)
-            or np.any((alphas_cumprod > 0) & (alphas_cumprod < MIN_ALPHA_CUMPROD))
-        ):
-            raise ValueError(
-                "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
-                f"{alphas_cumprod[0]} to {alphas_cumprod[-1]}"
-            )
-        previous = np.append(1.0, alphas_cumprod[:-1])
-        variance = betas * (1 - previous) / (1 - alphas_cumprod)  # β̃_t, Eq. 7
-        # β̃ is 0 at t = 0, where only the decoder's likelihood needs a log-variance: the paper's code repeats β̃[1].
-        first = variance[1] if len(betas) > 1 else betas[0]
-        with np.errstate(divide="ignore"):  # ᾱ_T = 0 (zero terminal SNR): infinite entries that ε may not use
-            tables = {
-                "betas": betas,
-                "timesteps": timesteps,
-                "alphas_cumprod": alphas_cumprod,
-                "alphas_cumprod_prev": previous,
-                "sqrt_alphas_cumprod": np.sqrt(alphas_cumprod),
-                "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - alphas_cumprod),
-                "log_one_minus_alphas_cumprod": np.log(1 - alphas_cumprod),
-                "sqrt_recip_alphas_cumprod": np.sqrt(1 / alphas_cumprod),
-                "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / alphas_cumprod - 1),
-                "posterior_variance": variance,
-                "posterior_log_variance_clipped": np.log(np.append(first, variance[1:])),
-                "posterior_mean_coef1": betas * np.sqrt(previous) / (1 - alphas_cumprod),
-                "posterior_mean_coef2": (1 - previous) * np.sqrt(1 - betas) / (1 - alphas_cumprod),
-                "fixed_large_log_variance": np.log(np.append(first, betas[1:])),
-            }
-        if self.x_start_mse is not None:
-            mse = _numbers("x_start_mse", self.x_start_mse)
-            if mse.shape != betas.shape or not (np.all(mse > 0) and np.all(np.isfinite(mse))):
-                raise ValueError(f"x_start_mse must hold {len(betas)} positive numbers, one per timestep; got {mse}")
-            fitted = variance + tables["posterior_mean_coef1"] ** 2 * mse
-            tables |= {"x_start_mse": mse, "fitted_variance": fitted, "fitted_log_variance": np.log(fitted)}
-        for name, table in tables.items():
-            table.flags.writeable = False
-            object.__setattr__(self, name, table)
-
-    @property
-    def num_timesteps(self) -> int:
-        return len(self.betas)
-
-    def _at(self, name: str, t: Tensor | int, x: Tensor) -> Any:
-        """Table `name` at t: a float for an int t, else x.dtype [B, 1, …] on x's device."""
-        if x.dtype not in (torch.float32, torch.float64):
-            raise TypeError(f"GaussianDiffusion computes in float32 or float64, got {x.dtype}; cast to float32 first")
-        if isinstance(t, int | np.integer):
-            if not 0 <= t < self.num_timesteps:
-                raise ValueError(f"t={t} is outside [0, {self.num_timesteps})")
-            return float(getattr(self, name)[t])
-        if not isinstance(t, Tensor):
-            raise ValueError(f"t is {t!r}; expected one integer per sample, ({len(x)},), as a tensor")
-        if t.shape != x.shape[:1] or t.is_floating_point() or t.dtype == torch.bool:
-            raise ValueError(f"t has shape {tuple(t.shape)}, {t.dtype}; expected one integer per sample, ({len(x)},)")
-        if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < self.num_timesteps):
-            raise ValueError(f"t={t.tolist()} leaves [0, {self.num_timesteps})")
-        key = name, x.device, x.dtype
-        if key not in self._gathered:  # cast before moving: MPS has no float64
-            self._gathered[key] = torch.tensor(getattr(self, name)).to(x.dtype).to(x.device)
-        return self._gathered[key][t.to(x.device)].view(-1, *(1,) * (x.ndim - 1))
-
-    @staticmethod
-    def _same_shape(**tensors: Tensor) -> None:
-        if len({x.shape for x in tensors.values()}) > 1:
-            raise ValueError("shapes differ: " + ", ".join(f"{k} {tuple(x.shape)}" for k, x in tensors.items()))
-
-    # ---- forward process -------------------------------------------------------------------------------------------
-
-    def q_mean_variance(self, x_start: Tensor, t: Tensor | int) -> MeanVariance:
-        """q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I) (Eq. 4); t 0-based."""
-        deviation = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
-        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start)
-        return MeanVariance(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, deviation**2, log_variance)
-
-    def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Eq. 4, reparameterized), with ε = `noise` of x_start's shape; t 0-based."""
-        self._same_shape(x_start=x_start, noise=noise)
-        signal, sigma = (
-            self._at("sqrt_alphas_cumprod", t, x_start),
-            self._at("sqrt_one_minus_alphas_cumprod", t, x_start),
-        )
-        return signal * x_start + sigma * noise
-
-    def velocity(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, Section 4); t 0-based."""
-        self._same_shape(x_start=x_start, noise=noise)
-        signal, sigma = (
-            self._at("sqrt_alphas_cumprod", t, x_start),
-            self._at("sqrt_one_minus_alphas_cumprod", t, x_start),
-        )
-        return signal * noise - sigma * x_start
-
-    def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> MeanVariance:
-        """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based; the log-variance at 0 is that of t = 1."""
-        self._same_shape(x_start=x_start, x_t=x_t)
-        coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
-        log_variance = self._at("posterior_log_variance_clipped", t, x_t)
-        return MeanVariance(coef1 * x_start + coef2 * x_t, self._at("posterior_variance", t, x_t), log_variance)
-
-    # ---- reverse process -------------------------------------------------------------------------------------------
-
-    def predict_x_start(self, model_output: Tensor, x_t: Tensor, t: Tensor | int, prediction_type: str) -> Tensor:
-        """x̂_0 from the network's output, unclipped, by solving Eq. 4 (ε, v) or Eq. 7 (x_{t−1}); t 0-based."""
-        self._same_shape(model_output=model_output, x_t=x_t)
-        if prediction_type == "epsilon":
-            recip, recipm1 = (self._at(f"sqrt_{name}_alphas_cumprod", t, x_t) for name in ("recip", "recipm1"))
-            return recip * x_t - recipm1 * model_output
-        if prediction_type == "previous_sample":
-            coef1, coef2 = self._at("posterior_mean_coef1", t, x_t), self._at("posterior_mean_coef2", t, x_t)
-            return (1 / coef1) * model_output - (coef2 / coef1) * x_t
-        if prediction_type == "v_prediction":
-            signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
-            return signal * x_t - sigma * model_output
-        _require("prediction_type", prediction_type, PREDICTION_TYPES)
-        return model_output
-
-    def predict_eps(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
-        """ε = (x_t − √ᾱ_t x_0) / √(1 − ᾱ_t) (Eq. 4 solved for ε); t 0-based."""
-        self._same_shape(x_start=x_start, x_t=x_t)
-        signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
-        return (x_t - signal * x_start) / sigma
-
-    def score(self, eps: Tensor, t: Tensor | int) -> Tensor:
-        """∇ log q(x_t) ≈ −ε / √(1 − ᾱ_t), the link to denoising score matching (Section 3.2); t 0-based."""
-        return eps / -self._at("sqrt_one_minus_alphas_cumprod", t, eps)
-
-    def p_mean_variance(
-        self,
-        model_output: Tensor,
-        x_t: Tensor,
-        t: Tensor | int,
-        *,
-        prediction_type: str,
-        variance_type: str,
-        clip_denoised: bool | Callable[[Tensor], Tensor] = True,
-    ) -> ReverseMeanVariance:
-        """p_θ(x_{t−1} | x_t) (Eq. 1), its mean through x̂_0 and the posterior, as in the paper's code; t 0-based.
-
-        `model_output` has x_t's shape; for `learned` twice its channels, the second half being the log-variance.
-        `clip_denoised` True clamps x̂_0 to [−1, 1]; a function is applied to x̂_0 in its place. It does not touch the
-        mean of `previous_sample`, which is the network's output itself.
-        """
-        _require("variance_type", variance_type, VARIANCE_TYPES)
-        if variance_type == "fitted" and self.x_start_mse is None:
-            raise ValueError("variance_type='fitted' needs a process with x_start_mse")
-        if variance_type == "learned":
-            if model_output.shape[1] != 2 * x_t.shape[1]:
-                raise ValueError(f"learned variance needs {2 * x_t.shape[1]} channels, got {model_output.shape[1]}")
-            model_output, log_variance = model_output.chunk(2, dim=1)
-            variance = log_variance.exp()
-        else:
-            variance, log_variance = (self._at(name, t, x_t) for name in VARIANCE_TABLES[variance_type])
-        x_start = self.predict_x_start(model_output, x_t, t, prediction_type)
-        if callable(clip_denoised):
-            x_start = clip_denoised(x_start)
-        elif clip_denoised:
-            x_start = x_start.clamp(-1, 1)
-        if prediction_type == "previous_sample":
-            mean = model_output
-        else:
-            mean = self.q_posterior_mean_variance(x_start, x_t, t).mean
-        return ReverseMeanVariance(mean, variance, log_variance, x_start)
-
-    def reverse_weights(self, prediction_type: str, variance_type: str) -> list[tuple[float, ...]]:
-        """(a, b, c_1, c_2, σ) for each t: x̂_0 = a x_t + b f, and x_{t−1} = c_1 x̂_0 + c_2 x_t + σ z (Algorithm 2).
-
-        f is a network's output of type ε, x_0 or v, and σ from a table; the numbers are `p_mean_variance`'s.
-        """
-        of_output = {
-            "epsilon": (self.sqrt_recip_alphas_cumprod, -self.sqrt_recipm1_alphas_cumprod),
-            "sample": (np.zeros(self.num_timesteps), np.ones(self.num_timesteps)),
-            "v_prediction": (self.sqrt_alphas_cumprod, -self.sqrt_one_minus_alphas_cumprod),
-        }
-        deviation = np.exp(0.5 * getattr(self, VARIANCE_TABLES[variance_type][1]))
-        columns = *of_output[prediction_type], self.posterior_mean_coef1, self.posterior_mean_coef2, deviation
-        return list(zip(*(column.tolist() for column in columns), strict=True))
-
-    def respaced(self, timesteps: Sequence[int] | np.ndarray) -> GaussianDiffusion:
-        """The process that visits only these strictly ascending `timesteps`: β'_i = 1 − ᾱ_{t_i} / ᾱ_{t_{i−1}}.
-
-        q(x_t | x_0) is unchanged at the times kept (Nichol & Dhariwal 2021, Eq. 19). Raises ValueError.
-        """
-        kept = np.asarray(timesteps)
-        if kept.ndim != 1 or not len(kept) or not np.issubdtype(kept.dtype, np.integer) or np.any(np.diff(kept) <= 0):
-            raise ValueError(f"timesteps must be a non-empty, strictly ascending list of integers, got {timesteps}")
-        if kept[0] < 0 or kept[-1] >= self.num_timesteps:
-            raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {kept[0]} to {kept[-1]}")
-        if len(kept) == self.num_timesteps:
-            return self
-        alphas_cumprod = self.alphas_cumprod[kept]
-        mse = None if self.x_start_mse is None else self.x_start_mse[kept]
-        return GaussianDiffusion(1 - alphas_cumprod / np.append(1.0, alphas_cumprod[:-1]), self.timesteps[kept], mse)
 
 
 class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
@@ -414,79 +350,31 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     ):
         # Another scheduler built from this configuration would replace what was left at our defaults by its own.
         self.config.get("_use_default_values", [])[:] = _droppable(self.config)
-        self._check_config()
-        if trained_betas is not None:
-            betas = _numbers("trained_betas", trained_betas)
-            if betas.ndim != 1 or not len(betas):
-                raise ValueError(f"trained_betas has shape {betas.shape}; it must be a non-empty list of numbers")
-            num_train_timesteps = len(betas)
-            self.register_to_config(num_train_timesteps=num_train_timesteps)
-        else:
+        _check_config(self.config)
+        betas = trained_betas
+        if betas is None:
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
-        may_end_at_one = beta_schedule == "jsd" or rescale_betas_zero_snr
-        if not (
-            np.all(betas > 0) and np.all(betas[:-1] < 1) and (betas[-1] < 1 or (betas[-1] == 1 and may_end_at_one))
-        ):
-            raise ValueError(f"betas must lie inside (0, 1), got {betas.min()} to {betas.max()}")
+        name = "betas" if trained_betas is None else "trained_betas"
+        betas = _checked_betas(betas, name, may_end_at_one=beta_schedule == "jsd" or rescale_betas_zero_snr)
         if trained_betas is not None or beta_schedule not in STOCK_BETA_SCHEDULES:
-            self.register_to_config(trained_betas=betas.tolist())
+            self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
         if rescale_betas_zero_snr:
             betas = rescale_zero_terminal_snr(betas)
-
-        # Other schedulers warn of keys they do not know: only configurations that need these two have them.
-        given = {"inference_timesteps": inference_timesteps, "x_start_mse": x_start_mse}
-        absent = {key for key, value in given.items() if value is None}
-        if not self.config.get("_use_default_values"):
-            absent.add("_use_default_values")  # as where every value was given
-        self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
-        self.diffusion = self._default_chain = GaussianDiffusion(betas)
+        own = range(len(betas)) if inference_timesteps is None else inference_timesteps
+        own = _checked_subset("inference_timesteps", own, len(betas))
         if inference_timesteps is not None:
-            self._require_whole(len(inference_timesteps))
-            self._default_chain = self.diffusion.respaced(inference_timesteps)
-            self.register_to_config(inference_timesteps=self._default_chain.timesteps.tolist())
-        if x_start_mse is not None:
-            self._default_chain = replace(self._default_chain, x_start_mse=x_start_mse)
+            self.register_to_config(inference_timesteps=own.tolist())
+        mse = None if x_start_mse is None else _spread(x_start_mse, own, len(betas))
+        self.diffusion = GaussianDiffusion(betas, prediction_type, variance_type, x_start_mse=mse)
+        self._default_chain = self.diffusion.respaced(own)
+        # Other schedulers warn of keys they do not know: only configurations that need these have them.
+        absent = {key for key in ("inference_timesteps", "x_start_mse") if self.config[key] is None}
+        absent |= {key for key in ("_use_default_values",) if not self.config.get(key)}
+        self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
         # For code that reads stock's attributes; the float64 truth is `diffusion`.
         self.betas = torch.tensor(self.diffusion.betas, dtype=torch.float32)
         self.alphas_cumprod = torch.tensor(self.diffusion.alphas_cumprod, dtype=torch.float32)
         self.set_timesteps()
-
-    def _check_config(self) -> None:
-        c = SimpleNamespace(**self.config)
-        for name in ("beta_start", "beta_end", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"):
-            if not isinstance(self.config[name], int | float) or isinstance(self.config[name], bool):
-                raise ValueError(f"{name}={self.config[name]!r} must be a number")
-        for name in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
-            if not isinstance(self.config[name], bool):
-                raise ValueError(f"{name}={self.config[name]!r} must be true or false")
-        _require("beta_schedule", c.beta_schedule, BETA_SCHEDULES)
-        _require("variance_type", c.variance_type, VARIANCE_TYPES)
-        _require("prediction_type", c.prediction_type, PREDICTION_TYPES)
-        _require("timestep_spacing", c.timestep_spacing, TIMESTEP_SPACINGS)
-        bounds = {
-            "num_train_timesteps": (
-                _is_whole(c.num_train_timesteps) and 1 <= c.num_train_timesteps <= MAX_TIMESTEPS,
-                f"an int >= 1, and at most {MAX_TIMESTEPS}",
-            ),
-            "inference_timesteps": (
-                c.inference_timesteps is None or (np.ndim(c.inference_timesteps) == 1 and len(c.inference_timesteps)),
-                "a list of integers",
-            ),
-            "steps_offset": (_is_whole(c.steps_offset) and c.steps_offset >= 0, "an int >= 0"),
-            "dynamic_thresholding_ratio": (0 < c.dynamic_thresholding_ratio <= 1, "in (0, 1]"),
-            "clip_sample_range": (c.clip_sample_range > 0, "> 0"),
-            "sample_max_value": (c.sample_max_value > 0, "> 0"),
-        }
-        for name, (holds, allowed) in bounds.items():
-            if not holds:
-                raise ValueError(f"{name}={self.config[name]!r} must be {allowed}")
-        if (c.x_start_mse is not None) != (c.variance_type == "fitted"):
-            raise ValueError("variance_type='fitted' needs x_start_mse, and no other variance has a use for it")
-        if c.rescale_betas_zero_snr and c.prediction_type in ("epsilon", "previous_sample"):
-            raise ValueError(
-                f"rescale_betas_zero_snr cannot be used with prediction_type={c.prediction_type!r}: at zero terminal "
-                "SNR x_T says nothing about x_0; use v_prediction or sample"
-            )
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
@@ -507,74 +395,33 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         return sample
 
     # ---- timesteps -------------------------------------------------------------------------------------------------
-
-    def chain(
-        self, num_inference_steps: int | None = None, timesteps: Sequence[int] | None = None
-    ) -> GaussianDiffusion:
+    def chain(self, num_inference_steps: int | None = None, timesteps: Times = None) -> GaussianDiffusion:
         """The process that samples in `num_inference_steps` in [1, T], or at these strictly descending `timesteps`.
 
         With neither, the configuration's own chain: `inference_timesteps`, else all T. Raises ValueError; also where
-        the network's output would be taken for what it is not: μ̃ or the learned variance of one training step for that
-        of a longer one, or a `fitted` variance at a timestep where none was fitted.
+        `respaced` does, and for a `fitted` variance at a timestep where none was fitted.
         """
-        if num_inference_steps is not None and timesteps is not None:
-            raise ValueError("pass one of num_inference_steps and timesteps")
+        _check(num_inference_steps is None or timesteps is None, "pass one of num_inference_steps and timesteps")
         own = self.config.get("inference_timesteps")
         if timesteps is None and (num_inference_steps is None or (own and num_inference_steps == len(own))):
             return self._default_chain
-        descending = np.asarray(self._spaced_timesteps(num_inference_steps) if timesteps is None else timesteps)
-        numeric = np.issubdtype(descending.dtype, np.number) or descending.dtype == object  # object: above 2⁶³
-        if descending.ndim != 1 or not len(descending) or not numeric or np.any(np.diff(descending) >= 0):
-            raise ValueError(f"`timesteps` must be non-empty and in strictly descending order, got {timesteps}")
-        if descending[0] >= len(self) or descending[-1] < 0:
-            raise ValueError(f"`timesteps` must lie in [0, {len(self)}), got {descending[0]} to {descending[-1]}")
-        ascending = descending[::-1]
-        self._require_whole(len(ascending))
-        if self.config["variance_type"] != "fitted":
-            return self.diffusion.respaced(ascending)
-        fitted = self._default_chain.timesteps
-        if missing := set(ascending.tolist()) - set(fitted.tolist()):
-            raise ValueError(
-                f"timesteps {sorted(missing)} have no fitted variance; this scheduler's are {fitted.tolist()}"
-            )
-        return self._default_chain.respaced(np.searchsorted(fitted, ascending))
-
-    def _require_whole(self, num_steps: int) -> None:
-        for key, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
-            if self.config[key] == value and num_steps != len(self):
-                raise ValueError(
-                    f"{key}={value!r} belongs to single steps of training, so {num_steps} of {len(self)} cannot be "
-                    "taken; sample with all of them"
-                )
+        spaced = self._spaced_timesteps(num_inference_steps) if timesteps is None else timesteps
+        return self.diffusion.respaced(_checked_subset("timesteps", spaced, len(self), "descending")[::-1])
 
     def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[int] | None = None,
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Times = None
     ) -> None:
         """Sample with `chain(num_inference_steps, timesteps)` from now on."""
         self._chain = self.chain(num_inference_steps, timesteps)
         self._index = {int(t): i for i, t in enumerate(self._chain.timesteps)}
         self._clip = self.clip_denoised()
-        self._weights: list[tuple[Any, ...]] | None = None  # made by the first step: many schedulers never take one
         self.timesteps = torch.from_numpy(self._chain.timesteps[::-1].copy()).to(device)
         self.num_inference_steps = num_inference_steps
 
-    def _step_weights(self) -> list[tuple[Any, ...]]:
-        """`reverse_weights` of the current chain; [] where the network's output is μ̃ itself, or has a variance too."""
-        types = self.config["prediction_type"], self.config["variance_type"]
-        if "previous_sample" in types or "learned" in types:
-            return []
-        # a product with a 0-d tensor takes half as long as one with a float, which becomes such a tensor first
-        weights = self._chain.reverse_weights(*types)
-        return [(torch.tensor(a, dtype=torch.float32), a, *others) for a, *others in weights]
-
-    def _spaced_timesteps(self, n: int | None) -> np.ndarray:
+    def _spaced_timesteps(self, n: Any) -> np.ndarray:
         """n descending timesteps by `timestep_spacing` (Lin et al. 2023, Table 2), int64 [n]."""
         total = len(self)
-        if n is None or not _is_whole(n) or not 1 <= n <= total:
-            raise ValueError(f"num_inference_steps={n!r} must be an integer in [1, {total}]")
+        _check(_is_whole(n) and 1 <= n <= total, f"num_inference_steps={n!r} must be an integer in [1, {total}]")
         if self.config["timestep_spacing"] == "linspace":
             return np.linspace(0, total - 1, n).round().astype(np.int64)[::-1]
         if self.config["timestep_spacing"] == "leading":
@@ -584,9 +431,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def _chain_index(self, timestep: int | Tensor) -> int:
         """Position of `timestep` in the current chain, 0 being the last step of sampling."""
         try:
-            if isinstance(timestep, str):
-                raise TypeError
-            return self._index[timestep if isinstance(timestep, int) else float(timestep)]  # type: ignore[index]
+            return self._index[timestep.item() if isinstance(timestep, Tensor) else timestep]  # type: ignore[index]
         except (KeyError, TypeError, ValueError, RuntimeError):
             raise ValueError(
                 f"timestep={timestep} is not one of the current {len(self._index)} timesteps in [0, {len(self)})"
@@ -598,14 +443,13 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         return torch.tensor(self._chain.timesteps[index - 1] if index else -1)
 
     # ---- one reverse step ------------------------------------------------------------------------------------------
-
     def step(
         self,
         model_output: Tensor,
         timestep: int | Tensor,
         sample: Tensor,
         *,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> DDPMSchedulerOutput | tuple[Tensor, Tensor]:
@@ -613,79 +457,39 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
         `sample` is x_t [B, ...]; `model_output` has its shape (twice the channels for learned variance); `timestep` is
         one of `timesteps`, 0-based; a Python int costs no device synchronisation. z is `variance_noise` where given,
-        else drawn in float32 from `generator`. Computed in float32 (float64 for float64 samples), returned in
-        sample's dtype as (prev_sample, pred_original_sample).
+        else drawn from `generator`. Computed in float32 (float64 for float64 samples), returned in sample's dtype as
+        (prev_sample, pred_original_sample).
 
         Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged. The default goes through
         x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
         multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
-        x_t, output = sample, model_output
-        if not (isinstance(x_t, Tensor) and isinstance(output, Tensor) and x_t.dtype == output.dtype == torch.float32):
-            x_t, output = _in_float(sample, model_output)
+        x_t, output = _in_float(sample, model_output)
         index = self._chain_index(timestep)
-        if variance_noise is not None and variance_noise.shape != x_t.shape:
-            GaussianDiffusion._same_shape(variance_noise=variance_noise, sample=sample)
-        if self._weights is None:
-            self._weights = self._step_weights()
-        if not self._weights:
-            x_start, prev_sample, log_variance = self._mean(output, x_t, index)
-            if index > 0:
-                sigma = torch.exp(0.5 * torch.as_tensor(log_variance))
-                prev_sample = prev_sample + sigma * self._noise(x_t, 1.0, generator, variance_noise)
-        else:  # in place and with Python floats: for small samples a reverse step is all overhead
-            if output.shape != x_t.shape:
-                GaussianDiffusion._same_shape(model_output=output, sample=x_t)
-            of_sample32, of_sample, of_output, coef1, coef2, sigma = self._weights[index]
-            if of_sample == math.inf:
-                raise ValueError(ENDS_BLIND.format(timestep))
-            weight = of_sample32 if x_t.dtype == torch.float32 else of_sample
-            x_start = torch.mul(x_t, weight).add_(output, alpha=of_output)
-            if self._clip is True:
-                x_start.clamp_(-1, 1)
-            elif self._clip:
-                x_start = self._clip(x_start)
-            if index > 0:
-                prev_sample = self._noise(x_t, sigma, generator, variance_noise).add_(x_t, alpha=coef2)
-            else:
-                prev_sample = torch.mul(x_t, coef2)
-            prev_sample.add_(x_start, alpha=coef1)
+        f, log_variance = self._chain._split(output, x_t)
+        c_skip_32, c_skip, c_out, coef1, coef2, sigma = self._chain.step_coefficients[index]
+        if c_skip == math.inf:
+            raise ValueError(ENDS_BLIND.format(timestep))
+        # in place and with Python floats: for small samples a reverse step is all overhead
+        x_start = torch.mul(x_t, c_skip_32 if x_t.dtype == torch.float32 else c_skip).add_(f, alpha=c_out)
+        x_start = x_start.clamp_(-1, 1) if self._clip is True else clipped(x_start, self._clip)
+        if index == 0:
+            prev_sample = torch.zeros_like(x_t)
+        else:
+            prev_sample = _noise(x_t, sigma, generator, variance_noise)
+            if log_variance is not None:
+                prev_sample.mul_(torch.exp(0.5 * log_variance))
+        if self._chain.prediction_type == "previous_sample":
+            prev_sample.add_(f)
+        else:
+            prev_sample.add_(x_t, alpha=coef2).add_(x_start, alpha=coef1)
         if sample.dtype != x_t.dtype:
             prev_sample, x_start = prev_sample.to(sample.dtype), x_start.to(sample.dtype)
         if not return_dict:
             return prev_sample, x_start
         return DDPMSchedulerOutput(prev_sample=prev_sample, pred_original_sample=x_start)
 
-    @staticmethod
-    def _noise(
-        x_t: Tensor, sigma: float, generator: torch.Generator | list[torch.Generator] | None, given: Tensor | None
-    ) -> Tensor:
-        """σ z, a new tensor of x_t's shape: z as given, or drawn."""
-        if given is not None:
-            return given.to(x_t.dtype) * sigma
-        if generator is None or (isinstance(generator, torch.Generator) and generator.device == x_t.device):
-            noise = torch.empty_like(x_t, memory_format=torch.contiguous_format)
-            return noise.normal_(0, sigma, generator=generator)
-        for one in generator if isinstance(generator, list | tuple) else [generator]:
-            if not isinstance(one, torch.Generator):
-                raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
-        return randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype).mul_(sigma)
-
-    def _mean(self, model_output: Tensor, x_t: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor | float]:
-        """x̂_0, the mean of x_{t−1} and its log-variance, for every kind of network."""
-        if self.config["prediction_type"] == "epsilon" and self._chain.alphas_cumprod[index] == 0:
-            raise ValueError(ENDS_BLIND.format(self._chain.timesteps[index]))
-        p = self._chain.p_mean_variance(
-            model_output,
-            x_t,
-            index,
-            prediction_type=self.config["prediction_type"],
-            variance_type=self.config["variance_type"],
-            clip_denoised=self._clip,
-        )
-        return p.x_start, p.mean, p.log_variance
-
-    def clip_denoised(self) -> bool | Callable[[Tensor], Tensor]:
+    def clip_denoised(self) -> Clip:
         """What this configuration does to x̂_0, as `p_mean_variance` takes it."""
         limit = self.config["clip_sample_range"]
         if self.config["thresholding"]:
@@ -701,14 +505,11 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         return x_start.clamp(-s, s) / s
 
     def _get_variance(self, t: int | Tensor) -> Tensor:
-        """σ_t² of the fixed variances, 0-d; the name under which diffusers' own tests ask for it."""
-        if self.config["variance_type"] == "learned":
-            raise ValueError("a learned variance is the network's, and no table's")
-        table = getattr(self._chain, VARIANCE_TABLES[self.config["variance_type"]][0])
-        return torch.tensor(table[self._chain_index(t)], dtype=torch.float32)
+        """σ_t² of the variances that no network gives, 0-d; the name under which diffusers' own tests ask for it."""
+        _check(self._chain.model_variance is not None, "a learned variance is the network's, and no table's")
+        return torch.tensor(self._chain.model_variance[self._chain_index(t)], dtype=torch.float32)  # type: ignore[index]
 
     # ---- forward process, for training scripts written against diffusers -------------------------------------------
-
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`q_sample` (Eq. 4), computed in float32 whatever the dtype and returned in original_samples' dtype.
 
@@ -725,3 +526,182 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         dtype = x_start.dtype if x_start.dtype == torch.float64 else torch.float32
         t = timesteps.expand(len(x_start)) if isinstance(timesteps, Tensor) and timesteps.numel() == 1 else timesteps
         return function(x_start.to(dtype), t, noise.to(dtype)).to(x_start.dtype)
+
+
+def _noise(x_t: Tensor, sigma: float, generator: Generators, given: Tensor | None) -> Tensor:
+    """σ z, a new tensor of x_t's shape: z as given, or drawn by one call."""
+    if given is not None:
+        _check_shapes(variance_noise=given, sample=x_t)
+        return given.to(x_t.dtype) * sigma
+    if generator is None or (isinstance(generator, torch.Generator) and generator.device == x_t.device):
+        return torch.empty_like(x_t, memory_format=torch.contiguous_format).normal_(0, sigma, generator=generator)
+    for one in generator if isinstance(generator, list | tuple) else [generator]:
+        if not isinstance(one, torch.Generator):
+            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+    return randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype).mul_(sigma)
+
+
+def _droppable(config: Mapping[str, Any]) -> list[str]:
+    """Of the values a configuration left at its class's defaults, those that another class may replace by its own.
+
+    diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
+    was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
+    """
+    return [key for key in ("timestep_spacing", "steps_offset") if key in config.get("_use_default_values", [])]
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+ENDS_BLIND = "ᾱ is 0 at timestep {}: ε gives no x_0 there; use v_prediction or sample"
+
+
+def _check(holds: Any, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _require(name: str, value: Any, allowed: Sequence[str]) -> None:
+    _check(value in allowed, f"{name}={value!r} is not supported; choose one of {', '.join(allowed)}")
+
+
+def _check_variances(diffusion: GaussianDiffusion) -> None:
+    unknown = diffusion.x_start_mse is not None and np.isnan(diffusion.x_start_mse).any()
+    _check(not unknown, "variance_type='fitted' needs x_start_mse at every timestep of this process; respace it")
+
+
+def _check_respacing(diffusion: GaussianDiffusion, kept: np.ndarray) -> None:
+    for name, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
+        _check(
+            getattr(diffusion, name) != value or len(kept) == diffusion.num_timesteps,
+            f"{name}={value!r} belongs to single steps of training, so {len(kept)} of {diffusion.num_timesteps} "
+            "cannot be taken; sample with all of them",
+        )
+    if diffusion.x_start_mse is not None:
+        known = np.flatnonzero(~np.isnan(diffusion.x_start_mse)).tolist()
+        missing = sorted(set(kept.tolist()) - set(known))
+        _check(not missing, f"timesteps {missing} have no fitted variance; those that have one are {known}")
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """`values` as a float64 vector of at least one number, copied."""
+    try:
+        numbers = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a list of numbers, got {str(values)[:100]}") from None
+    _check(
+        numbers.ndim == 1 and len(numbers), f"{name} has shape {numbers.shape}; it must be a non-empty list of numbers"
+    )
+    return numbers
+
+
+def _checked_betas(betas: Any, name: str = "betas", may_end_at_one: bool = True) -> np.ndarray:
+    betas = _numbers(name, betas)
+    ends_inside = betas[-1] < 1 or (betas[-1] == 1 and may_end_at_one)
+    inside = np.all(betas > 0) and np.all(betas[:-1] < 1) and ends_inside
+    end = "; only the last may be 1" if may_end_at_one else ""
+    _check(inside, f"betas must lie inside (0, 1){end}, got {betas.min()} to {betas.max()}")
+    alphas_cumprod = np.cumprod(1 - betas)
+    lowest = alphas_cumprod[: len(betas) - (betas[-1] == 1)].min(initial=1.0)
+    representable = alphas_cumprod[0] < 1 and lowest >= MIN_ALPHA_CUMPROD
+    _check(
+        representable,
+        "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
+        f"{alphas_cumprod[0]} to {alphas_cumprod[-1]}",
+    )
+    return betas
+
+
+def _check_same_length(betas: np.ndarray, **tables: np.ndarray) -> None:
+    for name, table in tables.items():
+        _check(table.shape == betas.shape, f"{name} has shape {table.shape}, betas {betas.shape}; they must be equal")
+
+
+def _check_fitted(diffusion: GaussianDiffusion) -> None:
+    mse, fitted = diffusion.x_start_mse, diffusion.variance_type == "fitted"
+    needs = "variance_type='fitted' needs x_start_mse, and no other variance has a use for it"
+    _check((mse is not None) == fitted, needs)
+    if mse is not None:
+        _check_same_length(diffusion.betas, x_start_mse=mse)
+        positive = not np.any(mse <= 0) and not np.any(np.isinf(mse)) and not np.all(np.isnan(mse))
+        _check(positive, f"x_start_mse must hold {len(mse)} positive numbers, one per timestep; got {mse}")
+
+
+def _spread(x_start_mse: Any, timesteps: np.ndarray, total: int) -> np.ndarray:
+    """The errors at `timesteps`, and NaN at the others of `total`."""
+    mse, spread = _numbers("x_start_mse", x_start_mse), np.full(total, np.nan)
+    finite = mse.shape == timesteps.shape and np.all(np.isfinite(mse) & (mse > 0))
+    _check(finite, f"x_start_mse must hold {len(timesteps)} positive numbers, one per timestep; got {mse}")
+    spread[timesteps] = mse
+    return spread
+
+
+def _checked_subset(name: str, timesteps: Any, total: int, order: str = "ascending") -> np.ndarray:
+    kept = np.asarray(timesteps)
+    whole = kept.ndim == 1 and len(kept) and np.issubdtype(kept.dtype, np.integer)
+    ordered = whole and np.all(np.diff(kept.astype(np.int64)) * (1 if order == "ascending" else -1) > 0)
+    _check(ordered, f"{name} must be a non-empty, strictly {order} list of integers, got {timesteps}")
+    _check(kept.min() >= 0 and kept.max() < total, f"{name} must lie in [0, {total}), got {kept[0]} to {kept[-1]}")
+    return kept
+
+
+def _check_times(t: Any, x: Tensor, total: int) -> None:
+    if isinstance(t, int | np.integer):
+        _check(0 <= t < total, f"t={t} is outside [0, {total})")
+        return
+    kind = f"has shape {tuple(t.shape)}, {t.dtype}" if isinstance(t, Tensor) else f"is {t!r}"
+    whole = isinstance(t, Tensor) and t.shape == x.shape[:1] and not (t.is_floating_point() or t.dtype == torch.bool)
+    _check(whole, f"t {kind}; expected one integer per sample, ({len(x)},), as a tensor")
+    if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < total):
+        raise ValueError(f"t={t.tolist()} leaves [0, {total})")
+
+
+def _check_shapes(**tensors: Tensor) -> None:
+    if len({x.shape for x in tensors.values()}) > 1:
+        raise ValueError("shapes differ: " + ", ".join(f"{k} {tuple(x.shape)}" for k, x in tensors.items()))
+
+
+def _in_float(sample: Any, model_output: Any) -> tuple[Tensor, Tensor]:
+    """Both in float32, or in float64 where `sample` is."""
+    both = isinstance(sample, Tensor) and isinstance(model_output, Tensor)
+    if both and sample.dtype == model_output.dtype == torch.float32:
+        return sample, model_output
+    for x in (model_output, sample):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"model_output and sample must be floating-point tensors, got {kind}")
+    dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
+    return sample.to(dtype), model_output.to(dtype)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    choices = {"beta_schedule": BETA_SCHEDULES, "timestep_spacing": TIMESTEP_SPACINGS}
+    choices |= {"variance_type": VARIANCE_TYPES, "prediction_type": PREDICTION_TYPES}
+    for name, allowed in choices.items():
+        _require(name, config[name], allowed)
+    flag, number = (lambda v: isinstance(v, bool), "true or false"), (_is_number, "a number")
+    positive = (lambda v: _is_number(v) and v > 0, "a number > 0")
+    most = MAX_TIMESTEPS
+    rules = {
+        "num_train_timesteps": (lambda v: _is_whole(v) and 1 <= v <= most, f"an int >= 1, and at most {most}"),
+        "steps_offset": (lambda v: _is_whole(v) and v >= 0, "an int >= 0"),
+        "dynamic_thresholding_ratio": (lambda v: _is_number(v) and 0 < v <= 1, "a number in (0, 1]"),
+        **dict.fromkeys(("beta_start", "beta_end"), number),
+        **dict.fromkeys(("clip_sample_range", "sample_max_value"), positive),
+        **dict.fromkeys(("clip_sample", "thresholding", "rescale_betas_zero_snr"), flag),
+    }
+    for name, (holds, allowed) in rules.items():
+        _check(holds(config[name]), f"{name}={config[name]!r} must be {allowed}")
+    blind = config["rescale_betas_zero_snr"] and config["prediction_type"] in ("epsilon", "previous_sample")
+    _check(
+        not blind,
+        f"rescale_betas_zero_snr cannot be used with prediction_type={config['prediction_type']!r}: at zero terminal "
+        "SNR x_T says nothing about x_0; use v_prediction or sample",
+    )

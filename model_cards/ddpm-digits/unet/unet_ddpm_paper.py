@@ -4,11 +4,14 @@ Parameters carry the names of diffusers' UNet2DModel, so weights move between th
 This file is copied into checkpoints, so it depends on torch and diffusers alone.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +56,31 @@ def _require_tensor(sample: Any) -> None:
     if not isinstance(sample, Tensor) or not sample.is_floating_point():
         kind = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
         raise ValueError(f"sample must be a tensor of floating-point numbers, got {kind}")
+
+
+_evaluated: WeakKeyDictionary[nn.Module, tuple[int, list]] = WeakKeyDictionary()  # by how many, and what they changed
+_evaluated_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, `network` is in eval mode; the last of the threads that are inside sets it back to what it was."""
+    with _evaluated_lock:
+        if network not in _evaluated:
+            _evaluated[network] = 0, [module for module in network.modules() if module.training]
+        count, changed = _evaluated[network]
+        for module in changed:
+            module.training = False
+        _evaluated[network] = count + 1, changed
+    try:
+        yield
+    finally:
+        with _evaluated_lock:
+            count, changed = _evaluated.pop(network)
+            if count > 1:
+                _evaluated[network] = count - 1, changed
+            for module in changed if count == 1 else ():
+                module.training = True
 
 
 class TimeEmbedding(nn.Module):

@@ -1,0 +1,148 @@
+"""From options to what a run works with: data, network, process, optimizer, averaged weights."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+
+from ..data import Samples, load_samples
+from ..machine import join_processes
+from ..objectives import LossHistory
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..randomness import keyed_seed
+from ..scheduler import DDPMPaperScheduler
+from ..unet import DDPMPaperMLP, DDPMPaperUNet
+from .options import TrainingOptions
+from .records import environment
+from .state import TrainingState
+
+
+def make_accelerator(options: TrainingOptions) -> Accelerator:
+    """Accelerate's view of this process, and the settings of the machine that hold for all of it."""
+    accelerator = join_processes(
+        cpu_threads=options.cpu_threads,
+        mixed_precision=options.mixed_precision,
+        log_with=options.report_to,
+        project_dir=options.output_dir,
+    )
+    torch.backends.cudnn.deterministic = True  # so that a resumed run repeats its sums; on an H100 it cost no time
+    if options.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return accelerator
+
+
+def load_data(options: TrainingOptions) -> Samples:
+    return load_samples(
+        options.dataset_name,
+        train_data_dir=options.train_data_dir,
+        split=options.dataset_split,
+        dataset_config=options.dataset_config,
+        image_column=options.image_column,
+        resolution=options.resolution,
+        background=options.background,
+        skip_bad_images=options.skip_bad_images,
+        num_workers=options.num_workers,
+    )
+
+
+def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DDPMPaperUNet | DDPMPaperMLP:
+    """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,)."""
+    channels = sample_shape[0]
+    if options.in_channels not in (None, channels):
+        raise ValueError(f"the model expects {options.in_channels} channels (--in_channels), the data has {channels}")
+    if options.random_flip and len(sample_shape) == 1:
+        raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
+    torch.manual_seed(keyed_seed(options.seed, "weights"))
+    out_channels = 2 * channels if options.variance_type == "learned" else channels
+    if len(sample_shape) == 1:
+        return DDPMPaperMLP(channels, out_channels, hidden_size=options.hidden_size, num_layers=options.num_layers)
+    height, width = sample_shape[1:]
+    return DDPMPaperUNet(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=out_channels,
+        block_out_channels=tuple(options.block_out_channels),
+        layers_per_block=options.layers_per_block,
+        attention_resolutions=tuple(options.attention_resolutions),
+        dropout=options.dropout,
+        norm_num_groups=options.norm_num_groups,
+    )
+
+
+def build_scheduler(options: TrainingOptions, *, clip_sample: bool) -> DDPMPaperScheduler:
+    return DDPMPaperScheduler(**options.process, clip_sample=clip_sample)
+
+
+def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
+    """Give the options that describe network and process the pipeline's values: what is saved is what runs."""
+    if not isinstance(pipe.unet, DDPMPaperUNet | DDPMPaperMLP) or not isinstance(pipe.scheduler, DDPMPaperScheduler):
+        raise ValueError(
+            f"--init_from {options.init_from} holds {type(pipe.unet).__name__} and {type(pipe.scheduler).__name__}; "
+            "fine-tuning starts from a DDPMPaperUNet or DDPMPaperMLP with a DDPMPaperScheduler"
+        )
+    if pipe.scheduler.config["variance_type"] == "fitted":
+        raise ValueError(
+            f"--init_from {options.init_from} has variances fitted to its weights; start from the checkpoint it was "
+            "made from"
+        )
+    config = {**pipe.unet.config, **pipe.scheduler.config}
+    for name in ({f.name for f in fields(options)} & config.keys()) - {"dropout"}:
+        setattr(options, name, list(config[name]) if isinstance(config[name], tuple) else config[name])
+    options.__post_init__()
+
+
+def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPMPaperScheduler]:
+    """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
+    pipe = DDPMPaperPipeline.from_pretrained(options.init_from) if options.init_from else None
+    if pipe is not None:
+        adopt(options, pipe)
+    unet = build_network(options, samples.sample_shape)
+    if pipe is not None:
+        unet.load_state_dict(pipe.unet.state_dict())
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    return unet, pipe.scheduler if pipe else build_scheduler(options, clip_sample=not samples.is_points)
+
+
+def training_state(
+    accelerator: Accelerator,
+    unet: Any,
+    *,
+    ema_decay: float,
+    history_of: int | None = None,
+    compile: bool = False,
+) -> tuple[torch.nn.Module, TrainingState]:
+    """`unet` wrapped by Accelerate, and it with averaged weights and Adam, on the device, before the first step.
+
+    Adam's learning rate is 0 until `Updates` sets it. `history_of` is the number of timesteps of which a loss history
+    is kept, None for uniform t.
+    """
+    unet.to(accelerator.device)
+    # decay = min_decay: the first update copies and then the decay is constant, as in the paper's code
+    ema = EMAModel(unet.parameters(), decay=ema_decay, min_decay=ema_decay, foreach=True)
+    on_gpu = accelerator.device.type == "cuda"
+    # there as a tensor, so that a step which is replayed sees it change
+    learning_rate: Any = torch.zeros((), device=accelerator.device) if on_gpu else 0.0
+    fused = accelerator.device.type in ("cpu", "cuda")
+    optimizer = torch.optim.Adam(unet.parameters(), lr=learning_rate, fused=fused, capturable=on_gpu)
+    if compile:
+        unet.compile()
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    history = None if history_of is None else LossHistory(history_of)
+    return model, TrainingState(unet, ema, optimizer, accelerator.scaler, history)
+
+
+def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> dict[str, Any]:
+    """What a checkpoint says of its run, and must agree with for it to go on: options, data, processes, machine.
+
+    `options` is a dataclass or a dict of what JSON can hold.
+    """
+    named = dict(options) if isinstance(options, dict) else asdict(options)
+    return {
+        "world_size": accelerator.num_processes,
+        "options": {**named, "mixed_precision": accelerator.mixed_precision},  # also where it chose
+        "environment": environment(accelerator.device),
+        "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
+    }

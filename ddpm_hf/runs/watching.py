@@ -1,0 +1,138 @@
+"""What is seen of a run while it trains: grids of samples, the tables of its report, one-line descriptions."""
+
+import copy
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..data import Samples
+from ..machine import Stopped, StopSignals
+from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..sampling import sample_together
+from .folder import RunFolder
+from .log import RunLog
+from .options import TrainingOptions
+from .records import public_options
+from .report import Rows
+from .state import TrainingState
+
+logger = logging.getLogger(__name__)
+
+
+def write_grids(
+    log: RunLog,
+    state: TrainingState,
+    scheduler: Any,
+    *,
+    num_samples: int = 64,
+    num_inference_steps: int | None = None,
+    batch_size: int = 64,
+) -> None:
+    """Grids of this step by the raw and the averaged weights: Algorithm 2, its seeds shared by all processes."""
+    pipe = DDPMPaperPipeline(state.unet, copy.deepcopy(scheduler))  # type: ignore[arg-type]
+    silent = None if log.accelerator.is_main_process else True  # none: in a terminal only
+    pipe.set_progress_bar_config(desc="sampling", leave=False, disable=silent)
+    options: Any = {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
+    log.write_samples(state.step, "raw", sample_together(log.accelerator, pipe, num_samples, **options))
+    with state.ema_weights():
+        log.write_samples(state.step, "ema", sample_together(log.accelerator, pipe, num_samples, **options))
+
+
+def write_due_grids(
+    options: TrainingOptions,
+    state: TrainingState,
+    scheduler: Any,
+    log: RunLog,
+    folder: RunFolder,
+    signals: StopSignals,
+    *,
+    only_missing: bool = False,
+) -> None:
+    """`write_grids` where they are due after this step.
+
+    A signal stops it at once: drawing may take longer than a machine waits. The main process then saves this step on
+    its own, since the others may be anywhere in theirs. With `only_missing`, after a resumption, the step is saved
+    already: writing it again would put its only copy at risk.
+    """
+    due = options.sample_every and (state.step == options.num_steps or state.step % options.sample_every == 0)
+    if not due or (only_missing and broadcast_object_list([log.has_samples(state.step)])[0]):
+        return
+    try:
+        with signals.interruptible():
+            write_grids(
+                log,
+                state,
+                scheduler,
+                num_samples=options.num_samples,
+                num_inference_steps=options.sample_steps,
+                batch_size=options.global_batch_size,  # what fits into memory in training fits here
+            )
+    except Stopped as stopped:
+        if not only_missing:
+            folder.save(state, scheduler)
+        log.progress.close()  # what follows gets a line of its own
+        stopped.add_note(f"after step {state.step}, which is saved")
+        raise
+
+
+def end_early(options: TrainingOptions, accelerator: Accelerator, step: int, signals: StopSignals) -> NoReturn:
+    """Leave after a step that is saved: by `Stopped` for a signal, else, after `max_minutes`, with exit code 0."""
+    if signals.received is None:
+        command = command_to_go_on(options, accelerator)
+        logger.info(
+            "stopped after %g minutes by --max_minutes at step %d, which is saved; to go on: %s",
+            options.max_minutes,
+            step,
+            command,
+        )
+        sys.exit(0)
+    stopped = Stopped(signals.received)
+    stopped.add_note(f"after step {step}, which is saved")
+    raise stopped
+
+
+def described(samples: Samples, unet: torch.nn.Module, accelerator: Accelerator) -> str:
+    return (
+        f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters; "
+        f"{len(samples):,} samples {samples.sample_shape} of {samples.name}; {accelerator.num_processes} process(es) "
+        f"on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+    )
+
+
+def report_tables(
+    options: TrainingOptions,
+    samples: Samples,
+    unet: torch.nn.Module,
+    accelerator: Accelerator,
+    manifest: Mapping[str, Any],
+) -> dict[str, Rows]:
+    """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
+    defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
+    given = public_options(asdict(options)).items()
+    differing = [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
+    network = f"{type(unet).__name__}, {sum(p.numel() for p in unet.parameters()):,} parameters"
+    data = {**manifest["dataset"], "shape": samples.sample_shape, "network": network}
+    environment = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
+    return {
+        "Options that differ from the defaults, the paper's for CIFAR-10": [("option", "here", "default"), *differing],
+        "Data and network": [("", ""), *public_options(data).items()],
+        "Environment": [("", ""), *{**manifest["environment"], **environment}.items()],
+    }
+
+
+def command_to_go_on(options: TrainingOptions, accelerator: Accelerator) -> str:
+    """The command line of this run, for a shell, with the precision that a launcher may have chosen."""
+    num_processes, precision = accelerator.num_processes, accelerator.mixed_precision
+    if os.environ.get("LOCAL_WORLD_SIZE", str(num_processes)) != str(num_processes):
+        return "the same command, on every machine"
+    launcher = ["python"] if num_processes == 1 else ["torchrun", "--nproc_per_node", str(num_processes)]
+    is_implied = options.mixed_precision is not None or precision == "no"
+    return shlex.join([*launcher, *sys.argv, *([] if is_implied else ["--mixed_precision", precision])])
