@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from fork_server import choose_place
 from torch import Tensor, nn
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
@@ -24,6 +25,7 @@ if "DDPM_HF_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # For tensors as small as the tests', threads only wait for each other: 100 times longer on a busy CPU.
 torch.set_num_threads(1)
+choose_place()
 
 # `--hypothesis-profile many`: five times the examples of the default, where a test takes its number from the profile.
 hypothesis.settings.register_profile("many", max_examples=5 * hypothesis.settings.get_profile("default").max_examples)

@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 from local_hub import LocalHub
@@ -146,10 +148,7 @@ print(json.dumps(results))
 """
 
 
-def run(program: str, *arguments: str, cwd: Path, env: dict[str, str]) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + program, *arguments], cwd=cwd, env=env, capture_output=True, text=True
-    )
+def results_of(done: subprocess.CompletedProcess) -> dict:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -185,10 +184,12 @@ def loaded(tiny_unet, tiny_mlp, tiny_scheduler, tmp_path_factory):
     append_to_carried(folder / "second", SECOND_VERSION)
     home = tmp_path_factory.mktemp("home")
     with LocalHub() as server:
+        streams: Any = {"capture_output": True, "text": True}
         env = server.client(home / "with", "hf_x")
-        with_package = run(WITH_PACKAGE, str(folder), cwd=ROOT, env=env)
-        env = server.client(home / "without")
-        without = run(WITHOUT_PACKAGE, str(folder), with_package["first"], cwd=folder, env=env)
+        with_package = results_of(fork_server.run(["-c", HEAD + WITH_PACKAGE, folder], cwd=ROOT, env=env, **streams))
+        env = server.client(home / "without")  # an interpreter that has imported nothing of ours
+        command = [sys.executable, "-c", HEAD + WITHOUT_PACKAGE, str(folder), with_package["first"]]
+        without = results_of(subprocess.run(command, cwd=folder, env=env, **streams))
     return folder, with_package, without
 
 

@@ -1,12 +1,11 @@
 """The pipeline: seeds, arguments, outputs, callbacks, checkpoints, and that any scheduler samples the same process."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -484,8 +483,8 @@ def test_saved_and_loaded_samples_are_identical(pipe, points_pipe, tmp_path):
     saved = {str(tmp_path / "images"): pipe, str(tmp_path / "points"): points_pipe}
     for folder, original in saved.items():
         original.save_pretrained(folder)
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(torch.get_num_threads()), *saved]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    words = ["-c", IN_A_FRESH_PROCESS, str(torch.get_num_threads()), *saved]
+    fork_server.run(words, cwd=ROOT, check=True, capture_output=True)
     for folder, original in saved.items():
         expected = original(seeds=SEEDS, output_type="latent").images
         loaded = quiet(DDPMPaperPipeline.from_pretrained(folder))

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import os
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -105,8 +104,7 @@ def test_files_are_decoded_elsewhere(digits_pipe, digits, chain, tmp_path):
     few = digits[:2]
     (tmp_path / "digits.ddpm").write_bytes(compress(digits_pipe, few, num_levels=17, chain=chain).data)
     words = [CARD, tmp_path / "digits.ddpm", tmp_path / "levels.npy", json.dumps(ELSEWHERE)]
-    patient = {**os.environ, "OMP_WAIT_POLICY": "passive"}  # threads that spin take minutes where others work too
-    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, *map(str, words)], check=True, env=patient)
+    fork_server.run(["-c", IN_ANOTHER_PROCESS, *words], check=True)
     found = np.load(tmp_path / "levels.npy")
     assert len(found) == len(ELSEWHERE) and all(np.array_equal(levels, few) for levels in found)
 

@@ -1,9 +1,8 @@
 """training/train.py in processes of its own: killed, stopped, shared among two, and on a full disk."""
 
 import os
-import subprocess
-import sys
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -127,7 +126,7 @@ sys.argv = [{str(SCRIPT)!r}, *{arguments(tmp_path, num_steps=6)!r}]
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = fork_server.run(["-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     line = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 1 and "train.py: " in line and "Traceback" not in ended.stderr
     assert str(tmp_path / "checkpoints" / "step-6") in line and "bytes" in line and "untouched" in line

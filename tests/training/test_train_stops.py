@@ -3,12 +3,11 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import psutil
 import pytest
@@ -47,7 +46,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_loses_none(tmp_path, num
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_ends_in_one_line(tmp_path, number):
-    process = start(tmp_path / "run")
+    process = start(tmp_path / "run", interpreter=True)
     maps = Path(f"/proc/{process.pid}/maps")  # the libraries that it has loaded
     output = send_when(process, number, lambda: not maps.exists() or "libtorch" in maps.read_text())
     assert process.returncode == 128 + number and output == f"stopped by {signal.Signals(number).name}\n"
@@ -75,7 +74,7 @@ def test_max_minutes_stops_with_a_checkpoint_and_names_the_command(tmp_path):
     assert line.startswith("stopped after 1e-05 minutes by --max_minutes at step 1, which is saved; to go on: python ")
     assert checkpoints.verify(folder / "checkpoints" / "step-1") and not (folder / "model_index.json").exists()
     command = shlex.split(line.partition("to go on: ")[2])
-    again = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    again = fork_server.run(command[1:], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "resuming at step 1" in again.stderr and "at step 2, which" in again.stderr
     train(folder, max_minutes=60)
     assert final_hashes(folder, 6) == final_hashes(train(tmp_path / "whole"), 6)

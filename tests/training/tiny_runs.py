@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from accelerate.state import AcceleratorState
+from fork_server import Forked
 from PIL import Image
 
 from ddpm_hf.runs import Batch, TrainingOptions, checkpoints, parse_options, read_metrics, share_of
@@ -121,18 +122,20 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 
 def start(
-    folder: Path, *, launcher: Sequence[str] = (), start_new_session: bool = False, **options: Any
+    folder: Path,
+    *,
+    launcher: Sequence[str] = (),
+    interpreter: bool = False,
+    start_new_session: bool = False,
+    **options: Any,
 ) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *arguments(folder, **options)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=start_new_session,
-    )
+    """The script in a process of its own: a fork, unless there is a launcher, or an interpreter is wanted."""
+    words = [*launcher, str(SCRIPT), *arguments(folder, **options)]
+    streams: Any = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    place: Any = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}}
+    if launcher or interpreter:
+        return subprocess.Popen([sys.executable, *words], start_new_session=start_new_session, **streams, **place)
+    return Forked(words, start_new_session=start_new_session, **streams, **place)
 
 
 def finish(process: subprocess.Popen) -> str:
