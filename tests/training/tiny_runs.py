@@ -53,10 +53,16 @@ def arguments(folder: Path, **options: Any) -> list[str]:
     return words
 
 
-def train(folder: Path, **options: Any) -> Path:
-    """Run main() as in a process of its own."""
+def train(folder: Path, *, curves: bool = False, **options: Any) -> Path:
+    """Run main() as in a process of its own. Drawing curves.png takes longer than all else, so a blank stands for it.
+
+    Those of test_log.py draw it too, and all that are processes.
+    """
     AcceleratorState._reset_state(True)
-    train_py.main(arguments(folder, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            patch.setattr("ddpm_hf.runs.log.training_curves", lambda metrics: Image.new("L", (8, 8)))
+        train_py.main(arguments(folder, **options))
     return folder
 
 
