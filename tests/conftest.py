@@ -3,6 +3,7 @@
 The tiers are markers of pyproject.toml. A test without one is a unit test: quick, and in this process alone.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Generator
@@ -52,3 +53,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """The process that only hands tests to workers does without the fixtures, whose imports take seconds."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("shared_fixtures")
+
+
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collections what was imported: a million objects, again and again."""
+    gc.collect()
+    gc.freeze()

@@ -1,5 +1,7 @@
 """Fixtures that several test files share: recorded truth, tiny networks, schedulers."""
 
+import copy
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +17,15 @@ from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
 
 # For tensors as small as the tests', threads only wait for each other: 100 times longer on a busy CPU.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _digits_read_once() -> Iterator[None]:
+    """scikit-learn reads its digits from text, and that took longer than many of the tests that use them."""
+    read = functools.cache(sklearn.datasets.load_digits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda **options: copy.deepcopy(read(**options)))
+        yield
 
 
 @pytest.fixture(autouse=True)

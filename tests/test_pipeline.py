@@ -448,8 +448,18 @@ def test_karras_schedulers_are_deterministic_per_seed(pipe, name):
         torch.testing.assert_close(alone, first[1:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", PROCESSES)
-@pytest.mark.parametrize("name", ["DDPMPaperScheduler", *KARRAS])
+# The stock ones with another schedule than the usual, and one that takes seconds for its Brownian tree.
+LONGER = [("quad", name) for name in KARRAS] + [("linear", "DPMSolverSDEScheduler")]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        pytest.param(schedule, name, marks=[pytest.mark.slow] if (schedule, name) in LONGER else [])
+        for schedule in PROCESSES
+        for name in ("DDPMPaperScheduler", *KARRAS)
+    ],
+)
 def test_schedulers_bring_noise_to_the_data(name, schedule):
     ours = DDPMPaperScheduler(beta_schedule=schedule, clip_sample=False, **PROCESSES[schedule])
     pipe = oracle_pipe(ours, mean=(-0.5, 0.5), std=0.5)
