@@ -170,7 +170,7 @@ def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog
     assert np.array_equal(found, drawn(tmp_path, *words))
 
 
-def test_rate_distortion(images, tmp_path, capsys):
+def test_rate_distortion(images, tmp_path, capsys, figures_of_numbers):
     found = drawn(tmp_path, "rate_distortion", images, "--num_images", "3", "--seed", "2", "--steps", "5")
     pipe = pipeline(images)
     terms = likelihood.bits_per_dim(

@@ -16,10 +16,13 @@ from tiny_runs import (
     column,
     final_hashes,
     finish,
+    finish_pair,
+    kill,
     kill_when,
     pixels,
     refusal,
     start,
+    start_pair,
     train,
 )
 
@@ -31,13 +34,14 @@ pytestmark = pytest.mark.integration
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_by_torchrun_do_what_one_does(tmp_path):
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_do_what_one_does(tmp_path, torchrun):
     options = {"num_steps": 20, "checkpoint_every": 20, "sample_every": 20, "num_samples": 5, "random_flip": True}
     pair = tmp_path / "two"
-    process = start(pair, launcher=TORCHRUN, **options)
+    processes = [start(pair, launcher=TORCHRUN, **options)] if torchrun else start_pair(pair, **options)
     alone = train(tmp_path / "one", **options)
     in_parts = train(tmp_path / "parts", gradient_accumulation_steps=2, **options)
-    assert "2 process(es) on cpu" in finish(process)
+    assert "2 process(es) on cpu" in [finish(process) for process in processes][0]
     assert column(pair, "step") == list(range(1, 21))  # one writer
     for other in (pair, in_parts):
         assert column(other, "loss") == pytest.approx(column(alone, "loss"), abs=1e-4)
@@ -59,7 +63,7 @@ def test_losses_agree_within_1e_4_over_200_steps_however_the_batch_is_cut(tmp_pa
         pairs.append(tmp_path / name)
         assert "2 process(es) on cpu" in finish(start(tmp_path / name, launcher=launcher, **options))
     both = tmp_path / "both"
-    finish(start(both, launcher=TORCHRUN, gradient_accumulation_steps=2, **options))
+    finish_pair(start_pair(both, gradient_accumulation_steps=2, **options))
     for other in (in_parts, *pairs, both):
         assert column(other, "loss") == pytest.approx(column(alone, "loss"), abs=1e-4)
     assert final_hashes(pairs[0], 200) == final_hashes(pairs[1], 200)  # the launcher makes no difference at all
@@ -69,7 +73,7 @@ def test_losses_agree_within_1e_4_over_200_steps_however_the_batch_is_cut(tmp_pa
 def test_two_processes_have_the_history_of_one(tmp_path):
     options = {**IMPORTANCE, "num_steps": 20, "checkpoint_every": 20}
     alone = train(tmp_path / "one", **options)
-    finish(start(tmp_path / "two", launcher=TORCHRUN, **options))
+    finish_pair(start_pair(tmp_path / "two", **options))
     assert column(tmp_path / "two", "loss") == pytest.approx(column(alone, "loss"), rel=1e-3)
     one, two = (
         checkpoints.read(tmp_path / name / "checkpoints" / "step-20", "loss_history") for name in ("one", "two")
@@ -106,11 +110,13 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
 def test_two_processes_killed_three_times_end_with_the_weights_of_those_that_were_not(tmp_path):
     options = {"num_steps": 120, "checkpoint_every": 10, "dropout": 0.2, "random_flip": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, launcher=TORCHRUN, **options))
-    for step in (20, 50, 80):
-        is_there = (killed / "checkpoints" / f"step-{step}").exists
-        kill_when(start(killed, launcher=TORCHRUN, **options), is_there)
-    finish(start(killed, launcher=TORCHRUN, **options))
+    finish_pair(start_pair(whole, **options))
+    kill_when(start(killed, launcher=TORCHRUN, **options), (killed / "checkpoints" / "step-20").exists)
+    for step in (50, 80):
+        first, second = start_pair(killed, **options)
+        kill_when(first, (killed / "checkpoints" / f"step-{step}").exists)
+        kill(second)
+    finish_pair(start_pair(killed, **options))
     assert final_hashes(killed, 120) == final_hashes(whole, 120)
 
 

@@ -4,10 +4,11 @@ import hashlib
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,33 @@ def start(
     launcher: Sequence[str] = (),
     interpreter: bool = False,
     start_new_session: bool = False,
+    variables: Mapping[str, str] | None = None,
     **options: Any,
 ) -> subprocess.Popen:
     """The script in a process of its own: a fork, unless there is a launcher, or an interpreter is wanted."""
     words = [*launcher, str(SCRIPT), *arguments(folder, **options)]
     streams: Any = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    place: Any = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}}
+    place: Any = {
+        "cwd": ROOT,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(variables or {})},
+    }
     if launcher or interpreter:
         return subprocess.Popen([sys.executable, *words], start_new_session=start_new_session, **streams, **place)
     return Forked(words, start_new_session=start_new_session, **streams, **place)
+
+
+def start_pair(folder: Path, **options: Any) -> list[subprocess.Popen]:
+    """Two processes with the environment that torchrun would give them."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    shared = {**place, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [start(folder, variables={**shared, "RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01"]
+
+
+def finish_pair(pair: list[subprocess.Popen]) -> str:
+    """What the first printed."""
+    first, _ = [finish(process) for process in pair]
+    return first
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -169,6 +188,10 @@ def kill_when(process: subprocess.Popen, is_due: Callable[[], bool]) -> None:
     while not is_due() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, process.communicate()[0]
+    kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
     parent = psutil.Process(process.pid)
     for each in [parent, *parent.children(recursive=True)]:  # torchrun puts its processes into sessions of their own
         each.kill()
