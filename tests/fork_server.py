@@ -145,6 +145,13 @@ def run(
     return done
 
 
+def pair_variables() -> list[dict[str, str]]:
+    """For each of two processes, what torchrun would add to their environment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+    return [{**place, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+
+
 def choose_place() -> None:
     """Once for all workers of pytest, before it starts them."""
     os.environ.setdefault(PLACE, str(Path(tempfile.gettempdir()) / f"forks-{uuid.uuid4().hex[:12]}"))

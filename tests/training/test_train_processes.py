@@ -34,14 +34,13 @@ pytestmark = pytest.mark.integration
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_two_processes_do_what_one_does(tmp_path, torchrun):
+def test_two_processes_do_what_one_does(tmp_path):
     options = {"num_steps": 20, "checkpoint_every": 20, "sample_every": 20, "num_samples": 5, "random_flip": True}
     pair = tmp_path / "two"
-    processes = [start(pair, launcher=TORCHRUN, **options)] if torchrun else start_pair(pair, **options)
+    processes = start_pair(pair, **options)
     alone = train(tmp_path / "one", **options)
     in_parts = train(tmp_path / "parts", gradient_accumulation_steps=2, **options)
-    assert "2 process(es) on cpu" in [finish(process) for process in processes][0]
+    assert "2 process(es) on cpu" in finish_pair(processes)
     assert column(pair, "step") == list(range(1, 21))  # one writer
     for other in (pair, in_parts):
         assert column(other, "loss") == pytest.approx(column(alone, "loss"), abs=1e-4)

@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from accelerate.state import AcceleratorState
-from fork_server import Forked
+from fork_server import Forked, pair_variables
 from PIL import Image
 
 from ddpm_hf.runs import Batch, TrainingOptions, checkpoints, parse_options, read_metrics, share_of
@@ -150,11 +149,8 @@ def start(
 
 
 def start_pair(folder: Path, **options: Any) -> list[subprocess.Popen]:
-    """Two processes with the environment that torchrun would give them."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
-    shared = {**place, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    return [start(folder, variables={**shared, "RANK": rank, "LOCAL_RANK": rank}, **options) for rank in "01"]
+    """Two processes as torchrun would start them."""
+    return [start(folder, variables=variables, **options) for variables in pair_variables()]
 
 
 def finish_pair(pair: list[subprocess.Popen]) -> str:
