@@ -37,7 +37,7 @@ MANIFEST = {"world_size": 1, "options": {}, "dataset": {"fingerprint": ""}}
 
 
 # Of what is tried at each of a save's calls: integration tests take some of them, the slow tests all.
-EVERY_FIFTH = pytest.param(5, id="some", marks=pytest.mark.integration)
+EVERY_TENTH = pytest.param(10, id="some", marks=pytest.mark.integration)
 ALL = pytest.param(1, id="all", marks=pytest.mark.slow)
 
 
@@ -244,7 +244,7 @@ def test_what_a_save_does_to_files(calls):
     assert num(WRITES) >= 70 and num(FLUSHES) >= 20 and num(RENAMES) >= 12 and num(DELETIONS) >= 12
 
 
-@pytest.mark.parametrize("every", [EVERY_FIFTH, ALL])
+@pytest.mark.parametrize("every", [EVERY_TENTH, ALL])
 def test_a_kill_before_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
     steps = []
     places = range(0, len(calls), every)
@@ -257,7 +257,7 @@ def test_a_kill_before_a_call_of_a_save_loses_nothing(traced, saves, calls, ever
     assert steps == sorted(steps)  # once the new one is there, it stays
 
 
-@pytest.mark.parametrize("every", [EVERY_FIFTH, ALL])
+@pytest.mark.parametrize("every", [EVERY_TENTH, ALL])
 def test_an_error_of_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
     """ENOSPC for each, once: an OSError. Its message has a path, or the new checkpoint was there already."""
     untold = []
