@@ -98,7 +98,7 @@ class Forked(subprocess.Popen):
         self.connection.sendall(request)
         self.pid = self._answer()
         self._child_created = True
-        self._close_pipe_fds(*ends)
+        self._close_pipe_fds(*ends)  # type: ignore[attr-defined]
 
     def _internal_poll(self, _deadstate: Any = None, **_: Any) -> int | None:
         if self.returncode is None and select.select([self.connection], [], [], 0)[0]:
@@ -186,9 +186,11 @@ def _connect() -> socket.socket:
 
 def _start_server(address: str) -> subprocess.Popen:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    one_thread["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow's allocator
-    one_thread["OMP_WAIT_POLICY"] = "passive"  # threads that spin take minutes where others work too
+    one_thread = {
+        **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",  # of pyarrow's allocator
+        "OMP_WAIT_POLICY": "passive",  # a fork's own threads: those that spin take minutes where others work too
+    }
     server = subprocess.Popen(
         [sys.executable, __file__, address],
         env={**kept, **one_thread, **NOBODYS, **IMPORTED_WITH},

@@ -351,7 +351,7 @@ def test_when_one_of_two_processes_dies_the_other_ends(tmp_path, server, phase, 
     assert kill_stress.newest_step(run) == 12
 
 
-@pytest.mark.parametrize(("phase", "rank"), deaths(slow={("step", 1), ("save", 0)}))
+@pytest.mark.parametrize(("phase", "rank"), deaths(slow={("step", 1)}))
 def test_when_one_of_two_processes_dies_torchrun_ends(tmp_path, phase, rank):
     """Its workers run a script that trains, and dies in one of them. The other is asked to end, after 30 s killed."""
     run, died = tmp_path / "run", tmp_path / "died"

@@ -3,7 +3,6 @@
 import os
 import shlex
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,19 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from tiny_runs import ROOT, SCRIPT, TORCHRUN, build, column, final_hashes, finish, send_when, start, train
+from tiny_runs import (
+    ROOT,
+    TORCHRUN,
+    build,
+    column,
+    final_hashes,
+    finish,
+    finish_pair,
+    send_when,
+    start,
+    start_pair,
+    train,
+)
 
 from ddpm_hf.runs import KeyedBatches, checkpoints, read_metrics
 from training import train as train_py
@@ -82,7 +93,7 @@ def test_max_minutes_stops_with_a_checkpoint_and_names_the_command(tmp_path):
 
 @pytest.mark.slow
 def test_max_minutes_stops_two_processes_after_the_same_step(tmp_path):
-    output = finish(start(tmp_path, launcher=TORCHRUN, max_minutes=1e-5))
+    output = finish_pair(start_pair(tmp_path, max_minutes=1e-5))
     assert "at step 1, which is saved; to go on: torchrun --nproc_per_node 2 " in output
     assert checkpoints.verify(tmp_path / "checkpoints" / "step-1")["world_size"] == 2
 
@@ -164,17 +175,11 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_one_of_two_processes_that_is_asked_stops_both(tmp_path):
     options = {"num_steps": 2000, "checkpoint_every": 2000}
-    process = start(tmp_path, launcher=TORCHRUN, **options)
-    is_training = lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10  # noqa: E731
-    deadline = time.monotonic() + 300
-    while not is_training() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if str(SCRIPT) in p.cmdline()]
-    second = next(p for p in workers if p.environ().get("RANK") == "1")
-    second.terminate()
-    output = process.communicate(timeout=120)[0]
+    first, second = start_pair(tmp_path, **options)
+    send_when(second, signal.SIGTERM, lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10)
+    output = first.communicate(timeout=120)[0]
     (step,) = (int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir())
-    assert process.returncode != 0 and f"stopped by SIGTERM after step {step}" in output
+    assert first.returncode == second.returncode == 143 and f"stopped by SIGTERM after step {step}" in output
 
 
 def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_alone(tmp_path, monkeypatch):
