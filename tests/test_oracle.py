@@ -187,7 +187,10 @@ def sampled(truth: GaussianMixture, num: int, **config) -> Tensor:
     return pipe(num, generator=seeded(9), output_type="latent").images.double()
 
 
-@pytest.mark.parametrize("variance_type", ["fixed_small", pytest.param("fixed_large", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "variance_type",
+    [pytest.param("fixed_small", marks=pytest.mark.integration), pytest.param("fixed_large", marks=pytest.mark.slow)],
+)
 def test_algorithm_2_samples_the_mixture(variance_type):
     """Beyond chance: a step's variance is off by O(β_t), and the last step adds none.
 

@@ -436,7 +436,13 @@ def swapped(name: str, scheduler: DDPMPaperScheduler) -> object:
     return getattr(diffusers, name).from_config(scheduler.config, **kwargs)
 
 
-@pytest.mark.parametrize("name", KARRAS)
+SECONDS = ("LMSDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverSDEScheduler")
+SECONDS += ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SECONDS else []) for name in KARRAS]
+)
 def test_karras_schedulers_are_deterministic_per_seed(pipe, name):
     scheduler = DDPMPaperScheduler()
     pipe.scheduler = swapped(name, scheduler)

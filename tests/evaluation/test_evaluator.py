@@ -162,6 +162,7 @@ def test_no_samples_of_another_protocol_are_taken(evaluator, few_digits, tmp_pat
     assert beside["value"] == alone["value"]
 
 
+@pytest.mark.integration
 def test_every_metric_of_samples_in_one_run(evaluator, checkpoint, tiny, monkeypatch):
     """A thousand samples, of one step each; drawn once, seen by each extractor once."""
     calls = []
@@ -274,6 +275,7 @@ def test_the_identity_of_weights_is_their_names_shapes_and_bits(tiny_unet):
 # ---- runs that were stopped, and several processes -----------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(evaluator, few_digits, tmp_path, tiny, monkeypatch):
     protocol = {"metrics": ("bpd", "fid"), "num_images": 50, "num_samples": 18, "batch_size": 4}
     undisturbed = list(evaluator(**protocol).run())
