@@ -1,29 +1,22 @@
-"""The rule of the unit tier, and fixtures that several test files share: recorded truth, tiny networks, schedulers.
+"""The rule of the unit tier, and what all tests start from; fixtures that files share are in tests/shared_fixtures.py.
 
 The tiers are markers of pyproject.toml. A test without one is a unit test: quick, and in this process alone.
 """
 
-import logging
+import gc
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Generator
 
 import hypothesis
-import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
-
-from ddpm_hf import DDPMPaperMLP, DDPMPaperScheduler, DDPMPaperUNet
+from fork_server import choose_place
 
 # What is recorded, and said of tolerances, is the CPU's: without this, training would take a GPU that is there. The
 # tests of test_gpu.py ask for it. Processes that the tests start inherit it.
 if "DDPM_HF_GPU" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-# For tensors as small as the tests', threads only wait for each other: 100 times longer on a busy CPU.
-torch.set_num_threads(1)
+choose_place()
 
 # `--hypothesis-profile many`: five times the examples of the default, where a test takes its number from the profile.
 hypothesis.settings.register_profile("many", max_examples=5 * hypothesis.settings.get_profile("default").max_examples)
@@ -56,81 +49,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         running_unit_test = False
 
 
-@pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """Scripts that run inside the tests' process silence logging for all of it."""
-    yield
-    logging.disable(logging.NOTSET)
+def pytest_configure(config: pytest.Config) -> None:
+    """The process that only hands tests to workers does without the fixtures, whose imports take seconds."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("shared_fixtures")
 
 
-@pytest.fixture(scope="session")
-def script() -> ModuleType:
-    """training/train.py."""
-    from training import train
-
-    return train
-
-
-class Golden(dict[str, np.ndarray]):
-    """The arrays of tests/golden/paper_reference.npz by key; its README.md says what each is."""
-
-    def nchw(self, key: str) -> Tensor:
-        """Images of the file, [..., H, W, C], as torch expects them: [..., C, H, W]."""
-        return torch.from_numpy(self[key]).movedim(-1, -3).contiguous()
-
-
-@pytest.fixture(scope="session")
-def golden() -> Golden:
-    with np.load(Path(__file__).parent / "golden" / "paper_reference.npz") as file:
-        return Golden(file)
-
-
-@pytest.fixture(scope="session")
-def relative_error() -> Callable[[Tensor, Tensor], float]:
-    """max |actual − expected| / max |expected|: single entries near 0 have no relative precision to speak of."""
-
-    def measure(actual: Tensor, expected: Tensor) -> float:
-        assert actual.shape == expected.shape
-        return float((actual.double() - expected.double()).abs().max() / expected.double().abs().max())
-
-    return measure
-
-
-def _randomized(model: nn.Module) -> nn.Module:
-    """The model in eval mode with random weights: the paper's initialisation leaves most branches almost 0."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return model.eval()
-
-
-@pytest.fixture(scope="session")
-def tiny_unet() -> Callable[..., DDPMPaperUNet]:
-    """tiny_unet(**config): a UNet for 8×8 RGB images with attention; random weights, the same every time."""
-
-    def make(**config) -> DDPMPaperUNet:
-        small = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-        return _randomized(DDPMPaperUNet(**{**small, "attention_resolutions": (4,), **config}))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_mlp() -> Callable[..., DDPMPaperMLP]:
-    """tiny_mlp(**config): the same for points in the plane."""
-
-    def make(**config) -> DDPMPaperMLP:
-        return _randomized(DDPMPaperMLP(**{"hidden_size": 16, "num_layers": 2, **config}))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_scheduler() -> Callable[..., DDPMPaperScheduler]:
-    """tiny_scheduler(**config): ten training timesteps that end in almost pure noise (ᾱ_T = 0.018)."""
-
-    def make(**config) -> DDPMPaperScheduler:
-        return DDPMPaperScheduler(**{"num_train_timesteps": 10, "beta_start": 0.01, "beta_end": 0.6, **config})
-
-    return make
+def pytest_collection_finish() -> None:
+    """Leave out of garbage collections what was imported: a million objects, again and again."""
+    gc.collect()
+    gc.freeze()

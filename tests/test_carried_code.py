@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 from local_hub import LocalHub
@@ -114,6 +116,8 @@ class Absent(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}")
 
 sys.meta_path.insert(0, Absent())
+for name in [name for name in sys.modules if name.partition(".")[0] == "ddpm_hf"]:
+    del sys.modules[name]
 assert refusal(__import__, "ddpm_hf").startswith("ModuleNotFoundError")
 first = sys.argv[2]
 
@@ -146,10 +150,7 @@ print(json.dumps(results))
 """
 
 
-def run(program: str, *arguments: str, cwd: Path, env: dict[str, str]) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + program, *arguments], cwd=cwd, env=env, capture_output=True, text=True
-    )
+def results_of(done: subprocess.CompletedProcess) -> dict:
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -171,8 +172,9 @@ def append_to_carried(folder: Path, code: str) -> None:
             file.write(code)
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_unet, tiny_mlp, tiny_scheduler, tmp_path_factory):
+# Without the package: a fork that forgets it, and in the slow tier an interpreter that never had it.
+@pytest.fixture(scope="module", params=["fork", pytest.param("interpreter", marks=pytest.mark.slow)])
+def loaded(request, tiny_unet, tiny_mlp, tiny_scheduler, tmp_path_factory):
     """(folder of checkpoints, results with the package, results without it)."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, network in (("images", tiny_unet()), ("points", tiny_mlp())):
@@ -185,10 +187,15 @@ def loaded(tiny_unet, tiny_mlp, tiny_scheduler, tmp_path_factory):
     append_to_carried(folder / "second", SECOND_VERSION)
     home = tmp_path_factory.mktemp("home")
     with LocalHub() as server:
+        streams: Any = {"capture_output": True, "text": True}
         env = server.client(home / "with", "hf_x")
-        with_package = run(WITH_PACKAGE, str(folder), cwd=ROOT, env=env)
-        env = server.client(home / "without")
-        without = run(WITHOUT_PACKAGE, str(folder), with_package["first"], cwd=folder, env=env)
+        with_package = results_of(fork_server.run(["-c", HEAD + WITH_PACKAGE, folder], cwd=ROOT, env=env, **streams))
+        words = ["-c", HEAD + WITHOUT_PACKAGE, str(folder), with_package["first"]]
+        streams |= {"cwd": folder, "env": server.client(home / "without")}
+        if request.param == "fork":
+            without = results_of(fork_server.run(words, **streams))
+        else:
+            without = results_of(subprocess.run([sys.executable, *words], **streams))
     return folder, with_package, without
 
 

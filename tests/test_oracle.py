@@ -187,7 +187,10 @@ def sampled(truth: GaussianMixture, num: int, **config) -> Tensor:
     return pipe(num, generator=seeded(9), output_type="latent").images.double()
 
 
-@pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize(
+    "variance_type",
+    [pytest.param("fixed_small", marks=pytest.mark.integration), pytest.param("fixed_large", marks=pytest.mark.slow)],
+)
 def test_algorithm_2_samples_the_mixture(variance_type):
     """Beyond chance: a step's variance is off by O(β_t), and the last step adds none.
 
@@ -197,6 +200,7 @@ def test_algorithm_2_samples_the_mixture(variance_type):
     assert_distributed_as(PLANE, sampled(PLANE, 5000, variance_type=variance_type), discretisation=0.05)
 
 
+@pytest.mark.slow
 def test_noise_while_denoising_keeps_the_spread_of_the_data():
     """Data N(0, I), where ε* and so each step is linear: x ← a_t x + σ_t z, and the variance obeys v ← a_t² v + σ_t².
 
@@ -276,6 +280,7 @@ def test_annealed_langevin_of_a_gaussian_is_its_exact_recursion(num_levels, num_
         assert mean_x == pytest.approx(mean, rel=1e-6) and variance_x == pytest.approx(variance, rel=0.04)
 
 
+@pytest.mark.slow
 def test_annealed_langevin_samples_the_mixture():
     """Beyond chance: the variance of each component comes out 3% to 4% too large, by the recursion above."""
     assert_distributed_as(PLANE, langevin(PLANE, 5000), discretisation=0.05)
@@ -477,6 +482,7 @@ def test_impossible_arguments_are_refused():
             annealed_langevin(lambda x, t: x, torch.zeros(1, 2), diffusion=LEVELS, generator=seeded(0), **arguments)
 
 
+@pytest.mark.docs
 def test_the_document_prints_what_it_says():
     """Word for word, its numbers within one unit in their last place: kernels may round otherwise elsewhere."""
     found = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)

@@ -1,12 +1,11 @@
 """The pipeline: seeds, arguments, outputs, callbacks, checkpoints, and that any scheduler samples the same process."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -437,7 +436,13 @@ def swapped(name: str, scheduler: DDPMPaperScheduler) -> object:
     return getattr(diffusers, name).from_config(scheduler.config, **kwargs)
 
 
-@pytest.mark.parametrize("name", KARRAS)
+SECONDS = ("LMSDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverSDEScheduler")
+SECONDS += ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SECONDS else []) for name in KARRAS]
+)
 def test_karras_schedulers_are_deterministic_per_seed(pipe, name):
     scheduler = DDPMPaperScheduler()
     pipe.scheduler = swapped(name, scheduler)
@@ -449,8 +454,18 @@ def test_karras_schedulers_are_deterministic_per_seed(pipe, name):
         torch.testing.assert_close(alone, first[1:], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("schedule", PROCESSES)
-@pytest.mark.parametrize("name", ["DDPMPaperScheduler", *KARRAS])
+# The stock ones with another schedule than the usual, and one that takes seconds for its Brownian tree.
+LONGER = [("quad", name) for name in KARRAS] + [("linear", "DPMSolverSDEScheduler")]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [
+        pytest.param(schedule, name, marks=[pytest.mark.slow] if (schedule, name) in LONGER else [])
+        for schedule in PROCESSES
+        for name in ("DDPMPaperScheduler", *KARRAS)
+    ],
+)
 def test_schedulers_bring_noise_to_the_data(name, schedule):
     ours = DDPMPaperScheduler(beta_schedule=schedule, clip_sample=False, **PROCESSES[schedule])
     pipe = oracle_pipe(ours, mean=(-0.5, 0.5), std=0.5)
@@ -484,8 +499,8 @@ def test_saved_and_loaded_samples_are_identical(pipe, points_pipe, tmp_path):
     saved = {str(tmp_path / "images"): pipe, str(tmp_path / "points"): points_pipe}
     for folder, original in saved.items():
         original.save_pretrained(folder)
-    command = [sys.executable, "-c", IN_A_FRESH_PROCESS, str(torch.get_num_threads()), *saved]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    words = ["-c", IN_A_FRESH_PROCESS, str(torch.get_num_threads()), *saved]
+    fork_server.run(words, cwd=ROOT, check=True, capture_output=True)
     for folder, original in saved.items():
         expected = original(seeds=SEEDS, output_type="latent").images
         loaded = quiet(DDPMPaperPipeline.from_pretrained(folder))

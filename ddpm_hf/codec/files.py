@@ -8,6 +8,7 @@ flipped bit anywhere is an error, and so is a machine that computes other number
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import struct
 import zlib
@@ -237,11 +238,36 @@ def batch_sizes(num_images: int, max_batch: int) -> list[int]:
     return sizes
 
 
+# The configuration of our classes when the format began. Keys that came later count only where they change something,
+# so that the files from before are decoded.
+FIRST_KEYS = {
+    *("sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "attention_resolutions"),
+    *("dropout", "norm_num_groups", "hidden_size", "num_layers"),
+    *(
+        "num_train_timesteps",
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "trained_betas",
+        "variance_type",
+        "clip_sample",
+    ),
+    *("prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"),
+    *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "inference_timesteps", "x_start_mse"),
+}
+OURS = ("DDPMPaperUNet", "DDPMPaperMLP", "DDPMPaperScheduler")
+
+
 def model_hash(pipe: DDPMPaperPipeline) -> str:
     """SHA-256, 64 hex digits, over the network's weights and over its and the scheduler's configuration."""
     digest = hashlib.sha256()
     for component in (pipe.unet, pipe.scheduler):
         config = {key: value for key, value in component.config.items() if not key.startswith("_")}
+        if type(component).__name__ in OURS:
+            defaults = {name: p.default for name, p in inspect.signature(type(component).__init__).parameters.items()}
+            for key in config.keys() - FIRST_KEYS:
+                if config[key] == defaults.get(key):
+                    del config[key]
         digest.update(json.dumps([type(component).__name__, config], sort_keys=True, default=list).encode())
     for name, tensor in sorted(pipe.unet.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

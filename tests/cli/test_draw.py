@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 
 from ddpm_hf import DDPMPaperPipeline, figures, likelihood, pictures
@@ -48,6 +49,21 @@ def grid(rows: torch.Tensor, row_labels: list[str], column_labels: list[str], co
 
 def digits(indices: list[int], split: str) -> torch.Tensor:
     return to_model_range(load_samples("digits", split=split).batch(indices), 17)
+
+
+def numbers_of(figure: Figure) -> Image.Image:
+    """What a figure shows, as a picture of bytes: drawing it would take longer than computing it."""
+    parts = [line.get_xydata() for axes in figure.axes for line in axes.lines]
+    for collection in (collection for axes in figure.axes for collection in axes.collections):
+        parts += [collection.get_offsets(), *(vars(collection).get(name, np.zeros(0)) for name in "UV")]
+    labels = [(axes.get_xlabel(), axes.get_ylabel(), axes.get_title(), axes.get_xlim()) for axes in figure.axes]
+    data = b"".join(np.asarray(part, dtype=float).tobytes() for part in parts) + repr(labels).encode()
+    return Image.frombytes("L", (len(data), 1), data)
+
+
+@pytest.fixture
+def figures_of_numbers(monkeypatch) -> None:
+    monkeypatch.setattr(pictures, "drawn", numbers_of)
 
 
 # ---- what it writes ------------------------------------------------------------------------------------------------
@@ -143,7 +159,7 @@ def test_nearest_of_a_folder_of_few_photographs(colour, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["interpolate", "coarse_to_fine", "nearest", "rate_distortion"])
-def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog, kind):
+def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog, figures_of_numbers, kind):
     (Path(photos) / "1.png").write_bytes(b"no image")
     words = [kind, colour, "--dataset", photos, "--steps", "1"]
     with pytest.raises(SystemExit, match=r"1\.png: .*skip_bad_images=0 allows no more"):
@@ -154,7 +170,7 @@ def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog
     assert np.array_equal(found, drawn(tmp_path, *words))
 
 
-def test_rate_distortion(images, tmp_path, capsys):
+def test_rate_distortion(images, tmp_path, capsys, figures_of_numbers):
     found = drawn(tmp_path, "rate_distortion", images, "--num_images", "3", "--seed", "2", "--steps", "5")
     pipe = pipeline(images)
     terms = likelihood.bits_per_dim(
@@ -165,7 +181,7 @@ def test_rate_distortion(images, tmp_path, capsys):
     assert capsys.readouterr().out.startswith(f"3 images of digits: {terms.total_b.mean():.3f} bits/dim\n")
 
 
-def test_points(points, tmp_path):
+def test_points(points, tmp_path, figures_of_numbers):
     found = drawn(tmp_path, "points", points, "--seeds", "5-24", "--dataset", "moons", "--steps", "5")
     data = load_samples("moons", split="test").batch(range(20))
     pipe = pipeline(points)

@@ -2,10 +2,10 @@
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 from local_hub import LocalHub
@@ -131,13 +131,12 @@ def test_the_hubs_answer_is_reported_and_its_models_load(images, tmp_path):
     names = ["tester/tiny", "tester/nothing", "digitz", "tester/secret", "tester/troubled", "tester/bare"]
     with LocalHub() as hub:
         environment = {**hub.client(tmp_path / "home", "hf_abc"), "PYTHONPATH": str(ROOT)}
-        subprocess.run([sys.executable, "-c", upload], env=environment, check=True, capture_output=True)
+        fork_server.run(["-c", upload], env=environment, check=True, capture_output=True)
         hub.failing |= {"tester/secret": 403, "tester/troubled": 503}
         pipe = subprocess.PIPE
-        process = subprocess.Popen(
-            [sys.executable, "-c", ON_THE_HUB, *names],
-            cwd=tmp_path, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe,
-        )  # fmt: skip
+        process = fork_server.Forked(
+            ["-c", ON_THE_HUB, *names], cwd=tmp_path, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=pipe
+        )
         assert process.stdout is not None
         lines = list(iter(process.stdout.readline, "next\n"))
     output, errors = process.communicate("\n", timeout=60)

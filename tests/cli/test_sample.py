@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -24,19 +25,14 @@ def sampled(checkpoint: str, seeds: list[int], output_type: str = "np", **kwargs
     return pipe(seeds=seeds, output_type=output_type, **kwargs).images
 
 
-def ddpm_hf(*arguments: str) -> subprocess.CompletedProcess:
-    """The command in a process of its own."""
-    command = [sys.executable, "-m", "ddpm_hf.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
-
 # ---- what it writes ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.integration
 def test_grid_in_a_process_of_its_own(images, tmp_path):
     output = tmp_path / "new" / "grid.png"
-    done = ddpm_hf("sample", images, "--seeds", "0-3,9", "-o", str(output))
+    command = [sys.executable, "-m", "ddpm_hf.cli", "sample", images, "--seeds", "0-3,9", "-o", str(output)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"5 samples in {output}\n"
     expected = image_grid(sampled(images, [0, 1, 2, 3, 9], "pil"))
@@ -129,7 +125,8 @@ def test_env_lists_versions_and_the_device(capsys):
 
 @pytest.mark.integration
 def test_mistakes_end_with_one_line_and_no_traceback(images, tmp_path):
-    done = ddpm_hf("sample", images, "--steps", "0", "-o", str(tmp_path / "x.png"))
+    words = ["-m", "ddpm_hf.cli", "sample", images, "--steps", "0", "-o", tmp_path / "x.png"]
+    done = fork_server.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and not done.stdout
     assert done.stderr.splitlines()[-1].startswith("ddpm-hf: num_inference_steps=0 ")
     assert "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fork_server
 import pytest
 
 from ddpm_hf.cli import build_parser, main, train as command
@@ -83,29 +84,43 @@ def test_help_and_mistakes_are_the_scripts_own(words, tmp_path):
 @pytest.mark.integration
 def test_data_that_are_not_there_end_it_as_the_script(tmp_path):
     words = ["--dataset_name", "none", "--train_data_dir", "nowhere"]
-    code, _, errors = run("-m", "ddpm_hf.cli", "train", *words, cwd=tmp_path)
-    assert code == 1 and "Traceback" not in errors
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = ["-m", "ddpm_hf.cli", "train", *words]
+    done = fork_server.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    errors = done.stderr
+    assert done.returncode == 1 and "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("train.py: ") and "nowhere" in errors.splitlines()[-1]
 
 
-@pytest.mark.integration
-def test_it_trains_with_processes_that_decode(tmp_path):
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(lambda words, **options: fork_server.run(words, **options), marks=pytest.mark.integration),
+        pytest.param(
+            lambda words, **options: subprocess.run([sys.executable, *words], **options), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["fork", "interpreter"],
+)
+def test_it_trains_with_processes_that_decode(tmp_path, start):
     """Processes that a script starts import it again: they find it where it is."""
     (tmp_path / "photos").mkdir()
     for i, image in enumerate(sorted((ROOT / "docs").rglob("*.png"))[:3]):
         shutil.copy(image, tmp_path / "photos" / f"{i}.png")
     words = f"{TINY} --train_data_dir photos --dataset_name none --resolution 8 --num_workers 2 --num_steps 2"
     words = words.replace("--global_batch_size 8", "--global_batch_size 3")
-    code, _, errors = run("-m", "ddpm_hf.cli", "train", *words.split(), "--output_dir", "run", cwd=tmp_path)
-    assert code == 0, errors
+    command = ["-m", "ddpm_hf.cli", "train", *words.split(), "--output_dir", "run"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = start(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
 @pytest.mark.integration
 def test_ctrl_c_ends_it_as_the_script(tmp_path):
     words = ["train", *TINY.split(), "--num_steps", "1000000", "--log_every", "1", "--output_dir", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ddpm_hf.cli", *words],
+    process = fork_server.Forked(
+        ["-m", "ddpm_hf.cli", *words],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

@@ -11,7 +11,7 @@ from ddpm_hf.codec import Encoded, compress, fit_chain
 from ddpm_hf.data import load_samples
 
 CARD = Path(__file__).parents[2] / "model_cards" / "ddpm-digits"
-NUM_DIGITS, NUM_STEPS = 30, 25
+NUM_DIGITS, NUM_STEPS = 30, 12
 
 
 @pytest.fixture(scope="session")

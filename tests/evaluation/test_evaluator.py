@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from computed_at_once import digits, drawn, of_digits, piece_files, without_circumstances
+from fork_server import Forked, pair_variables
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -162,6 +162,7 @@ def test_no_samples_of_another_protocol_are_taken(evaluator, few_digits, tmp_pat
     assert beside["value"] == alone["value"]
 
 
+@pytest.mark.integration
 def test_every_metric_of_samples_in_one_run(evaluator, checkpoint, tiny, monkeypatch):
     """A thousand samples, of one step each; drawn once, seen by each extractor once."""
     calls = []
@@ -274,6 +275,7 @@ def test_the_identity_of_weights_is_their_names_shapes_and_bits(tiny_unet):
 # ---- runs that were stopped, and several processes -----------------------------------------------------------------
 
 
+@pytest.mark.integration
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(evaluator, few_digits, tmp_path, tiny, monkeypatch):
     protocol = {"metrics": ("bpd", "fid"), "num_images": 50, "num_samples": 18, "batch_size": 4}
     undisturbed = list(evaluator(**protocol).run())
@@ -312,16 +314,18 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 @pytest.mark.slow
 def test_two_processes_that_were_killed_give_the_numbers_of_one(checkpoint, extractor_folder, tmp_path, monkeypatch):
-    """Real ones, by torchrun and by accelerate; every digit of every number, as no kernel sees another batch."""
+    """Every digit of every number, as no kernel sees another batch; those that end by torchrun and by accelerate."""
     arguments = ["evaluate", checkpoint, "--dataset", "digits", "--metrics", "bpd", "fid", "is"]
     arguments += ["--num_images", "100", "--num_samples", "410", "--batch_size", "40"]
     arguments += ["--extractor", "tiny_extractors:Tiny", "--cpu_threads", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     environment["PYTHONPATH"] = f"{extractor_folder}:{ROOT}"
 
+    def own(name: str) -> list[str]:
+        return ["--work_dir", str(tmp_path / f"{name} work"), "-o", str(tmp_path / f"{name}.json")]
+
     def start(name: str, launcher: list[str]) -> subprocess.Popen[str]:
-        own = ["--work_dir", str(tmp_path / f"{name} work"), "-o", str(tmp_path / f"{name}.json")]
-        command = [sys.executable, *launcher, *arguments, *own]
+        command = [sys.executable, *launcher, *arguments, *own(name)]
         pipe = subprocess.PIPE
         return subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True, stdout=pipe, stderr=subprocess.STDOUT
@@ -340,15 +344,15 @@ def test_two_processes_that_were_killed_give_the_numbers_of_one(checkpoint, extr
     main([*arguments, "--work_dir", str(tmp_path / "one work"), "-o", "one.json"])
     assert [result["metric"] for result in numbers("one")] == ["bpd", "fid", "is"]
 
-    killed = start("two", TORCHRUN)
+    words = ["-m", "ddpm_hf.cli", *arguments, *own("two")]
+    pair = [Forked(words, cwd=tmp_path, env=environment | variables) for variables in pair_variables()]
     deadline = time.monotonic() + 300
     while len(list((tmp_path / "two work").glob("samples-*/piece-*.safetensors"))) < 4:
-        assert killed.poll() is None and time.monotonic() < deadline
+        assert pair[0].poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
-    parent = psutil.Process(killed.pid)
-    for each in [parent, *parent.children(recursive=True)]:  # torchrun puts its processes into sessions of their own
-        each.kill()
-    killed.communicate()
+    for killed in pair:
+        killed.kill()
+        killed.wait()
     assert [result["metric"] for result in numbers("two")] == ["bpd"]
     pieces = {path: path.stat().st_mtime_ns for path in (tmp_path / "two work").glob("*/piece-*.safetensors")}
     assert finish(start("two", TORCHRUN)).count("with the whole protocol in") == 1  # one writes and prints

@@ -3,11 +3,11 @@
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from fork_server import Forked
 from local_hub import MODEL, TOKEN, Fault, LocalHub
 
 from ddpm_hf.cli import main
@@ -28,13 +28,11 @@ IMPATIENT = (  # the script, with shorter waits between tries, and a longer one 
 )
 
 
-def start(folder: Path, env: dict[str, str], *options: str) -> subprocess.Popen:
+def start(folder: Path, env: dict[str, str], *options: str) -> Forked:
     script = str(ROOT / "training" / "train.py")
-    command = [sys.executable, "-c", IMPATIENT, script, *TRAINING, "--output_dir", str(folder), *options]
+    words = ["-c", IMPATIENT, script, *TRAINING, "--output_dir", str(folder), *options]
     pythonpath = {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=env | pythonpath, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    return Forked(words, cwd=ROOT, env=env | pythonpath, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.parametrize("fault", ["503", pytest.param("down", marks=pytest.mark.slow)])

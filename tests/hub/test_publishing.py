@@ -4,10 +4,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 import yaml
 from evaluation_results import RESULTS, measured_on
@@ -33,8 +33,8 @@ TRAINING = (
 
 
 def train(folder: Path, *options: str, env: dict[str, str]) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *TRAINING, "--output_dir", str(folder), *options]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    words = [SCRIPT, *TRAINING, "--output_dir", folder, *options]
+    return fork_server.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def add_canaries(folder: Path, outside: Path) -> None:
@@ -224,8 +224,8 @@ def published(trained, tmp_path_factory):
     server, folder, _ = trained
     measured = json.dumps({"results": measured_on(DDPMPaperPipeline.from_pretrained(folder).unet)})
     env = server.client(tmp_path_factory.mktemp("home"), TOKEN) | {"EVALUATION": measured}
-    command = [sys.executable, "-c", CLIENT, str(folder), str(tmp_path_factory.mktemp("scratch"))]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    words = ["-c", CLIENT, folder, tmp_path_factory.mktemp("scratch")]
+    done = fork_server.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return server, json.loads(done.stdout.splitlines()[-1]), done
 

@@ -119,6 +119,7 @@ ORIGINAL_BUILD, ORIGINAL_LOAD = training.build_ours, data.load_samples
 other_schedule = SimpleNamespace(from_config=lambda config: DDPMScheduler(beta_end=0.0201))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "build",
     [
@@ -139,6 +140,7 @@ def test_the_contestants_compute_the_same(build):
     assert STOCK in work.contestants and len(work.contestants) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "stand_in", "build"),
     [
@@ -161,6 +163,7 @@ def test_a_faulty_stand_in_is_noticed(monkeypatch, owner, name, stand_in, build)
         work.close()
 
 
+@pytest.mark.slow
 def test_a_lost_average_is_noticed(monkeypatch):
     """Of checkpoints: what is read back must be the averages of the weights, to the bit."""
     saving = checkpoint.Saving(TINY)
@@ -478,6 +481,7 @@ def test_the_other_formats_are_lossless_and_all_bits_are_counted():
     assert len(found) == 9 and all(bpd > 0.9 * entropy for bpd in found.values())  # nothing beats random bits
 
 
+@pytest.mark.slow
 def test_the_chains_are_those_of_the_command_and_of_the_sampler(monkeypatch, digits_pipe):
     monkeypatch.setattr(codec_files, "STEPS", (5,))
     levels = codec_files.data_sets(2)[17]
@@ -530,6 +534,7 @@ def round_machine(**values: Any) -> cost_model.Machine:
 WORK = cost_model.Workload("x", num_parameters=10**6, forward_flop=1e9, global_batch_size=64, num_steps=1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "gflop"), [("cifar10", 35_746_307, 12.4), ("lsun256", 113_673_219, 497)]
 )

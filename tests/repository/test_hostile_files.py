@@ -12,11 +12,11 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import yaml
@@ -129,10 +129,10 @@ def results(tmp_path_factory, tiny_unet, tiny_scheduler) -> dict[str, dict[str, 
         "HF_HOME": str(place / "huggingface"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(map(str, [Path(__file__).parent, ROOT / "tests", ROOT])),
     }
     code = "import sys, pathlib, test_hostile_files as t; t.run_all(pathlib.Path(sys.argv[1]))"
-    done = subprocess.run([sys.executable, "-c", code, str(place)], env=environment, capture_output=True, text=True)
+    done = fork_server.run(["-c", code, place], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((place / "results.json").read_text())
 

@@ -31,7 +31,8 @@ def test_the_library_imports_nothing_of_the_repository():
 
 def test_torchvision_is_used_nowhere():
     for path in SOURCES:
-        assert "torchvision" not in roots_imported(path), path
+        if "torchvision" in path.read_text(encoding="utf-8"):
+            assert "torchvision" not in roots_imported(path), path
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends():

@@ -25,6 +25,7 @@ def pipe() -> DDPMPaperPipeline:
     return pipe
 
 
+@pytest.mark.docs
 def test_its_samples_are_digits(pipe):
     """A nearest-neighbour check in 50 steps; benchmarks/digits_quality.py measures the real thing in 1000.
 

@@ -20,10 +20,13 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from local_hub import TOKEN, LocalHub
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
+from safetensors.torch import load_file
 
 import ddpm_hf
 from ddpm_hf.cli import build_parser
@@ -316,3 +319,38 @@ def test_the_sdists_script_trains_with_the_installed_package(trainable, built, t
     trained = run_in(trainable, "python", "training/train.py", *TINY.split(), cwd=tmp_path / "work")
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "work" / "runs" / "digits" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_a_loop_of_ones_own_stops_goes_on_and_uploads(trainable, tmp_path):
+    """The whole script of docs/own_loop.md, in six steps at once and in three and three, with the same weights."""
+    page = (ROOT / "docs" / "own_loop.md").read_text(encoding="utf-8")
+    script, loading = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len([line for line in script.splitlines() if line]) < 70
+
+    def run(folder: Path, num_steps: int, hub: LocalHub) -> None:
+        folder.mkdir(exist_ok=True)
+        short = script.replace("NUM_STEPS, SAVE_EVERY = 2000, 500", f"NUM_STEPS, SAVE_EVERY = {num_steps}, 3")
+        assert short != script
+        program = short.replace("step % 100", "step % 1").replace("num_inference_steps=50", "num_inference_steps=2")
+        (folder / "own.py").write_text(program + loading.replace("range(16)", "range(2), num_inference_steps=2"))
+        client = hub.client(folder / "home", token=TOKEN).items()
+        variables = {name: value for name, value in client if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+        command = [trainable / "bin" / "python", "own.py"]
+        done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+    with LocalHub() as hub:
+        run(tmp_path / "whole", 6, hub)
+        run(tmp_path / "parts", 3, hub)
+        run(tmp_path / "parts", 6, hub)
+        uploaded = set(hub.files("user/name"))
+    assert {"model_index.json", "samples/step-6-ema.png", "metrics.jsonl", "README.md"} <= uploaded
+    last = Path("runs", "mine", "checkpoints", "step-6", "train_state")
+    for name in ("model", "ema", "optimizer"):
+        whole, parts = (load_file(tmp_path / run / last / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+    with Image.open(tmp_path / "whole" / "mine.png") as image:
+        assert image.size == (8, 8)
+    lines = (tmp_path / "parts" / "runs" / "mine" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]

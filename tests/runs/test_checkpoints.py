@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from fork_server import Forked
 
 from ddpm_hf.machine import files
 from ddpm_hf.runs import CheckpointError, checkpoints
@@ -439,7 +439,7 @@ with exclusive(Path({str(tmp_path)!r})):
     print("in", flush=True)
     time.sleep(600)
 """
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    other = Forked(["-c", code], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None and other.stdout.readline() == "in\n"
         with pytest.raises(ValueError, match=rf"in use by process {other.pid} on \S+; "):

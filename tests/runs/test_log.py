@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ import tqdm.std
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.tracking import TensorBoardTracker
+from fork_server import Forked
 from PIL import Image
 
 from ddpm_hf.runs import RunLog, log as run_log, read_metrics
@@ -205,10 +207,10 @@ def test_other_processes_print_nothing(clock, capsys):
 @pytest.mark.slow
 def test_a_real_run_in_a_terminal_and_into_a_file(tmp_path):
     """Sampling has a bar of its own, which goes away; into a file it writes nothing."""
-    command = [sys.executable, "training/train.py", *TINY, "--output_dir", str(tmp_path / "run")]
+    command = ["training/train.py", *TINY, "--output_dir", str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     master, slave = open_terminal(80)
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = Forked(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     drawn = all_from(master)
     assert process.wait() == 0
@@ -219,13 +221,13 @@ def test_a_real_run_in_a_terminal_and_into_a_file(tmp_path):
 
     command[-1] = str(tmp_path / "unknown size")
     master, slave = pty.openpty()  # 0 x 0, until somebody sets its size
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
+    process = Forked(command, cwd=ROOT, env=environment, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
     lines = [line for line in re.split(r"[\r\n]+", all_from(master)) if line.startswith("step ")]
     assert process.wait() == 0 and lines[-1].startswith("step 6/6, ")
 
     command[-1] = str(tmp_path / "again")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    done = fork_server.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
     assert "\r" not in done.stderr and "sampling" not in done.stderr and "%|" not in done.stderr
     assert 2 <= len(lines) <= 3 and lines[0].startswith("step 1/6, ") and lines[-1].startswith("step 6/6, ")

@@ -1,9 +1,8 @@
 """training/train.py in processes of its own: killed, stopped, shared among two, and on a full disk."""
 
 import os
-import subprocess
-import sys
 
+import fork_server
 import numpy as np
 import pytest
 import torch
@@ -17,10 +16,13 @@ from tiny_runs import (
     column,
     final_hashes,
     finish,
+    finish_pair,
+    kill,
     kill_when,
     pixels,
     refusal,
     start,
+    start_pair,
     train,
 )
 
@@ -32,13 +34,13 @@ pytestmark = pytest.mark.integration
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_by_torchrun_do_what_one_does(tmp_path):
+def test_two_processes_do_what_one_does(tmp_path):
     options = {"num_steps": 20, "checkpoint_every": 20, "sample_every": 20, "num_samples": 5, "random_flip": True}
     pair = tmp_path / "two"
-    process = start(pair, launcher=TORCHRUN, **options)
+    processes = start_pair(pair, **options)
     alone = train(tmp_path / "one", **options)
     in_parts = train(tmp_path / "parts", gradient_accumulation_steps=2, **options)
-    assert "2 process(es) on cpu" in finish(process)
+    assert "2 process(es) on cpu" in finish_pair(processes)
     assert column(pair, "step") == list(range(1, 21))  # one writer
     for other in (pair, in_parts):
         assert column(other, "loss") == pytest.approx(column(alone, "loss"), abs=1e-4)
@@ -60,7 +62,7 @@ def test_losses_agree_within_1e_4_over_200_steps_however_the_batch_is_cut(tmp_pa
         pairs.append(tmp_path / name)
         assert "2 process(es) on cpu" in finish(start(tmp_path / name, launcher=launcher, **options))
     both = tmp_path / "both"
-    finish(start(both, launcher=TORCHRUN, gradient_accumulation_steps=2, **options))
+    finish_pair(start_pair(both, gradient_accumulation_steps=2, **options))
     for other in (in_parts, *pairs, both):
         assert column(other, "loss") == pytest.approx(column(alone, "loss"), abs=1e-4)
     assert final_hashes(pairs[0], 200) == final_hashes(pairs[1], 200)  # the launcher makes no difference at all
@@ -70,7 +72,7 @@ def test_losses_agree_within_1e_4_over_200_steps_however_the_batch_is_cut(tmp_pa
 def test_two_processes_have_the_history_of_one(tmp_path):
     options = {**IMPORTANCE, "num_steps": 20, "checkpoint_every": 20}
     alone = train(tmp_path / "one", **options)
-    finish(start(tmp_path / "two", launcher=TORCHRUN, **options))
+    finish_pair(start_pair(tmp_path / "two", **options))
     assert column(tmp_path / "two", "loss") == pytest.approx(column(alone, "loss"), rel=1e-3)
     one, two = (
         checkpoints.read(tmp_path / name / "checkpoints" / "step-20", "loss_history") for name in ("one", "two")
@@ -107,11 +109,13 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
 def test_two_processes_killed_three_times_end_with_the_weights_of_those_that_were_not(tmp_path):
     options = {"num_steps": 120, "checkpoint_every": 10, "dropout": 0.2, "random_flip": True}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(whole, launcher=TORCHRUN, **options))
-    for step in (20, 50, 80):
-        is_there = (killed / "checkpoints" / f"step-{step}").exists
-        kill_when(start(killed, launcher=TORCHRUN, **options), is_there)
-    finish(start(killed, launcher=TORCHRUN, **options))
+    finish_pair(start_pair(whole, **options))
+    kill_when(start(killed, launcher=TORCHRUN, **options), (killed / "checkpoints" / "step-20").exists)
+    for step in (50, 80):
+        first, second = start_pair(killed, **options)
+        kill_when(first, (killed / "checkpoints" / f"step-{step}").exists)
+        kill(second)
+    finish_pair(start_pair(killed, **options))
     assert final_hashes(killed, 120) == final_hashes(whole, 120)
 
 
@@ -127,7 +131,7 @@ sys.argv = [{str(SCRIPT)!r}, *{arguments(tmp_path, num_steps=6)!r}]
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
+    ended = fork_server.run(["-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     line = ended.stderr.strip().splitlines()[-1]
     assert ended.returncode == 1 and "train.py: " in line and "Traceback" not in ended.stderr
     assert str(tmp_path / "checkpoints" / "step-6") in line and "bytes" in line and "untouched" in line

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 def test_a_run_leaves_a_model_checkpoints_metrics_and_pictures(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    train(tmp_path, sample_every=4, checkpoint_every=2)
+    train(tmp_path, curves=True, sample_every=4, checkpoint_every=2)
     assert steps_of(tmp_path) == [6, 4]
     published = DDPMPaperPipeline.from_pretrained(tmp_path)
     ema = checkpoints.read(tmp_path / "checkpoints" / "step-6", "ema")

@@ -3,17 +3,27 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from tiny_runs import ROOT, SCRIPT, TORCHRUN, build, column, final_hashes, finish, send_when, start, train
+from tiny_runs import (
+    ROOT,
+    TORCHRUN,
+    build,
+    column,
+    final_hashes,
+    finish,
+    finish_pair,
+    send_when,
+    start,
+    start_pair,
+    train,
+)
 
 from ddpm_hf.runs import KeyedBatches, RunFolder, checkpoints, read_metrics, setup, watching
 from training import train as train_py
@@ -47,7 +57,7 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_loses_none(tmp_path, num
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_imports_ends_in_one_line(tmp_path, number):
-    process = start(tmp_path / "run")
+    process = start(tmp_path / "run", interpreter=True)
     maps = Path(f"/proc/{process.pid}/maps")  # the libraries that it has loaded
     output = send_when(process, number, lambda: not maps.exists() or "libtorch" in maps.read_text())
     assert process.returncode == 128 + number and output == f"stopped by {signal.Signals(number).name}\n"
@@ -75,7 +85,7 @@ def test_max_minutes_stops_with_a_checkpoint_and_names_the_command(tmp_path):
     assert line.startswith("stopped after 1e-05 minutes by --max_minutes at step 1, which is saved; to go on: python ")
     assert checkpoints.verify(folder / "checkpoints" / "step-1") and not (folder / "model_index.json").exists()
     command = shlex.split(line.partition("to go on: ")[2])
-    again = subprocess.run([sys.executable, *command[1:]], cwd=ROOT, capture_output=True, text=True)
+    again = fork_server.run(command[1:], cwd=ROOT, capture_output=True, text=True)
     assert again.returncode == 0 and "resuming at step 1" in again.stderr and "at step 2, which" in again.stderr
     train(folder, max_minutes=60)
     assert final_hashes(folder, 6) == final_hashes(train(tmp_path / "whole"), 6)
@@ -83,7 +93,7 @@ def test_max_minutes_stops_with_a_checkpoint_and_names_the_command(tmp_path):
 
 @pytest.mark.slow
 def test_max_minutes_stops_two_processes_after_the_same_step(tmp_path):
-    output = finish(start(tmp_path, launcher=TORCHRUN, max_minutes=1e-5))
+    output = finish_pair(start_pair(tmp_path, max_minutes=1e-5))
     assert "at step 1, which is saved; to go on: torchrun --nproc_per_node 2 " in output
     assert checkpoints.verify(tmp_path / "checkpoints" / "step-1")["world_size"] == 2
 
@@ -165,17 +175,11 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
 @pytest.mark.slow
 def test_one_of_two_processes_that_is_asked_stops_both(tmp_path):
     options = {"num_steps": 2000, "checkpoint_every": 2000}
-    process = start(tmp_path, launcher=TORCHRUN, **options)
-    is_training = lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10  # noqa: E731
-    deadline = time.monotonic() + 300
-    while not is_training() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if str(SCRIPT) in p.cmdline()]
-    second = next(p for p in workers if p.environ().get("RANK") == "1")
-    second.terminate()
-    output = process.communicate(timeout=120)[0]
+    first, second = start_pair(tmp_path, **options)
+    send_when(second, signal.SIGTERM, lambda: len(read_metrics(tmp_path / "metrics.jsonl")) >= 10)
+    output = first.communicate(timeout=120)[0]
     (step,) = (int(path.name.removeprefix("step-")) for path in (tmp_path / "checkpoints").iterdir())
-    assert process.returncode != 0 and f"stopped by SIGTERM after step {step}" in output
+    assert first.returncode == second.returncode == 143 and f"stopped by SIGTERM after step {step}" in output
 
 
 def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_alone(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from accelerate.state import AcceleratorState
+from fork_server import Forked, pair_variables
 from PIL import Image
 
 from ddpm_hf.runs import Batch, TrainingOptions, checkpoints, parse_options, read_metrics, share_of
@@ -52,10 +53,16 @@ def arguments(folder: Path, **options: Any) -> list[str]:
     return words
 
 
-def train(folder: Path, **options: Any) -> Path:
-    """Run main() as in a process of its own."""
+def train(folder: Path, *, curves: bool = False, **options: Any) -> Path:
+    """Run main() as in a process of its own. Drawing curves.png takes longer than all else, so a blank stands for it.
+
+    Those of test_log.py draw it too, and all that are processes.
+    """
     AcceleratorState._reset_state(True)
-    train_py.main(arguments(folder, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            patch.setattr("ddpm_hf.runs.log.training_curves", lambda metrics: Image.new("L", (8, 8)))
+        train_py.main(arguments(folder, **options))
     return folder
 
 
@@ -121,18 +128,35 @@ ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processe
 
 
 def start(
-    folder: Path, *, launcher: Sequence[str] = (), start_new_session: bool = False, **options: Any
+    folder: Path,
+    *,
+    launcher: Sequence[str] = (),
+    interpreter: bool = False,
+    start_new_session: bool = False,
+    variables: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(
-        [sys.executable, *launcher, str(SCRIPT), *arguments(folder, **options)],
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=start_new_session,
-    )
+    """The script in a process of its own: a fork, unless there is a launcher, or an interpreter is wanted."""
+    words = [*launcher, str(SCRIPT), *arguments(folder, **options)]
+    streams: Any = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    place: Any = {
+        "cwd": ROOT,
+        "env": {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **(variables or {})},
+    }
+    if launcher or interpreter:
+        return subprocess.Popen([sys.executable, *words], start_new_session=start_new_session, **streams, **place)
+    return Forked(words, start_new_session=start_new_session, **streams, **place)
+
+
+def start_pair(folder: Path, **options: Any) -> list[subprocess.Popen]:
+    """Two processes as torchrun would start them."""
+    return [start(folder, variables=variables, **options) for variables in pair_variables()]
+
+
+def finish_pair(pair: list[subprocess.Popen]) -> str:
+    """What the first printed."""
+    first, _ = [finish(process) for process in pair]
+    return first
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -160,6 +184,10 @@ def kill_when(process: subprocess.Popen, is_due: Callable[[], bool]) -> None:
     while not is_due() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     assert process.poll() is None, process.communicate()[0]
+    kill(process)
+
+
+def kill(process: subprocess.Popen) -> None:
     parent = psutil.Process(process.pid)
     for each in [parent, *parent.children(recursive=True)]:  # torchrun puts its processes into sessions of their own
         each.kill()
