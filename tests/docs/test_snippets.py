@@ -11,8 +11,11 @@ from ddpm_hf import DDPMPaperPipeline
 
 pytestmark = pytest.mark.docs
 
-# by tests/test_oracle.py, test_errata.py, test_reading.py, test_carried_code.py
-RUN_ELSEWHERE = {"docs/oracle.md", "docs/errata.md", "docs/reading.md", "model_cards/ddpm-digits/README.md"}
+# by tests/test_oracle.py, test_errata.py, test_reading.py, tests/repository/test_packaging.py, test_carried_code.py
+RUN_ELSEWHERE = {
+    *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md"),
+    "model_cards/ddpm-digits/README.md",
+}
 SNIPPET = re.compile(r"^(<!-- not run: \S[^\n]* -->\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SNIPPETS = {
     name: SNIPPET.findall(text) for name, text in PAGES.items() if "```python" in text and name.endswith(".md")
