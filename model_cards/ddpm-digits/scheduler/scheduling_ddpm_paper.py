@@ -115,7 +115,7 @@ class GaussianDiffusion:
         elif mse is not None:
             self.model_variance = self.posterior_variance + self.posterior_mean_coef1**2 * mse
             self.model_log_variance = np.log(self.model_variance)
-        with np.errstate(divide="ignore"):  # where ᾱ_T = 0, ε says nothing about x_0 (see `_x_start`)
+        with np.errstate(divide="ignore"):  # where ᾱ_T = 0, ε says nothing about x_0 (see `predict_x_start`)
             self.sqrt_recip_alphas_cumprod = np.sqrt(1 / alphas_cumprod)
             self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / alphas_cumprod - 1)
         coefficients = {
