@@ -239,7 +239,7 @@ def test_a_half_precision_output_has_a_float32_bound():
         ({"x_start": torch.zeros(5, 2, 4, 1)}, r"shapes differ: x_start \(5, 2, 4, 1\)"),
         ({"t": torch.tensor([0, 1, 2, 3, 1000])}, r"leaves \[0, 1000\)"),
     ],
-    ids=str,
+    ids=["channels", "output", "x_start", "t"],
 )
 def test_impossible_bounds_are_refused(change, message):
     x_start, x_t, t = bound_case()

@@ -8,7 +8,7 @@ import contextlib
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,8 +20,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-MAX_SIZE, MAX_LAYERS = 2**16, 1000  # more is a slip of the finger, and would take all memory
+MAX_SIZE, MAX_LAYERS = 2**16, 1000  # a mistyped number must not allocate all memory
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
+Time = int | float | Tensor
 
 
 def sinusoidal_embedding(timestep: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -41,21 +42,6 @@ def init_like_paper(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
     nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-
-
-def _require_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
-    """Raises ValueError unless each is an integer of at least 1, and no slip that would take all memory."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name}={value!r} must be an integer and at least 1")
-        if value > at_most:
-            raise ValueError(f"{name}={value!r} must be at most {at_most}")
-
-
-def _require_tensor(sample: Any) -> None:
-    if not isinstance(sample, Tensor) or not sample.is_floating_point():
-        kind = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
-        raise ValueError(f"sample must be a tensor of floating-point numbers, got {kind}")
 
 
 _evaluated: WeakKeyDictionary[nn.Module, tuple[int, list]] = WeakKeyDictionary()  # by how many, and what they changed
@@ -91,15 +77,14 @@ class TimeEmbedding(nn.Module):
         self.linear_1 = nn.Linear(channels, 4 * channels)
         self.linear_2 = nn.Linear(4 * channels, 4 * channels)
 
-    def forward(self, timestep: int | float | Tensor, sample: Tensor) -> Tensor:
+    def forward(self, timestep: Time, sample: Tensor) -> Tensor:
         if not isinstance(timestep, Tensor):
             if not isinstance(timestep, int | float):
                 raise ValueError(f"timestep={timestep!r} must be a number or a tensor")
             timestep = torch.full((len(sample),), timestep, device=sample.device)
         if timestep.numel() not in (1, len(sample)):
-            raise ValueError(
-                f"timestep has shape {tuple(timestep.shape)}; expected one, or one per sample, ({len(sample)},)"
-            )
+            expected = f"expected one, or one per sample, ({len(sample)},)"
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; {expected}")
         timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))
         dtype = torch.promote_types(sample.dtype, torch.float32)  # bfloat16 cannot tell t from t + 1
         embedding = sinusoidal_embedding(timestep, self.linear_1.in_features, dtype).to(sample.dtype)
@@ -167,24 +152,22 @@ class Upsample(nn.Module):
 
 
 class _Level(nn.Module):
-    """Residual blocks of one resolution, each followed by attention where the level has it."""
+    """Residual blocks of one resolution (kwargs: theirs); the first `num_attentions` are followed by attention."""
 
     gradient_checkpointing = False
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by enable_gradient_checkpointing
 
-    def __init__(
-        self, channels: Sequence[tuple[int, int]], attention: bool, time_channels: int, num_groups: int, dropout: float
-    ):
+    def __init__(self, channels: Sequence[tuple[int, int]], num_attentions: int, num_groups: int, **kwargs):
         super().__init__()
-        self.resnets = nn.ModuleList([ResnetBlock(i, o, time_channels, num_groups, dropout) for i, o in channels])
-        self.attentions = nn.ModuleList([SelfAttention(o, num_groups) for _, o in channels] if attention else [])
+        self.resnets = nn.ModuleList([ResnetBlock(i, o, num_groups=num_groups, **kwargs) for i, o in channels])
+        self.attentions = nn.ModuleList([SelfAttention(o, num_groups) for _, o in channels[:num_attentions]])
 
     def _layer(self, index: int, x: Tensor, temb: Tensor) -> Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             x = self._gradient_checkpointing_func(self.resnets[index], x, temb)
         else:
             x = self.resnets[index](x, temb)
-        return self.attentions[index](x) if self.attentions else x
+        return self.attentions[index](x) if index < len(self.attentions) else x
 
 
 class DownBlock(_Level):
@@ -207,24 +190,14 @@ class DownBlock(_Level):
         return x, skips
 
 
-class MidBlock(nn.Module):
+class MidBlock(_Level):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., Tensor]
-
-    def __init__(self, channels: int, time_channels: int, num_groups: int, dropout: float):
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            [ResnetBlock(channels, channels, time_channels, num_groups, dropout) for _ in "12"]
-        )
-        self.attentions = nn.ModuleList([SelfAttention(channels, num_groups)])
+    def __init__(self, channels: int, **kwargs):
+        super().__init__([(channels, channels)] * 2, num_attentions=1, **kwargs)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            x = self.attentions[0](self._gradient_checkpointing_func(self.resnets[0], x, temb))
-            return self._gradient_checkpointing_func(self.resnets[1], x, temb)
-        return self.resnets[1](self.attentions[0](self.resnets[0](x, temb)), temb)
+        return self._layer(1, self._layer(0, x, temb), temb)
 
 
 class UpBlock(_Level):
@@ -244,9 +217,16 @@ class UpBlock(_Level):
 
 
 class _PaperModel(ModelMixin, ConfigMixin):
-    """What both networks share: how they are loaded."""
+    """What both networks share: how their weights begin, and how they are loaded."""
 
+    _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
+
+    def _init_weights(self, near_zero: set[Any]) -> None:
+        """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -300,7 +280,6 @@ class DDPMPaperUNet(_PaperModel):
         norm_num_groups: groups of every GroupNorm; divides every number of channels.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
 
     @register_to_config
@@ -316,95 +295,44 @@ class DDPMPaperUNet(_PaperModel):
         norm_num_groups: int = 32,
     ):
         super().__init__()
-        self._check_config()
+        _check_unet_config(self.config)
         levels, base = len(block_out_channels), block_out_channels[0]
         longer_side = sample_size if isinstance(sample_size, int) else max(sample_size)
-        attention = [longer_side >> level in attention_resolutions for level in range(levels)]
+        attended = [longer_side >> level in attention_resolutions for level in range(levels)]
         common = {"time_channels": 4 * base, "num_groups": norm_num_groups, "dropout": dropout}
 
         self.time_embedding = TimeEmbedding(base)
         self.conv_in = nn.Conv2d(in_channels, base, 3, padding=1)
         self.down_blocks = nn.ModuleList()
-        skip_channels = [base]
-        channels = base
+        channels, skip_channels, layers = base, [base], layers_per_block
         for level, out in enumerate(block_out_channels):
-            last = level == levels - 1
-            self.down_blocks.append(
-                DownBlock(channels, out, layers_per_block, downsample=not last, attention=attention[level], **common)
-            )
-            skip_channels += [out] * (layers_per_block + (not last))
+            options = {"downsample": level < levels - 1, "num_attentions": layers * attended[level], **common}
+            self.down_blocks.append(DownBlock(channels, out, layers, **options))
+            skip_channels += [out] * (layers + options["downsample"])
             channels = out
         self.mid_block = MidBlock(channels, **common)
         self.up_blocks = nn.ModuleList()
-        for level in reversed(range(levels)):
-            out, skips = block_out_channels[level], [skip_channels.pop() for _ in range(layers_per_block + 1)]
-            self.up_blocks.append(
-                UpBlock(channels, out, skips, upsample=level > 0, attention=attention[level], **common)
-            )
+        layers += 1  # one more on the way up
+        for level, out in reversed(list(enumerate(block_out_channels))):
+            skips = [skip_channels.pop() for _ in range(layers)]
+            options = {"upsample": level > 0, "num_attentions": layers * attended[level], **common}
+            self.up_blocks.append(UpBlock(channels, out, skips, **options))
             channels = out
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, NORM_EPS)
         self.conv_out = nn.Conv2d(base, out_channels, 3, padding=1)
-        self._init_weights()
+        residual = [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)]
+        residual += [m.to_out[0] for m in self.modules() if isinstance(m, SelfAttention)]
+        self._init_weights(near_zero={self.conv_out, *residual})
 
-    def _check_config(self) -> None:
-        c = SimpleNamespace(**self.config)
-        channels = c.block_out_channels
-        if not isinstance(channels, list | tuple) or not channels:
-            raise ValueError(f"block_out_channels={channels!r} must be a list of channels, one per level")
-        if isinstance(channels[0], int) and (channels[0] % 2 or channels[0] < 4):
-            raise ValueError(f"block_out_channels[0]={channels[0]} must be even and at least 4")
-        for index, value in enumerate(channels):
-            _require_whole(**{f"block_out_channels[{index}]": value})
-        for value in c.attention_resolutions if isinstance(c.attention_resolutions, list | tuple) else [None]:
-            _require_whole(attention_resolutions=value)
-        _require_whole(in_channels=c.in_channels, norm_num_groups=c.norm_num_groups)
-        _require_whole(layers_per_block=c.layers_per_block, at_most=MAX_LAYERS)
-        if not isinstance(c.dropout, int | float):
-            raise ValueError(f"dropout={c.dropout!r} must be a number in [0, 1)")
-        size = c.sample_size
-        sides = tuple(size) if isinstance(size, list | tuple) else (size,) * 2
-        factor = 2 ** (len(channels) - 1)
-        if len(sides) != 2 or any(not isinstance(side, int) or side < factor or side % factor for side in sides):
-            raise ValueError(
-                f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, since "
-                f"block_out_channels={tuple(c.block_out_channels)} halves it {len(c.block_out_channels) - 1} times"
-            )
-        if any(channels % c.norm_num_groups for channels in c.block_out_channels):
-            raise ValueError(f"norm_num_groups={c.norm_num_groups} must divide {tuple(c.block_out_channels)}")
-        if c.out_channels not in (c.in_channels, 2 * c.in_channels):
-            raise ValueError(
-                f"out_channels={c.out_channels} must be in_channels={c.in_channels}, or twice that (learned variance)"
-            )
-        if not 0 <= c.dropout < 1:
-            raise ValueError(f"dropout={c.dropout} must lie in [0, 1)")
-
-    def _init_weights(self) -> None:
-        """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
-        near_zero: set[nn.Module] = {self.conv_out}
-        for module in self.modules():
-            if isinstance(module, ResnetBlock):
-                near_zero.add(module.conv2)
-            elif isinstance(module, SelfAttention):
-                near_zero.add(module.to_out[0])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
-
-    def forward(
-        self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Time, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
         """ε_θ(x_t, t), or what else the network was trained to predict.
 
         `sample` [B, in_channels, H, W] in about [-1, 1] plus noise, H and W divisible by 2^(levels − 1) (those of
         `sample_size` are only what it was trained on); `timestep` 0-based, one for all or [B]. Returns
         [B, out_channels, H, W] as `.sample`, or in a 1-tuple. Raises ValueError for other shapes.
         """
-        _require_tensor(sample)
+        _check_sample(sample, self.conv_in.in_channels, "H", "W")
         factor = 2 ** (len(self.down_blocks) - 1)
-        if sample.ndim != 4 or sample.shape[1] != self.conv_in.in_channels:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.conv_in.in_channels}, H, W]"
-            )
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(f"height and width {tuple(sample.shape[2:])} must be divisible by {factor}")
         temb = self.time_embedding(timestep, sample)
@@ -447,38 +375,28 @@ class DDPMPaperMLP(_PaperModel):
         num_layers: number of residual blocks.
     """
 
-    _supports_gradient_checkpointing = True
     _no_split_modules = ["PointBlock"]
     gradient_checkpointing = False
 
     @register_to_config
     def __init__(self, in_channels: int = 2, out_channels: int = 2, hidden_size: int = 128, num_layers: int = 3):
         super().__init__()
-        _require_whole(in_channels=in_channels)
-        _require_whole(num_layers=num_layers, at_most=MAX_LAYERS)
-        if out_channels not in (in_channels, 2 * in_channels):
-            raise ValueError(f"out_channels={out_channels} must be in_channels={in_channels}, or twice that")
-        if not isinstance(hidden_size, int) or hidden_size % 2 or hidden_size < 4:
-            raise ValueError(f"hidden_size={hidden_size!r} must be even and >= 4")
+        _check_whole(in_channels=in_channels)
+        _check_whole(num_layers=num_layers, at_most=MAX_LAYERS)
+        allowed = f"must be in_channels={in_channels}, or twice that"
+        _check(out_channels in (in_channels, 2 * in_channels), f"out_channels={out_channels} {allowed}")
+        even = isinstance(hidden_size, int) and hidden_size % 2 == 0 and hidden_size >= 4
+        _check(even, f"hidden_size={hidden_size!r} must be even and >= 4")
         self.time_embedding = TimeEmbedding(hidden_size)
         self.linear_in = nn.Linear(in_channels, hidden_size)
         self.blocks = nn.ModuleList([PointBlock(hidden_size) for _ in range(num_layers)])
         self.norm_out = nn.LayerNorm(hidden_size)
         self.linear_out = nn.Linear(hidden_size, out_channels)
-        near_zero = {self.linear_out, *(block.linear_2 for block in self.blocks)}
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
+        self._init_weights(near_zero={self.linear_out, *(block.linear_2 for block in self.blocks)})
 
-    def forward(
-        self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Time, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
         """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
-        _require_tensor(sample)
-        if sample.ndim != 2 or sample.shape[1] != self.linear_in.in_features:
-            raise ValueError(
-                f"sample has shape {tuple(sample.shape)}; this model expects [B, {self.linear_in.in_features}]"
-            )
+        _check_sample(sample, self.linear_in.in_features)
         temb = self.time_embedding(timestep, sample)
         x = self.linear_in(sample)
         for block in self.blocks:
@@ -488,3 +406,55 @@ class DDPMPaperMLP(_PaperModel):
                 x = block(x, temb)
         x = self.linear_out(F.silu(self.norm_out(x)))
         return UNet2DOutput(sample=x) if return_dict else (x,)
+
+
+# ---- what is refused -----------------------------------------------------------------------------------------------
+
+
+def _check(holds: Any, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _check_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
+    """Raises ValueError unless each is an integer from 1 to `at_most`."""
+    for name, value in values.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        _check(whole and value >= 1, f"{name}={value!r} must be an integer and at least 1")
+        _check(value <= at_most, f"{name}={value!r} must be at most {at_most}")
+
+
+def _check_sample(sample: Any, channels: int, *sides: str) -> None:
+    """Raises ValueError unless `sample` is a tensor of floating-point numbers, [B, channels, *sides]."""
+    if not isinstance(sample, Tensor) or not sample.is_floating_point():
+        kind = sample.dtype if isinstance(sample, Tensor) else type(sample).__name__
+        raise ValueError(f"sample must be a tensor of floating-point numbers, got {kind}")
+    if sample.ndim != 2 + len(sides) or sample.shape[1] != channels:
+        expected = ", ".join(["B", str(channels), *sides])
+        raise ValueError(f"sample has shape {tuple(sample.shape)}; this model expects [{expected}]")
+
+
+def _check_unet_config(config: Mapping[str, Any]) -> None:
+    c = SimpleNamespace(**config)
+    channels, resolutions = c.block_out_channels, c.attention_resolutions
+    listed = isinstance(channels, list | tuple) and channels
+    _check(listed, f"block_out_channels={channels!r} must be a list of channels, one per level")
+    if isinstance(channels[0], int):
+        even = channels[0] % 2 == 0 and channels[0] >= 4
+        _check(even, f"block_out_channels[0]={channels[0]} must be even and at least 4")
+    _check_whole(**{f"block_out_channels[{index}]": value for index, value in enumerate(channels)})
+    for value in resolutions if isinstance(resolutions, list | tuple) else [None]:
+        _check_whole(attention_resolutions=value)
+    _check_whole(in_channels=c.in_channels, norm_num_groups=c.norm_num_groups)
+    _check_whole(layers_per_block=c.layers_per_block, at_most=MAX_LAYERS)
+    _check(isinstance(c.dropout, int | float), f"dropout={c.dropout!r} must be a number in [0, 1)")
+    channels, factor = tuple(channels), 2 ** (len(channels) - 1)
+    sides = tuple(c.sample_size) if isinstance(c.sample_size, list | tuple) else (c.sample_size,) * 2
+    halved = len(sides) == 2 and all(isinstance(side, int) and side >= factor and side % factor == 0 for side in sides)
+    why = f"since block_out_channels={channels} halves it {len(channels) - 1} times"
+    _check(halved, f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, {why}")
+    grouped = all(number % c.norm_num_groups == 0 for number in channels)
+    _check(grouped, f"norm_num_groups={c.norm_num_groups} must divide {channels}")
+    allowed = f"must be in_channels={c.in_channels}, or twice that (learned variance)"
+    _check(c.out_channels in (c.in_channels, 2 * c.in_channels), f"out_channels={c.out_channels} {allowed}")
+    _check(0 <= c.dropout < 1, f"dropout={c.dropout} must lie in [0, 1)")

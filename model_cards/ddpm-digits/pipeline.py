@@ -81,11 +81,10 @@ def seeded_generators(seeds: Sequence[int]) -> list[torch.Generator]:
     Seeds are integers in [0, 2³²): PyTorch's CPU generator looks at the low 32 bits only, so larger ones would
     silently repeat. Raises ValueError.
     """
-    if not hasattr(seeds, "__getitem__") or isinstance(seeds, bytes | Mapping):
-        raise ValueError(f"seeds must be a list of integers, one per sample, got {seeds!r}")
+    listed = hasattr(seeds, "__getitem__") and not isinstance(seeds, bytes | Mapping)
+    _check(listed, f"seeds must be a list of integers, one per sample, got {seeds!r}")
     for seed in seeds:
-        if not isinstance(seed, Integral) or isinstance(seed, bool) or not 0 <= seed < 2**32:
-            raise ValueError(f"seeds must be integers in [0, 2**32), got {seed!r}")
+        _check(_is_whole(seed, 0, 2**32 - 1), f"seeds must be integers in [0, 2**32), got {seed!r}")
     return [torch.Generator("cpu").manual_seed(int(seed)) for seed in seeds]
 
 
@@ -143,9 +142,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (d,) for points."""
         config: Any = self.unet.config
-        size = config.get("sample_size")
-        if size is None:
-            return (config.in_channels,)
+        size = config.get("sample_size") or ()
         return (config.in_channels, *((size, size) if isinstance(size, int) else size))
 
     # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
@@ -160,10 +157,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         total = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
         scheduler.set_timesteps(total, device=self._execution_device)
         name, timesteps = type(scheduler).__name__, scheduler.timesteps
-        if name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps):
-            raise ValueError(  # it would divide by the length of a step that is none
-                f"{name} visits timesteps twice in {total} steps; pass a smaller num_inference_steps"
-            )
+        # a multistep solver would divide by the length of a step that is none
+        twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
+        _check(not twice, f"{name} visits timesteps twice in {total} steps; pass a smaller num_inference_steps")
         return scheduler
 
     def reverse_step(self, x: Tensor, t: Any, *, scheduler: Any = None, generator: Generators = None) -> ReverseStep:
@@ -196,9 +192,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         scheduler = self.own_scheduler() if scheduler is None else scheduler
         ours = hasattr(scheduler, "diffusion")
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
-        x, position = x_t.to(self._execution_device, torch.float32), 0
-        if from_timestep is not None:
-            position = _position(from_timestep, timesteps)
+        x = x_t.to(self._execution_device, torch.float32)
+        position = 0 if from_timestep is None else _position(from_timestep, timesteps)
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):
                 with torch.no_grad():
@@ -209,10 +204,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
                 yield step
                 x = step.x
                 if step.next_t is not following:
-                    if not ours:
-                        raise ValueError(
-                            f"{type(scheduler).__name__} cannot go on from another timestep than the next"
-                        )
+                    _check(ours, f"{type(scheduler).__name__} cannot go on from another timestep than the next")
                     position = len(timesteps) if step.next_t is None else _position(step.next_t, timesteps)
 
     @torch.no_grad()
@@ -249,17 +241,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
         Raises ValueError for arguments that contradict each other or lie outside what is named here.
         """
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be passed")
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise ValueError(f"callback_on_step_end={callback_on_step_end!r} must be a function")
-        total = self.scheduler.config.num_train_timesteps
-        if num_inference_steps is not None and (
-            not isinstance(num_inference_steps, Integral)
-            or isinstance(num_inference_steps, bool)
-            or not 1 <= num_inference_steps <= total
-        ):
-            raise ValueError(f"num_inference_steps={num_inference_steps!r} must be an integer in [1, {total}]")
+        unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
+        _check(not unknown, f"callback_on_step_end_tensor_inputs has {unknown}; only 'latents' can be passed")
+        called = callback_on_step_end is None or callable(callback_on_step_end)
+        _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
+        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
+        allowed = steps is None or _is_whole(steps, 1, total)
+        _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
         batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
         device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
         if latents is None:
@@ -287,46 +275,34 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _check_inputs(
-        self,
-        batch_size: int | None,
-        seeds: Sequence[int] | None,
-        generator: Generators,
-        latents: torch.Tensor | None,
-        output_type: str,
+        self, batch_size: int | None, seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
         """The batch size that the arguments agree on, and the generators to draw from."""
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
-        if output_type == "pil" and (len(self.sample_shape) != 3 or self.sample_shape[0] not in (1, 3)):
-            raise ValueError(
-                f"samples of shape {self.sample_shape} are not pictures; use output_type='np', 'pt' or 'latent'"
-            )
+        known, shape = output_type in OUTPUT_TYPES, self.sample_shape
+        _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
+        picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
+        _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
         if seeds is not None:
-            if generator is not None:
-                raise ValueError("pass seeds or generator, not both")
+            _check(generator is None, "pass seeds or generator, not both")
             generator = seeded_generators(seeds)
-        if isinstance(generator, tuple):
-            generator = list(generator)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         several = generator if isinstance(generator, list) else [generator]
-        if any(not isinstance(g, torch.Generator | None) for g in several):
-            raise ValueError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+        drawing = all(isinstance(one, torch.Generator | None) for one in several)
+        _check(drawing, f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if latents is not None:
-            if not isinstance(latents, Tensor):
-                raise ValueError(f"latents must be a tensor, got {type(latents).__name__}")
-            if tuple(latents.shape[1:]) != self.sample_shape:
-                raise ValueError(f"latents have shape {tuple(latents.shape)}; expected [B, {self.sample_shape}]")
-            if not torch.isfinite(latents).all():
-                raise ValueError("latents must be finite, and hold NaN or infinity")
+            _check(isinstance(latents, Tensor), f"latents must be a tensor, got {type(latents).__name__}")
+            fits = tuple(latents.shape[1:]) == shape
+            _check(fits, f"latents have shape {tuple(latents.shape)}; expected [B, {shape}]")
+            _check(torch.isfinite(latents).all(), "latents must be finite, and hold NaN or infinity")
         sizes = {
             "batch_size": batch_size,
             "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
             "latents": None if latents is None else len(latents),
         }
         given = {name: size for name, size in sizes.items() if size is not None}
-        if any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in given.values()):
-            raise ValueError(f"a batch needs at least one sample, as an integer; got {given}")
-        if len(set(given.values())) > 1:
-            raise ValueError(f"the batch size is given as {given}; these must agree")
+        whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in given.values())
+        _check(whole, f"a batch needs at least one sample, as an integer; got {given}")
+        _check(len(set(given.values())) < 2, f"the batch size is given as {given}; these must agree")
         return next(iter(given.values()), 1), generator
 
     def _to_output(self, x: torch.Tensor, output_type: str):
@@ -349,9 +325,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if type(self).__name__ != "DDPMPaperPipeline":
             return  # a subclass has code of its own, of which we know nothing
         folder = Path(save_directory)
-        sources = {"pipeline.py": type(self), "unet/unet_ddpm_paper.py": DDPMPaperUNet}
-        sources["scheduler/scheduling_ddpm_paper.py"] = DDPMPaperScheduler
-        for name, owner in sources.items():
+        unet, scheduler = "unet/unet_ddpm_paper.py", "scheduler/scheduling_ddpm_paper.py"
+        for name, owner in {"pipeline.py": type(self), unet: DDPMPaperUNet, scheduler: DDPMPaperScheduler}.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inspect.getfile(owner), folder / name)
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
@@ -373,8 +348,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         elif card.is_file() and STOCK_CARD in card.read_text(encoding="utf-8"):
             card.write_text(PLAIN_CARD.format(repo_id=repo_id), encoding="utf-8")
         files = files_matching(PIPELINE_FILES, working_dir)
-        if not any(name.endswith(".safetensors") for name in files):
-            raise ValueError("only weights in safetensors are uploaded; leave out safe_serialization=False")
+        weights = any(name.endswith(".safetensors") for name in files)
+        _check(weights, "only weights in safetensors are uploaded; leave out safe_serialization=False")
         with tempfile.TemporaryDirectory() as clean:
             for name, path in files.items():
                 Path(clean, name).parent.mkdir(exist_ok=True)
@@ -391,12 +366,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
         """The index without its reference to carried pipeline code: this class is the pipeline."""
+        index: Any = None
         try:
             index = super()._dict_from_json_file(json_file)
         except RecursionError:
-            index = None
-        if not isinstance(index, dict):
-            raise ValueError(f"{json_file} is not the index of a pipeline")
+            pass
+        _check(isinstance(index, dict), f"{json_file} is not the index of a pipeline")
         if index.get("_class_name") == ["pipeline", "DDPMPaperPipeline"]:
             index["_class_name"] = "DDPMPaperPipeline"
         return index
@@ -407,14 +382,14 @@ class DDPMPaperPipeline(DiffusionPipeline):
         loaded = super().load_config(*args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
         for name in {"unet", "scheduler"} & index.keys():
-            if not isinstance(index[name], list) or [type(part) for part in index[name]] != [str, str]:
-                raise ValueError(f"model_index.json: {name} is {index[name]}; expected a library and a class")
+            pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]
+            _check(pair, f"model_index.json: {name} is {index[name]}; expected a library and a class")
             library, class_name = index[name]
             stem, installed = CARRIED.get(class_name, (None, None))
-            if installed is not None and library == stem:
+            if library == stem:
                 index[name] = [installed.__module__, class_name]
-            elif library != "diffusers":
-                raise ValueError(f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
+            known = library in (stem, "diffusers")
+            _check(known, f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
         return loaded
 
 
@@ -442,3 +417,12 @@ def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Pat
     root = Path(folder).resolve()
     found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
+
+
+def _is_whole(value: Any, lowest: int, highest: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and lowest <= int(value) <= highest
+
+
+def _check(holds: Any, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

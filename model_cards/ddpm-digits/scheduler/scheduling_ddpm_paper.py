@@ -1,7 +1,8 @@
 """The diffusion process of Ho et al. 2020 (arXiv 2006.11239) and the scheduler that gives it to diffusers.
 
 First the mathematics in the paper's symbols, `GaussianDiffusion`; then its adapter, `DDPMPaperScheduler`; last what is
-refused. This file is copied into checkpoints, so it depends on torch, numpy and diffusers alone.
+refused. The losses (Eqs. 5, 8, 10, 12 and 14) compare the network's output with `target`, outside this file, which is
+copied into checkpoints and so depends on torch, numpy and diffusers alone.
 
 Time is 0-based everywhere: t = 0 is the paper's t = 1, the last step of sampling.
 """
@@ -85,11 +86,12 @@ class GaussianDiffusion:
         _require("prediction_type", prediction_type, PREDICTION_TYPES)
         _require("variance_type", variance_type, VARIANCE_TYPES)
         self.prediction_type, self.variance_type = prediction_type, variance_type
+
+        # q(x_t | x_{t−1}) = N(√(1 − β_t) x_{t−1}, β_t I), Eq. 2
         self.betas = betas = _checked_betas(betas)
         self.timesteps = np.arange(len(betas)) if timesteps is None else np.array(timesteps, dtype=np.int64)
-        _check_same_length(betas=betas, timesteps=self.timesteps)
-        self.x_start_mse = mse = None if x_start_mse is None else _numbers("x_start_mse", x_start_mse)
-        _check_fitted(self)
+        _check_same_length("timesteps", self.timesteps, betas)
+        self.x_start_mse = mse = _checked_mse(x_start_mse, betas, variance_type)
 
         # q(x_t | x_0), Eq. 4
         self.alphas_cumprod = alphas_cumprod = np.cumprod(1 - betas)
@@ -106,7 +108,7 @@ class GaussianDiffusion:
         first = self.posterior_variance[1] if len(betas) > 1 else betas[0]
         self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
 
-        # p_θ(x_{t−1} | x_t), Eq. 1: σ_t² (Section 3.2), and x̂_0 = c_skip x_t + c_out f by solving Eq. 4 or Eq. 7
+        # p_θ(x_{t−1} | x_t), Eq. 1: its variance σ_t² (Section 3.2)
         self.model_variance = self.model_log_variance = None  # learned
         if variance_type == "fixed_small":
             self.model_variance, self.model_log_variance = self.posterior_variance, self.posterior_log_variance_clipped
@@ -115,6 +117,8 @@ class GaussianDiffusion:
         elif mse is not None:
             self.model_variance = self.posterior_variance + self.posterior_mean_coef1**2 * mse
             self.model_log_variance = np.log(self.model_variance)
+
+        # Its mean (Eq. 11) goes through x̂_0 = c_skip x_t + c_out f: Eq. 4 solved for x_0, or for μ̃ Eq. 7
         with np.errstate(divide="ignore"):  # where ᾱ_T = 0, ε says nothing about x_0 (see `predict_x_start`)
             self.sqrt_recip_alphas_cumprod = np.sqrt(1 / alphas_cumprod)
             self.sqrt_recipm1_alphas_cumprod = np.sqrt(1 / alphas_cumprod - 1)
@@ -147,24 +151,27 @@ class GaussianDiffusion:
             self._gathered[key] = torch.tensor(getattr(self, name)).to(x.dtype).to(x.device)
         return self._gathered[key][t.to(x.device)].view(-1, *(1,) * (x.ndim - 1))
 
+    def _signal_and_sigma(self, t: Tensor | int, x: Tensor) -> tuple[Any, Any]:
+        """√ᾱ_t and √(1 − ᾱ_t)."""
+        return self._at("sqrt_alphas_cumprod", t, x), self._at("sqrt_one_minus_alphas_cumprod", t, x)
+
     # ---- forward process -------------------------------------------------------------------------------------------
     def q_mean_variance(self, x_start: Tensor, t: Tensor | int) -> MeanVariance:
         """q(x_t | x_0) = N(√ᾱ_t x_0, (1 − ᾱ_t) I) (Eq. 4); t 0-based."""
-        deviation = self._at("sqrt_one_minus_alphas_cumprod", t, x_start)
-        log_variance = self._at("log_one_minus_alphas_cumprod", t, x_start)
-        return MeanVariance(self._at("sqrt_alphas_cumprod", t, x_start) * x_start, deviation**2, log_variance)
+        signal, sigma = self._signal_and_sigma(t, x_start)
+        return MeanVariance(signal * x_start, sigma**2, self._at("log_one_minus_alphas_cumprod", t, x_start))
 
     def q_sample(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """x_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Eq. 4, reparameterized), with ε = `noise` of x_start's shape; t 0-based."""
         _check_shapes(x_start=x_start, noise=noise)
-        signal = self._at("sqrt_alphas_cumprod", t, x_start)
-        return signal * x_start + self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * noise
+        signal, sigma = self._signal_and_sigma(t, x_start)
+        return signal * x_start + sigma * noise
 
     def velocity(self, x_start: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """v = √ᾱ_t ε − √(1 − ᾱ_t) x_0 (Salimans & Ho 2022, Section 4); t 0-based."""
         _check_shapes(x_start=x_start, noise=noise)
-        signal = self._at("sqrt_alphas_cumprod", t, x_start)
-        return signal * noise - self._at("sqrt_one_minus_alphas_cumprod", t, x_start) * x_start
+        signal, sigma = self._signal_and_sigma(t, x_start)
+        return signal * noise - sigma * x_start
 
     def q_posterior_mean_variance(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> MeanVariance:
         """q(x_{t−1} | x_t, x_0) = N(μ̃_t, β̃_t I) (Eqs. 6–7); t 0-based; the log-variance at 0 is that of t = 1."""
@@ -174,7 +181,10 @@ class GaussianDiffusion:
         return MeanVariance(coef1 * x_start + coef2 * x_t, self._at("posterior_variance", t, x_t), log_variance)
 
     def target(self, x_start: Tensor, x_t: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
-        """What f is trained to equal (Eqs. 8, 12 and 14): ε, x_0, μ̃_t(x_t, x_0) or v; `noise` is the ε of x_t."""
+        """What f is trained to equal: ε (Eqs. 12 and 14), x_0, μ̃_t(x_t, x_0) (Eq. 8) or v; `noise` is the ε of x_t.
+
+        Eq. 10 is Eq. 8 with μ̃ written through ε, (x_t − β_t/√(1−ᾱ_t) ε)/√α_t, which turns it into Eq. 12.
+        """
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -205,7 +215,7 @@ class GaussianDiffusion:
     def predict_eps(self, x_start: Tensor, x_t: Tensor, t: Tensor | int) -> Tensor:
         """ε = (x_t − √ᾱ_t x_0) / √(1 − ᾱ_t) (Eq. 4 solved for ε); t 0-based."""
         _check_shapes(x_start=x_start, x_t=x_t)
-        signal, sigma = self._at("sqrt_alphas_cumprod", t, x_t), self._at("sqrt_one_minus_alphas_cumprod", t, x_t)
+        signal, sigma = self._signal_and_sigma(t, x_t)
         return (x_t - signal * x_start) / sigma
 
     def score(self, eps: Tensor, t: Tensor | int) -> Tensor:
@@ -215,7 +225,10 @@ class GaussianDiffusion:
     def p_mean_variance(
         self, model_output: Tensor, x_t: Tensor, t: Tensor | int, *, clip_denoised: Clip = True
     ) -> ReverseMeanVariance:
-        """p_θ(x_{t−1} | x_t) (Eq. 1): its mean is μ̃_t(x_t, x̂_0), for ε Eq. 11 rearranged as in the paper's code.
+        """p_θ(x_{t−1} | x_t) (Eq. 1): its mean is μ̃_t(x_t, x̂_0), which for ε is the middle of Eq. 11.
+
+        The paper's code computes it so too, to clip x̂_0; unclipped, it equals the right of Eq. 11, where μ̃ is
+        written through ε as in Eq. 10: (x_t − β_t/√(1−ᾱ_t) ε)/√α_t, with α_t = 1 − β_t.
 
         `model_output` has x_t's shape; for `learned` twice its channels, the second half being the log-variance.
         `clip_denoised` True clamps x̂_0 to [−1, 1]; a function is applied to x̂_0 in its place. It does not touch the
@@ -284,11 +297,8 @@ def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_e
     if beta_schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, Eq. 17
         f = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1 - f[1:] / f[:-1], 0.999)
-    betas = np.full(num_timesteps, float(beta_end))  # const
-    if beta_schedule in ("warmup10", "warmup50"):
-        warmup = int(num_timesteps * (0.1 if beta_schedule == "warmup10" else 0.5))
-        betas[:warmup] = np.linspace(beta_start, beta_end, warmup)
-    return betas
+    warmup = int(num_timesteps * {"const": 0.0, "warmup10": 0.1, "warmup50": 0.5}[beta_schedule])
+    return np.append(np.linspace(beta_start, beta_end, warmup), np.full(num_timesteps - warmup, float(beta_end)))
 
 
 def rescale_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
@@ -351,10 +361,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         # Another scheduler built from this configuration would replace what was left at our defaults by its own.
         self.config.get("_use_default_values", [])[:] = _droppable(self.config)
         _check_config(self.config)
-        betas = trained_betas
+        name, betas = "trained_betas", trained_betas
         if betas is None:
-            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
-        name = "betas" if trained_betas is None else "trained_betas"
+            name, betas = "betas", make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         betas = _checked_betas(betas, name, may_end_at_one=beta_schedule == "jsd" or rescale_betas_zero_snr)
         if trained_betas is not None or beta_schedule not in STOCK_BETA_SCHEDULES:
             self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
@@ -433,9 +442,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         try:
             return self._index[timestep.item() if isinstance(timestep, Tensor) else timestep]  # type: ignore[index]
         except (KeyError, TypeError, ValueError, RuntimeError):
-            raise ValueError(
-                f"timestep={timestep} is not one of the current {len(self._index)} timesteps in [0, {len(self)})"
-            ) from None
+            current = f"the current {len(self._index)} timesteps in [0, {len(self)})"
+            raise ValueError(f"timestep={timestep} is not one of {current}") from None
 
     def previous_timestep(self, timestep: int | Tensor) -> Tensor:
         """The timestep that follows in sampling, −1 after the last; 0-d, as in stock's DDPMScheduler."""
@@ -460,8 +468,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         else drawn from `generator`. Computed in float32 (float64 for float64 samples), returned in sample's dtype as
         (prev_sample, pred_original_sample).
 
-        Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged. The default goes through
-        x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
+        Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged (Eq. 11). The default goes
+        through x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
         multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
         """
         x_t, output = _in_float(sample, model_output)
@@ -523,7 +531,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     @staticmethod
     def _in_float32(function: Callable, x_start: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        dtype = x_start.dtype if x_start.dtype == torch.float64 else torch.float32
+        dtype = torch.float64 if x_start.dtype == torch.float64 else torch.float32
         t = timesteps.expand(len(x_start)) if isinstance(timesteps, Tensor) and timesteps.numel() == 1 else timesteps
         return function(x_start.to(dtype), t, noise.to(dtype)).to(x_start.dtype)
 
@@ -553,6 +561,7 @@ def _droppable(config: Mapping[str, Any]) -> list[str]:
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 ENDS_BLIND = "ᾱ is 0 at timestep {}: ε gives no x_0 there; use v_prediction or sample"
+NOT_POSITIVE = "x_start_mse must hold {} positive numbers, one per timestep; got {}"
 
 
 def _check(holds: Any, message: str) -> None:
@@ -570,12 +579,11 @@ def _check_variances(diffusion: GaussianDiffusion) -> None:
 
 
 def _check_respacing(diffusion: GaussianDiffusion, kept: np.ndarray) -> None:
+    fewer = len(kept) < diffusion.num_timesteps
+    taken = f"so {len(kept)} of {diffusion.num_timesteps} cannot be taken; sample with all of them"
     for name, value in (("prediction_type", "previous_sample"), ("variance_type", "learned")):
-        _check(
-            getattr(diffusion, name) != value or len(kept) == diffusion.num_timesteps,
-            f"{name}={value!r} belongs to single steps of training, so {len(kept)} of {diffusion.num_timesteps} "
-            "cannot be taken; sample with all of them",
-        )
+        single = fewer and getattr(diffusion, name) == value
+        _check(not single, f"{name}={value!r} belongs to single steps of training, {taken}")
     if diffusion.x_start_mse is not None:
         known = np.flatnonzero(~np.isnan(diffusion.x_start_mse)).tolist()
         missing = sorted(set(kept.tolist()) - set(known))
@@ -588,49 +596,43 @@ def _numbers(name: str, values: Any) -> np.ndarray:
         numbers = np.array(values, dtype=np.float64)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a list of numbers, got {str(values)[:100]}") from None
-    _check(
-        numbers.ndim == 1 and len(numbers), f"{name} has shape {numbers.shape}; it must be a non-empty list of numbers"
-    )
+    listed = numbers.ndim == 1 and len(numbers)
+    _check(listed, f"{name} has shape {numbers.shape}; it must be a non-empty list of numbers")
     return numbers
 
 
 def _checked_betas(betas: Any, name: str = "betas", may_end_at_one: bool = True) -> np.ndarray:
     betas = _numbers(name, betas)
-    ends_inside = betas[-1] < 1 or (betas[-1] == 1 and may_end_at_one)
-    inside = np.all(betas > 0) and np.all(betas[:-1] < 1) and ends_inside
+    inside = np.all(betas > 0) and np.all(betas[:-1] < 1) and (betas[-1] < 1 or (betas[-1] == 1 and may_end_at_one))
     end = "; only the last may be 1" if may_end_at_one else ""
     _check(inside, f"betas must lie inside (0, 1){end}, got {betas.min()} to {betas.max()}")
     alphas_cumprod = np.cumprod(1 - betas)
-    lowest = alphas_cumprod[: len(betas) - (betas[-1] == 1)].min(initial=1.0)
-    representable = alphas_cumprod[0] < 1 and lowest >= MIN_ALPHA_CUMPROD
-    _check(
-        representable,
-        "betas are too small or too many for float64: ᾱ must stay inside (0, 1), and runs from "
-        f"{alphas_cumprod[0]} to {alphas_cumprod[-1]}",
-    )
+    representable = alphas_cumprod[0] < 1 and alphas_cumprod[betas < 1].min(initial=1.0) >= MIN_ALPHA_CUMPROD
+    span = f"ᾱ must stay inside (0, 1), and runs from {alphas_cumprod[0]} to {alphas_cumprod[-1]}"
+    _check(representable, f"betas are too small or too many for float64: {span}")
     return betas
 
 
-def _check_same_length(betas: np.ndarray, **tables: np.ndarray) -> None:
-    for name, table in tables.items():
-        _check(table.shape == betas.shape, f"{name} has shape {table.shape}, betas {betas.shape}; they must be equal")
+def _check_same_length(name: str, table: np.ndarray, betas: np.ndarray) -> None:
+    _check(table.shape == betas.shape, f"{name} has shape {table.shape}, betas {betas.shape}; they must be equal")
 
 
-def _check_fitted(diffusion: GaussianDiffusion) -> None:
-    mse, fitted = diffusion.x_start_mse, diffusion.variance_type == "fitted"
+def _checked_mse(x_start_mse: Any, betas: np.ndarray, variance_type: str) -> np.ndarray | None:
+    mse = None if x_start_mse is None else _numbers("x_start_mse", x_start_mse)
     needs = "variance_type='fitted' needs x_start_mse, and no other variance has a use for it"
-    _check((mse is not None) == fitted, needs)
+    _check((mse is not None) == (variance_type == "fitted"), needs)
     if mse is not None:
-        _check_same_length(diffusion.betas, x_start_mse=mse)
-        positive = not np.any(mse <= 0) and not np.any(np.isinf(mse)) and not np.all(np.isnan(mse))
-        _check(positive, f"x_start_mse must hold {len(mse)} positive numbers, one per timestep; got {mse}")
+        _check_same_length("x_start_mse", mse, betas)
+        positive = not np.any((mse <= 0) | np.isinf(mse)) and not np.all(np.isnan(mse))
+        _check(positive, NOT_POSITIVE.format(len(mse), mse))
+    return mse
 
 
 def _spread(x_start_mse: Any, timesteps: np.ndarray, total: int) -> np.ndarray:
     """The errors at `timesteps`, and NaN at the others of `total`."""
     mse, spread = _numbers("x_start_mse", x_start_mse), np.full(total, np.nan)
     finite = mse.shape == timesteps.shape and np.all(np.isfinite(mse) & (mse > 0))
-    _check(finite, f"x_start_mse must hold {len(timesteps)} positive numbers, one per timestep; got {mse}")
+    _check(finite, NOT_POSITIVE.format(len(timesteps), mse))
     spread[timesteps] = mse
     return spread
 
@@ -686,9 +688,9 @@ def _check_config(config: Mapping[str, Any]) -> None:
     choices |= {"variance_type": VARIANCE_TYPES, "prediction_type": PREDICTION_TYPES}
     for name, allowed in choices.items():
         _require(name, config[name], allowed)
+    most = MAX_TIMESTEPS
     flag, number = (lambda v: isinstance(v, bool), "true or false"), (_is_number, "a number")
     positive = (lambda v: _is_number(v) and v > 0, "a number > 0")
-    most = MAX_TIMESTEPS
     rules = {
         "num_train_timesteps": (lambda v: _is_whole(v) and 1 <= v <= most, f"an int >= 1, and at most {most}"),
         "steps_offset": (lambda v: _is_whole(v) and v >= 0, "an int >= 0"),
@@ -700,8 +702,5 @@ def _check_config(config: Mapping[str, Any]) -> None:
     for name, (holds, allowed) in rules.items():
         _check(holds(config[name]), f"{name}={config[name]!r} must be {allowed}")
     blind = config["rescale_betas_zero_snr"] and config["prediction_type"] in ("epsilon", "previous_sample")
-    _check(
-        not blind,
-        f"rescale_betas_zero_snr cannot be used with prediction_type={config['prediction_type']!r}: at zero terminal "
-        "SNR x_T says nothing about x_0; use v_prediction or sample",
-    )
+    pair = f"rescale_betas_zero_snr cannot be used with prediction_type={config['prediction_type']!r}"
+    _check(not blind, f"{pair}: at zero terminal SNR x_T says nothing about x_0; use v_prediction or sample")
