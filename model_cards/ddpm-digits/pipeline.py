@@ -42,7 +42,10 @@ STOCK_CARD = "This model card has been automatically generated"  # and says noth
 PLAIN_CARD = """---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
-tags: [ddpm, diffusion, arxiv:2006.11239]
+tags:
+- ddpm
+- diffusion
+- arxiv:2006.11239
 ---
 
 # {repo_id}

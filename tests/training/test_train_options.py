@@ -8,7 +8,7 @@ import yaml
 from tiny_runs import CONFIGS, SCRIPT, arguments, refusal, train
 
 from ddpm_hf.machine import distributed as processes
-from ddpm_hf.runs import averaging_lags, parse_options
+from ddpm_hf.runs import averaging_lags, build_network, parse_options
 from training import train as train_py
 
 
@@ -74,7 +74,7 @@ def test_the_papers_configs_have_its_values_and_its_network(name):
     process = options.num_train_timesteps, options.beta_schedule, options.beta_start, options.beta_end
     assert process == (1000, "linear", 1e-4, 0.02) and options.prediction_type == "epsilon"
     with torch.device("meta"):
-        unet = train_py.build_network(options, shape)
+        unet = build_network(options, shape)
     assert sum(p.numel() for p in unet.parameters()) == num_parameters
 
 
