@@ -451,8 +451,11 @@ def _check_unet_config(config: Mapping[str, Any]) -> None:
     channels, factor = tuple(channels), 2 ** (len(channels) - 1)
     sides = tuple(c.sample_size) if isinstance(c.sample_size, list | tuple) else (c.sample_size,) * 2
     halved = len(sides) == 2 and all(isinstance(side, int) and side >= factor and side % factor == 0 for side in sides)
-    why = f"since block_out_channels={channels} halves it {len(channels) - 1} times"
-    _check(halved, f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, {why}")
+    _check(
+        halved,
+        f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, since "
+        f"block_out_channels={channels} halves it {len(channels) - 1} times",
+    )
     grouped = all(number % c.norm_num_groups == 0 for number in channels)
     _check(grouped, f"norm_num_groups={c.norm_num_groups} must divide {channels}")
     allowed = f"must be in_channels={c.in_channels}, or twice that (learned variance)"
