@@ -87,14 +87,14 @@ def build_tiny_training() -> Work:
     return training.build_training(True, batch=(4, 4), config=TINY)
 
 
-def changed_run(**options: Any) -> Any:
+def changed_run(**recipe: Any) -> Any:
     """build_ours of another recipe than stock's."""
     original = training.build_ours
 
     def build(*args: Any, **settings: Any) -> Any:
         run = original(*args, **settings)
-        for name, value in options.items():
-            setattr(run.options, name, value)
+        for name, value in recipe.items():
+            setattr(run.updates, name, value)
         return run
 
     return build
@@ -147,7 +147,7 @@ def test_the_contestants_compute_the_same(build):
         (sampling, "speed_up", broken_unet, build_tiny_sampling),
         (sampling, "DDPMScheduler", other_schedule, partial(sampling.build_step, True)),
         (training, "build_ours", changed_run(max_grad_norm=1e9), build_tiny_training),
-        (training, "build_ours", changed_run(learning_rate=2.01e-4), build_tiny_training),
+        (training, "build_ours", changed_run(learning_rate_of=lambda num_updates: 2.01e-4), build_tiny_training),
         (training, "build_ours", forgetful_run, build_tiny_training),
         (data, "load_samples", one_level_off, partial(data.build_input, True, with_draws=False)),
     ],
