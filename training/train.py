@@ -1,7 +1,7 @@
 """Train a DDPM: Algorithm 1 of Ho et al. 2020 (arXiv 2006.11239).
 
     accelerate launch training/train.py
-        real 8×8 digits (training/configs/digits.yaml), about two minutes on two cores
+        real 8×8 digits (training/configs/digits.yaml), about five minutes on two cores
     accelerate launch training/train.py --config training/configs/folder32.yaml --train_data_dir my_photos
         your photographs at 32×32, half an hour on two cores; folder64.yaml on a GPU
     accelerate launch training/train.py --config training/configs/cifar10.yaml --global_batch_size 64
