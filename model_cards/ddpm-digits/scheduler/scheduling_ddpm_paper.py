@@ -205,8 +205,8 @@ class GaussianDiffusion:
         """f, and the log-variance where the network has one, each of x_t's shape."""
         f, log_variance = model_output, None
         if self.variance_type == "learned":
-            width = 2 * x_t.shape[1]
-            _check(f.shape[1] == width, f"learned variance needs {width} channels, got {f.shape[1]}")
+            if f.shape[1] != 2 * x_t.shape[1]:
+                raise ValueError(f"learned variance needs {2 * x_t.shape[1]} channels, got {f.shape[1]}")
             f, log_variance = model_output.chunk(2, dim=1)
         if f.shape != x_t.shape:
             _check_shapes(model_output=f, sample=x_t)
@@ -369,9 +369,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(num_train_timesteps=len(betas), trained_betas=betas.tolist())
         if rescale_betas_zero_snr:
             betas = rescale_zero_terminal_snr(betas)
-        own = range(len(betas)) if inference_timesteps is None else inference_timesteps
-        own = _checked_subset("inference_timesteps", own, len(betas))
+        own = np.arange(len(betas))
         if inference_timesteps is not None:
+            own = _checked_subset("inference_timesteps", inference_timesteps, len(betas))
             self.register_to_config(inference_timesteps=own.tolist())
         mse = None if x_start_mse is None else _spread(x_start_mse, own, len(betas))
         self.diffusion = GaussianDiffusion(betas, prediction_type, variance_type, x_start_mse=mse)
@@ -565,6 +565,7 @@ NOT_POSITIVE = "x_start_mse must hold {} positive numbers, one per timestep; got
 
 
 def _check(holds: Any, message: str) -> None:
+    """For messages that cost nothing to make: where one shows an array, or a step makes it, `if` comes first."""
     if not holds:
         raise ValueError(message)
 
@@ -585,9 +586,10 @@ def _check_respacing(diffusion: GaussianDiffusion, kept: np.ndarray) -> None:
         single = fewer and getattr(diffusion, name) == value
         _check(not single, f"{name}={value!r} belongs to single steps of training, {taken}")
     if diffusion.x_start_mse is not None:
-        known = np.flatnonzero(~np.isnan(diffusion.x_start_mse)).tolist()
-        missing = sorted(set(kept.tolist()) - set(known))
-        _check(not missing, f"timesteps {missing} have no fitted variance; those that have one are {known}")
+        unknown = np.isnan(diffusion.x_start_mse)
+        if unknown[kept].any():
+            missing, known = kept[unknown[kept]].tolist(), np.flatnonzero(~unknown).tolist()
+            raise ValueError(f"timesteps {missing} have no fitted variance; those that have one are {known}")
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
@@ -623,16 +625,16 @@ def _checked_mse(x_start_mse: Any, betas: np.ndarray, variance_type: str) -> np.
     _check((mse is not None) == (variance_type == "fitted"), needs)
     if mse is not None:
         _check_same_length("x_start_mse", mse, betas)
-        positive = not np.any((mse <= 0) | np.isinf(mse)) and not np.all(np.isnan(mse))
-        _check(positive, NOT_POSITIVE.format(len(mse), mse))
+        if np.any((mse <= 0) | np.isinf(mse)) or np.all(np.isnan(mse)):
+            raise ValueError(NOT_POSITIVE.format(len(mse), mse))
     return mse
 
 
 def _spread(x_start_mse: Any, timesteps: np.ndarray, total: int) -> np.ndarray:
     """The errors at `timesteps`, and NaN at the others of `total`."""
     mse, spread = _numbers("x_start_mse", x_start_mse), np.full(total, np.nan)
-    finite = mse.shape == timesteps.shape and np.all(np.isfinite(mse) & (mse > 0))
-    _check(finite, NOT_POSITIVE.format(len(timesteps), mse))
+    if mse.shape != timesteps.shape or not np.all(np.isfinite(mse) & (mse > 0)):
+        raise ValueError(NOT_POSITIVE.format(len(timesteps), mse))
     spread[timesteps] = mse
     return spread
 
@@ -640,19 +642,20 @@ def _spread(x_start_mse: Any, timesteps: np.ndarray, total: int) -> np.ndarray:
 def _checked_subset(name: str, timesteps: Any, total: int, order: str = "ascending") -> np.ndarray:
     kept = np.asarray(timesteps)
     whole = kept.ndim == 1 and len(kept) and np.issubdtype(kept.dtype, np.integer)
-    ordered = whole and np.all(np.diff(kept.astype(np.int64)) * (1 if order == "ascending" else -1) > 0)
-    _check(ordered, f"{name} must be a non-empty, strictly {order} list of integers, got {timesteps}")
+    if not whole or np.any(np.diff(kept.astype(np.int64)) * (1 if order == "ascending" else -1) <= 0):
+        raise ValueError(f"{name} must be a non-empty, strictly {order} list of integers, got {timesteps}")
     _check(kept.min() >= 0 and kept.max() < total, f"{name} must lie in [0, {total}), got {kept[0]} to {kept[-1]}")
     return kept
 
 
 def _check_times(t: Any, x: Tensor, total: int) -> None:
     if isinstance(t, int | np.integer):
-        _check(0 <= t < total, f"t={t} is outside [0, {total})")
+        if not 0 <= t < total:
+            raise ValueError(f"t={t} is outside [0, {total})")
         return
-    kind = f"has shape {tuple(t.shape)}, {t.dtype}" if isinstance(t, Tensor) else f"is {t!r}"
-    whole = isinstance(t, Tensor) and t.shape == x.shape[:1] and not (t.is_floating_point() or t.dtype == torch.bool)
-    _check(whole, f"t {kind}; expected one integer per sample, ({len(x)},), as a tensor")
+    if not isinstance(t, Tensor) or t.shape != x.shape[:1] or t.is_floating_point() or t.dtype == torch.bool:
+        kind = f"has shape {tuple(t.shape)}, {t.dtype}" if isinstance(t, Tensor) else f"is {t!r}"
+        raise ValueError(f"t {kind}; expected one integer per sample, ({len(x)},), as a tensor")
     if t.device.type == "cpu" and len(t) and not (0 <= int(t.min()) and int(t.max()) < total):
         raise ValueError(f"t={t.tolist()} leaves [0, {total})")
 
