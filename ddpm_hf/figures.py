@@ -59,7 +59,7 @@ def progressive_x_start(
     wanted = list(after_steps)
     if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 1 or wanted[-1] > total:
         raise ValueError(f"after_steps={wanted} must be ascending numbers of steps in [1, {total}]")
-    x_t, generators = _start(pipe, seeds)
+    x_t, generators = initial_noise(pipe, seeds)
     steps = reverse_process(pipe, x_t, generators=generators, num_inference_steps=num_inference_steps)
     frames = []
     for number, step in enumerate(steps, start=1):
@@ -96,7 +96,7 @@ def shared_latents(
         raise ValueError(f"seeds={list(seeds)} must be one or more, and not {seed}, which draws the chain they share")
     chain = paper_scheduler(pipe.scheduler).chain(num_inference_steps).timesteps.tolist()
     _require_timesteps(timesteps, chain)
-    x, generators = _start(pipe, [seed])
+    x, generators = initial_noise(pipe, [seed])
     shared = {}
     for step in reverse_process(pipe, x, generators=generators, num_inference_steps=num_inference_steps):
         if step.t in timesteps:
@@ -184,7 +184,7 @@ def coarse_to_fine(
     return torch.cat(rows)
 
 
-def _start(pipe: DDPMPaperPipeline, seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
+def initial_noise(pipe: DDPMPaperPipeline, seeds: Sequence[int]) -> tuple[Tensor, list[torch.Generator]]:
     """x_T as the pipeline draws it from these seeds, and their generators, which have drawn it."""
     if not len(seeds):
         raise ValueError("seeds: got none; pass at least one")
@@ -299,7 +299,7 @@ def point_process(
     chain = scheduler.chain(num_inference_steps).timesteps.tolist()
     _require_timesteps(timesteps, [-1, *chain])
     wanted = sorted(set(timesteps))
-    x, generators = _start(pipe, seeds)
+    x, generators = initial_noise(pipe, seeds)
     x_start = points.to(x)
     forward = [x_start if t == -1 else scheduler.diffusion.q_sample(x_start, t, x) for t in wanted]
     reverse = {}

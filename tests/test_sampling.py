@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UniPCMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
-from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
 from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 from ddpm_hf.sampling import reverse_process
 
@@ -131,6 +131,16 @@ def test_timesteps_outside_the_chain_are_refused(pipe, timestep, nearest):
 def test_another_number_of_generators_is_refused(pipe, count):
     with pytest.raises(ValueError, match=f"generators: got {count} for 3 samples"):
         reverse_process(pipe, start(pipe)[0], generators=seeded_generators(range(count)))
+
+
+@pytest.mark.parametrize("kind", [DDPMPaperScheduler, DDIMScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize("steps", [0, 11, 2.5, True])
+def test_a_chain_of_impossible_length_is_refused(tiny_unet, tiny_scheduler, kind, steps):
+    """Of stock's schedulers as of ours: theirs divide by zero, or take more steps than there are."""
+    pipe = quiet(tiny_unet(), kind.from_config(tiny_scheduler().config))
+    for call in (lambda: pipe.own_scheduler(steps), lambda: pipe(seeds=[0], num_inference_steps=steps)):
+        with pytest.raises(ValueError, match=rf"num_inference_steps={steps!r} must be an integer in \[1, 10\]"):
+            call()
 
 
 # ---- steps that are changed ----------------------------------------------------------------------------------------

@@ -163,17 +163,16 @@ def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | N
     chosen = getattr(diffusers, scheduler).from_config(own.config) if scheduler else own
     pipe = DDPMPaperPipeline(model.pipe.unet, chosen)
     pipe.set_progress_bar_config(disable=True)
-    chain, generators = pipe.own_scheduler(steps), seeded_generators(seeds)
-    noise = randn_tensor((len(seeds), *pipe.sample_shape), generator=generators, dtype=torch.float32)
-    total = len(chain.timesteps)
+    chain, (noise, generators) = pipe.own_scheduler(steps), figures.initial_noise(pipe, seeds)
+    diffusion, total = model.process.diffusion, len(chain.timesteps)
     shown = {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}
     frames, x = [], noise * chain.init_noise_sigma
     for i, step in enumerate(pipe.reverse_process(x, generator=generators, scheduler=chain)):
         if i in shown:
-            t = min(max(round(float(step.t)), 0), model.num_timesteps - 1)  # some samplers' are fractions
-            x_t, output = (x[:SHOWN_SEEDS] for x in (step.x_t, step.model_output))
-            x_start = model.process.diffusion.predict_x_start(output, x_t, t)
-            frames.append(Frame(t + 1, *(_grid(figures.unit_range(x).cpu()) for x in (x_t, x_start))))
+            t = min(max(round(float(step.t)), 0), diffusion.num_timesteps - 1)  # some samplers' are fractions
+            x_t = step.x_t[:SHOWN_SEEDS]
+            x_start = diffusion.predict_x_start(step.model_output[:SHOWN_SEEDS], x_t, t)
+            frames.append(Frame(t + 1, *(_grid(figures.unit_range(image).cpu()) for image in (x_t, x_start))))
         x = step.x
         report((i + 1) / total)
     images = figures.unit_range(x).cpu()

@@ -152,17 +152,20 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     def own_scheduler(self, num_inference_steps: int | None = None) -> Any:
         """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see."""
+        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
+        allowed = steps is None or _is_whole(steps, 1, total)
+        _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
         ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
         scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
-            scheduler.set_timesteps(num_inference_steps)
+            scheduler.set_timesteps(steps)
             return scheduler
-        total = scheduler.config.num_train_timesteps if num_inference_steps is None else num_inference_steps
-        scheduler.set_timesteps(total, device=self._execution_device)
+        steps = total if steps is None else steps
+        scheduler.set_timesteps(steps, device=self._execution_device)
         name, timesteps = type(scheduler).__name__, scheduler.timesteps
         # a multistep solver would divide by the length of a step that is none
         twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
-        _check(not twice, f"{name} visits timesteps twice in {total} steps; pass a smaller num_inference_steps")
+        _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
         return scheduler
 
     def reverse_step(self, x: Tensor, t: Any, *, scheduler: Any = None, generator: Generators = None) -> ReverseStep:
@@ -248,11 +251,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(not unknown, f"callback_on_step_end_tensor_inputs has {unknown}; only 'latents' can be passed")
         called = callback_on_step_end is None or callable(callback_on_step_end)
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
-        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
-        allowed = steps is None or _is_whole(steps, 1, total)
-        _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
-        batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
         device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
+        batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
         if latents is None:
             shape = (batch_size, *self.sample_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
