@@ -136,8 +136,9 @@ def test_recorded_training_steps_are_the_same_bits(tmp_path, options):
     dropout = ("--dropout", "0.3")
     plain, plain_losses = trained(tmp_path, *options, *dropout, "--no_cuda_graphs")
     recorded, losses = trained(tmp_path, *options, *dropout)
-    assert not plain.recorded and all(work._graph is not None for work in recorded.recorded.values())
-    assert len(recorded.recorded) == 3 and losses == plain_losses and len(set(losses)) == len(losses)
+    assert not plain.updates.recorded
+    assert all(work._graph is not None for work in recorded.updates.recorded.values())
+    assert len(recorded.updates.recorded) == 3 and losses == plain_losses and len(set(losses)) == len(losses)
     assert all(torch.equal(a, b) for a, b in zip(everything(recorded), everything(plain), strict=True))
     for run in (recorded, plain):
         assert (run.state.step, run.state.num_updates, run.state.ema.optimization_step) == (12, 12, 12)

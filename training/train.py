@@ -125,7 +125,7 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     Raises FloatingPointError, before the weights are touched, when the loss or the gradient is not finite.
     """
     run.updates.begin()
-    for _ in range(run.options.gradient_accumulation_steps):
+    for _ in range(run.updates.num_parts):
         batch = next(stream)  # lines 2–4: x_0 ∼ q(x_0), t ∼ Uniform({0, …, T−1}), ε ∼ N(0, I), keyed by step and row
         run.updates.add_gradient(batch)  # line 5: the gradient of the mean of `losses_of`
     grad_norm = run.updates.finish()  # clip it; Adam's step, and the averaged weights after it
@@ -155,8 +155,8 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
     """
     options, accelerator, state = run.options, run.accelerator, run.state
     deadline = time.monotonic() + 60 * (math.inf if options.max_minutes is None else options.max_minutes)
-    steps, num_parts = range(state.step, options.num_steps), options.gradient_accumulation_steps
-    stream = batches_of(run.batches, accelerator, steps, num_parts=num_parts)
+    steps = range(state.step, options.num_steps)
+    stream = batches_of(run.batches, accelerator, steps, num_parts=run.updates.num_parts)
     log = RunLog(
         accelerator,
         folder.path,
@@ -174,11 +174,8 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
 
         # what is due after this step: a line of metrics, samples, a checkpoint, the end
         log.update(loss)
-        step, ending, stopping = (
-            state.step,
-            state.step == options.num_steps,
-            agree_to_stop(accelerator, signals, deadline),
-        )
+        step, ending = state.step, state.step == options.num_steps
+        stopping = agree_to_stop(accelerator, signals, deadline)
         if ending or step % options.log_every == 0:
             epoch, learning_rate = run.batches.epoch(step), run.updates.learning_rate
             log.write(step, epoch=epoch, grad_norm=grad_norm, learning_rate=learning_rate)

@@ -51,9 +51,7 @@ class RunFolder:
         keep_checkpoints: int = 2,
     ):
         self.path, self.accelerator, self.manifest = Path(path), accelerator, manifest
-        self._decide = lambda: checkpoints.to_resume(
-            self.checkpoints, resume, manifest, free=free, allow_changes=allow_changes
-        )
+        self.resume_from, self.free, self.allow_changes = resume, free, allow_changes
         self.keep_checkpoints = keep_checkpoints
         self.checkpoint: Path | None = None
         self._held = contextlib.ExitStack()
@@ -69,7 +67,13 @@ class RunFolder:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._held.enter_context(checkpoints.exclusive(self.path))
-                decision[0] = self._decide()
+                decision[0] = checkpoints.to_resume(
+                    self.checkpoints,
+                    self.resume_from,
+                    self.manifest,
+                    free=self.free,
+                    allow_changes=self.allow_changes,
+                )
             except (ValueError, OSError) as error:
                 decision[1] = str(error)
         broadcast_object_list(decision)

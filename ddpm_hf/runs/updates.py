@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -63,9 +62,8 @@ class Updates:
         # Not between processes, where a graph would hold their communication too, and not where the CPU decides within
         # an update whether float16 overflowed.
         alone_on_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
-        self.recorded: dict[str, Recorded] | None = (
-            {} if cuda_graphs and alone_on_gpu and not state.grad_scaler else None
-        )
+        replayed = cuda_graphs and alone_on_gpu and not state.grad_scaler
+        self.recorded: dict[Callable[..., Tensor | None], Recorded] | None = {} if replayed else None
         self.loss = torch.zeros((), device=accelerator.device)
         self.learning_rate = learning_rate(state.num_updates)
         self._parts: list[tuple[Batch, Tensor]] = []  # of this update, with their losses
@@ -126,10 +124,9 @@ class Updates:
         """`work(*tensors)`; on one GPU replayed as a CUDA graph."""
         if self.recorded is None:
             return work(*tensors)
-        name = getattr(work, "__name__", "")
-        if name not in self.recorded:
-            self.recorded[name] = Recorded(partial(work), self.accelerator.device)
-        return self.recorded[name](*tensors)
+        if work not in self.recorded:
+            self.recorded[work] = Recorded(work, self.accelerator.device)
+        return self.recorded[work](*tensors)
 
     def _add_gradient(self, x_start: Tensor, t: Tensor, noise: Tensor, weights: Tensor | float = 1.0) -> Tensor:
         losses = self.losses(x_start, t, noise)
