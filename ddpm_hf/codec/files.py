@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_ddpm_paper import CARRIED, DDPMPaperPipeline
 from .bits_back import CodingChain, CodingError, Stack
 from .chains import coding_scheduler
 from .images import Decoded, check_levels, not_here
@@ -255,7 +255,6 @@ FIRST_KEYS = {
     *("prediction_type", "thresholding", "dynamic_thresholding_ratio", "clip_sample_range", "sample_max_value"),
     *("timestep_spacing", "steps_offset", "rescale_betas_zero_snr", "inference_timesteps", "x_start_mse"),
 }
-OURS = ("DDPMPaperUNet", "DDPMPaperMLP", "DDPMPaperScheduler")
 
 
 def model_hash(pipe: DDPMPaperPipeline) -> str:
@@ -263,7 +262,7 @@ def model_hash(pipe: DDPMPaperPipeline) -> str:
     digest = hashlib.sha256()
     for component in (pipe.unet, pipe.scheduler):
         config = {key: value for key, value in component.config.items() if not key.startswith("_")}
-        if type(component).__name__ in OURS:
+        if type(component).__name__ in CARRIED:  # ours
             defaults = {name: p.default for name, p in inspect.signature(type(component).__init__).parameters.items()}
             for key in config.keys() - FIRST_KEYS:
                 if config[key] == defaults.get(key):
