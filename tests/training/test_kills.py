@@ -291,7 +291,7 @@ def stress(*options: str) -> str:
     ("options", "kills"),
     [
         pytest.param([], 40, marks=pytest.mark.slow),
-        pytest.param(["--launch"], 1, marks=pytest.mark.slow),
+        pytest.param(["--launch"], 2, marks=pytest.mark.slow),
         pytest.param([], 200, marks=pytest.mark.long),
         pytest.param(["--launch"], 20, marks=pytest.mark.long),
     ],
