@@ -25,6 +25,10 @@ class Samples:
         num_levels: 256 for images, 17 for the digits, None for points.
         fingerprint: sha256 over content, dtype, shape and num_levels.
         skipped: what `skip_bad_images` left out, each "file or row: reason".
+        names: of each sample its file, as a path within the folder with forward slashes, or "row 12"; empty for what
+            is built in.
+        labels: int64 [N], the class of each sample as an index of `label_names`; None where no labels were asked for.
+        label_names: of the classes, in the order of their indices.
     """
 
     name: str
@@ -32,6 +36,9 @@ class Samples:
     num_levels: int | None
     fingerprint: str
     skipped: tuple[str, ...] = ()
+    names: Sequence[str] = ()
+    labels: np.ndarray | None = None
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.array)
@@ -44,6 +51,11 @@ class Samples:
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) or (d,)."""
         return self.array.shape[1:]
+
+    def class_counts(self) -> dict[str, int]:
+        """How many samples each class has, by its name and in the order of the indices; empty without labels."""
+        counts = [] if self.labels is None else np.bincount(self.labels, minlength=len(self.label_names)).tolist()
+        return dict(zip(self.label_names, counts, strict=True)) if counts else {}
 
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor, flip: Any = None) -> torch.Tensor:
         """Samples by index: uint8 [B, C, H, W] in levels, or float32 [B, d]; a copy, on the CPU.
