@@ -1,5 +1,6 @@
 from .cache import first_of as first_of
 from .decoding import FORMATS as FORMATS, BadImage as BadImage, decode_image as decode_image
+from .folders import image_files as image_files
 from .samples import (
     BUILT_IN as BUILT_IN,
     Samples as Samples,
@@ -10,7 +11,6 @@ from .samples import (
 )
 from .sources import (
     default_cache_dir as default_cache_dir,
-    image_files as image_files,
     load_samples as load_samples,
     real_samples as real_samples,
 )

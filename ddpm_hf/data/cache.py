@@ -31,10 +31,10 @@ MOST_NAMED = 10  # bad images in one message
 
 
 class ImageFiles(Protocol):
-    """Encoded images in a fixed order; `files[i]` is (label for messages, what Pillow opens, or None)."""
+    """Encoded images in a fixed order; `files[i]` is (label for messages, what Pillow opens, None, or why not)."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> tuple[str, str | Path | BinaryIO | None]: ...
+    def __getitem__(self, index: int, /) -> tuple[str, str | Path | BinaryIO | BadImage | None]: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class DecodeOptions:
 
     background: tuple[int, int, int]
     resolution: int | None
+    max_value: int | None = None
+    channels: int | None = None
 
 
 class DecodedImages(NamedTuple):
@@ -51,6 +53,9 @@ class DecodedImages(NamedTuple):
     array: np.ndarray
     fingerprint: str
     skipped: tuple[str, ...]
+    left_out: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    first_in_colour: str = ""
 
 
 def decode_all(
@@ -139,6 +144,8 @@ class _Decoder:
         label, file = self.files[index]
         if file is None:
             return label, "the row holds no image"
+        if isinstance(file, BadImage):
+            return label, str(file)
         try:
             return label, decode_image(file, background=self.options.background, resolution=self.options.resolution)
         except BadImage as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 BUILT_IN = ("digits", "swiss_roll", "moons")  # sets that need no download
+LABEL_NAMES = {"digits": tuple("0123456789"), "moons": ("upper", "lower")}  # of the built-in sets that have classes
+ARCHIVES = (".zip", ".tar")  # of images, read as folders are
 NUM_LEVELS = 256  # of decoded image files
 
 
@@ -27,6 +29,8 @@ class Samples:
         skipped: what `skip_bad_images` left out, each "file or row: reason".
         names: of each sample its file, as a path within the folder with forward slashes, or "row 12"; empty for what
             is built in.
+        notes: what was found and is not used, or not as one might expect; each a line that was logged.
+        first_in_colour: where grey and colour images are mixed, "the first in colour is a.png (1 of 20)".
         labels: int64 [N], the class of each sample as an index of `label_names`; None where no labels were asked for.
         label_names: of the classes, in the order of their indices.
     """
@@ -37,6 +41,8 @@ class Samples:
     fingerprint: str
     skipped: tuple[str, ...] = ()
     names: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+    first_in_colour: str = ""
     labels: np.ndarray | None = None
     label_names: tuple[str, ...] = ()
 
@@ -109,8 +115,12 @@ def to_model_range(batch: torch.Tensor, num_levels: int | None) -> torch.Tensor:
 
 
 def is_image_folder(dataset: str) -> bool:
-    """Whether a data set given by one word is a folder of images; a folder named as a built-in set does not count."""
-    return dataset not in BUILT_IN and Path(dataset).is_dir()
+    """Whether a data set given by one word is a folder, or a zip or tar file, of images.
+
+    A folder named as a built-in set does not count.
+    """
+    path = Path(dataset)
+    return dataset not in BUILT_IN and (path.is_dir() or (path.suffix.lower() in ARCHIVES and path.is_file()))
 
 
 def is_integer(value: object) -> bool:
@@ -132,13 +142,21 @@ def finish_digest(digest: Any, array: np.ndarray, num_levels: int | None) -> str
 # ---- built-in sets --------------------------------------------------------------------------------------------------
 
 
-def built_in_samples(name: str, split: str) -> Samples:
-    """One of `BUILT_IN`. Raises ValueError for a split other than "train" and "test"."""
+def built_in_samples(name: str, split: str, *, label_column: str | None = None) -> Samples:
+    """One of `BUILT_IN`, by `label_column="label"` with its labels.
+
+    Raises ValueError for a split other than "train" and "test", or labels that the set does not have.
+    """
     if split not in ("train", "test"):
         raise ValueError(f"split={split!r}: {name} has 'train' and 'test'")
-    array, num_levels = (_digits(split)[0], 17) if name == "digits" else (_points(name, split), None)
+    label_names = LABEL_NAMES.get(name, ())
+    if label_column not in (None, "label") or (label_column and not label_names):
+        having = "has no labels" if not label_names else "has labels in 'label'"
+        raise ValueError(f"label_column={label_column!r}: {name} {having}")
+    (array, labels), num_levels = (_digits(split), 17) if name == "digits" else (_points(name, split), None)
     array.flags.writeable = False
-    return Samples(name, array, num_levels, fingerprint(array, num_levels))
+    samples = Samples(name, array, num_levels, fingerprint(array, num_levels))
+    return replace(samples, labels=labels, label_names=label_names) if label_column else samples
 
 
 def digits_labels(split: str) -> np.ndarray:
@@ -157,17 +175,18 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return pixels[chosen].astype(np.uint8).reshape(-1, 1, 8, 8), labels[chosen].astype(np.int64)
 
 
-def _points(name: str, split: str) -> np.ndarray:
-    """float32 [10000, 2]; the splits differ by seed alone.
+def _points(name: str, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """float32 [10000, 2], and which moon int64 [10000]; the splits differ by seed alone.
 
     Fixed constants, the same for both splits, bring the points into about [-1, 1]: the roll, seen from the side, is
     divided by 15 (its radius ends at 4.5 pi = 14.1); the moons are centred on (0.5, 0.25) and divided by 1.5.
     """
     from sklearn.datasets import make_moons, make_swiss_roll
 
-    seed = ("train", "test").index(split)
+    seed, labels = ("train", "test").index(split), None
     if name == "swiss_roll":
         points = make_swiss_roll(10_000, noise=0.5, random_state=seed)[0][:, [0, 2]] / 15
     else:
-        points = (np.asarray(make_moons(10_000, noise=0.05, random_state=seed)[0]) - (0.5, 0.25)) / 1.5
-    return np.ascontiguousarray(points, dtype=np.float32)
+        points, labels = make_moons(10_000, noise=0.05, random_state=seed)
+        points = (np.asarray(points) - (0.5, 0.25)) / 1.5
+    return np.ascontiguousarray(points, dtype=np.float32), labels

@@ -7,43 +7,60 @@ resume.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import logging
 import math
 import os
 import re
-from collections import Counter
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import ImageColor
 
-from .cache import Cache, DecodeOptions, ImageFiles, decode_all, first_of
-from .decoding import EXTENSIONS, MAX_PIXELS
-from .samples import BUILT_IN, NUM_LEVELS, Samples, built_in_samples, is_image_folder, is_integer
+from .arrays import (
+    FASHION_FOLDERS,
+    FASHION_LABELS,
+    FASHION_ON_THE_HUB,
+    ArrayFiles,
+    array_data,
+    array_file_source,
+    as_samples,
+    idx_source,
+    is_fashion_mnist,
+    is_idx_folder,
+)
+from .cache import Cache, DecodeOptions, decode_all, first_of
+from .decoding import MAX_PIXELS
+from .folders import archive_source, folder_source
+from .samples import ARCHIVES, BUILT_IN, NUM_LEVELS, Samples, built_in_samples, is_image_folder, is_integer
+from .source import Labels, Source
 
 if TYPE_CHECKING:
     import datasets
 
 logger = logging.getLogger(__name__)
 
+PLAIN = DecodeOptions((255, 255, 255), None)  # nothing to do to pixels that are there already
+
 
 def load_samples(
-    dataset_name: str | os.PathLike[str] | datasets.Dataset | None = None,
+    dataset_name: str | os.PathLike[str] | datasets.Dataset | np.ndarray | None = None,
     *,
     train_data_dir: str | os.PathLike[str] | None = None,
     split: str = "train",
     resolution: int | None = None,
     image_column: str | None = None,
+    label_column: str | None = None,
     dataset_config: str | None = None,
     background: str = "white",
+    channels: int | None = None,
+    max_value: int | None = None,
     skip_bad_images: int = 0,
     cache_dir: str | os.PathLike[str] | None = None,
     max_memory_bytes: int = 8 * 2**30,
     num_workers: int = 0,
+    output_dir: str | os.PathLike[str] | None = None,
 ) -> Samples:
     """Every sample of one data set, decoded: from `dataset_name` or from `train_data_dir`, exactly one of the two.
 
@@ -51,21 +68,29 @@ def load_samples(
     and which kinds are refused. The result depends neither on the number of workers nor on where it is stored.
 
     Args:
-        dataset_name: one of BUILT_IN; or what `datasets.load_dataset` takes: a local folder or a name on the Hub; or
-            a .parquet file; or a `datasets.Dataset` in memory.
-        train_data_dir: a folder of images, searched with its sub-folders, in the order of their relative paths.
-        split: "train" or "test" for BUILT_IN, any split of a named data set; a folder or a `Dataset` is all "train".
+        dataset_name: one of BUILT_IN; "fashion_mnist"; what `datasets.load_dataset` takes: a local folder or a name on
+            the Hub; a folder of `save_to_disk`; a .parquet, .npy or .npz file; or a `datasets.Dataset` or an array in
+            memory (images uint8 or uint16, or points float [N, d]).
+        train_data_dir: a folder of images, searched with its sub-folders and linked folders, in the order of their
+            relative paths; a zip or tar file of images; or a folder of IDX files.
+        split: "train" or "test" for BUILT_IN and IDX files, any split of a named data set; a folder of images, a
+            `Dataset` and an array are all "train".
         resolution: images are centre-cropped to a square and resized to this many pixels; None takes them as they
             are, and then all must be of one size. Not for BUILT_IN.
-        image_column: None takes the first column of images. Only for what `datasets` loads.
+        image_column: None takes the first column of images. Only for tables and .npz files.
+        label_column: where labels come from, None for no labels: a column of a table, of metadata.csv or of a .npz
+            file; "label" means the sub-folders of a folder, and the labels of BUILT_IN and IDX files.
         dataset_config: which configuration of a named data set.
         background: a Pillow colour name or "#rrggbb" that shows through transparent pixels.
+        channels: 1 or 3 converts every image to grey or to colour; None leaves grey images grey if all are.
+        max_value: the value that stands for white, where files use fewer of their bits; None means all of them.
         skip_bad_images: how many unreadable or refused images to leave out before giving up.
         cache_dir: where decoded images go when they do not fit in memory; None means $DDPM_HF_CACHE, or
             ~/.cache/ddpm_hf. An entry there is used again while the source and these options stay the same; delete
             the folder to free its space.
         max_memory_bytes: the largest array in memory; a larger one is a memory-mapped file in `cache_dir`.
         num_workers: how many processes decode; 0 decodes in this process.
+        output_dir: a folder within `train_data_dir` whose images are not of the data.
 
     Raises:
         FileNotFoundError, NotADirectoryError: the folder or data set does not exist.
@@ -77,28 +102,135 @@ def load_samples(
         raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
     _require_counts(skip_bad_images=skip_bad_images, max_memory_bytes=max_memory_bytes, num_workers=num_workers)
     _require_resolution(resolution)
-    options = DecodeOptions(_parse_colour(background), resolution)
+    if channels not in (None, 1, 3):
+        raise ValueError(
+            f"channels={channels!r}: must be 1 for grey, 3 for colour, or None to leave images as they are"
+        )
+    if max_value is not None and not (is_integer(max_value) and 1 <= max_value <= 65535):
+        raise ValueError(f"max_value={max_value!r}: must be an integer, 1 to 65535, or None")
+    options = DecodeOptions(_parse_colour(background), resolution, max_value, channels)
     if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
-        _refuse_given(dataset_name, resolution=resolution, image_column=image_column, dataset_config=dataset_config)
-        return built_in_samples(dataset_name, split)
+        _refuse_given(
+            dataset_name,
+            **{"resolution": resolution, "image_column": image_column, "dataset_config": dataset_config},
+            **{"channels": channels, "max_value": max_value},
+        )
+        return built_in_samples(dataset_name, split, label_column=label_column)
     if train_data_dir is not None:
         _require_name("train_data_dir", train_data_dir)
         _refuse_given(train_data_dir, image_column=image_column, dataset_config=dataset_config)
-        source = _folder(Path(train_data_dir), split)
+        excluded = None if output_dir is None else Path(output_dir)
+        source = _place(Path(train_data_dir), split, label_column, excluded)
     else:
-        source = _table(dataset_name, split, dataset_config, image_column)
-    folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
-    decoded = decode_all(
-        source.files,
-        options,
-        cache=Cache(folder, re.sub(r"[^\w-]", "_", source.name), source.identity, options),
-        skip_bad_images=skip_bad_images,
-        max_memory_bytes=max_memory_bytes,
-        num_workers=num_workers,
-    )
-    if decoded.skipped:
-        logger.warning("%s: %d bad images left out: %s", source.name, len(decoded.skipped), first_of(decoded.skipped))
-    return Samples(source.name, decoded.array, NUM_LEVELS, decoded.fingerprint, decoded.skipped)
+        source = _named(dataset_name, split, dataset_config, image_column, label_column)
+    if isinstance(source, Source):
+        folder = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        limits = {"skip_bad_images": skip_bad_images, "max_memory_bytes": max_memory_bytes, "num_workers": num_workers}
+        source = _decoded(source, options, folder, **limits)
+    else:
+        _refuse_given(source.name, resolution=resolution, channels=channels, max_value=max_value)
+    for note in source.notes:
+        logger.warning("%s", note)
+    return source
+
+
+def _decoded(source: Source, options: DecodeOptions, cache_dir: Path, **limits: int) -> Samples:
+    """The samples of encoded images, with the names and labels of those that could be read."""
+    if source.channels is not None and options.channels is None:
+        options = replace(options, channels=source.channels)
+    if isinstance(source.files, ArrayFiles) and source.files.array.dtype == np.uint8 and options == PLAIN:
+        samples = as_samples(source)
+    else:
+        name = re.sub(r"[^\w-]", "_", source.name)
+        decoded = decode_all(source.files, options, cache=Cache(cache_dir, name, source.identity, options), **limits)
+        notes = (*source.notes, *(f"{source.name}: {note}" for note in decoded.notes))
+        if decoded.skipped:
+            notes += (f"{source.name}: {len(decoded.skipped)} bad images left out: {first_of(decoded.skipped)}",)
+        names, left_out = source.names, set(decoded.left_out)
+        if left_out:
+            names = [name for index, name in enumerate(names) if index not in left_out]
+        samples = Samples(
+            source.name,
+            decoded.array,
+            NUM_LEVELS,
+            decoded.fingerprint,
+            decoded.skipped,
+            names=names,
+            notes=notes,
+            first_in_colour=decoded.first_in_colour,
+        )
+        if source.labels is not None and left_out:
+            kept = np.delete(source.labels.indices, sorted(left_out))
+            source = replace(source, labels=Labels(kept, source.labels.names))
+    if source.labels is None:
+        return samples
+    return replace(samples, labels=source.labels.indices, label_names=source.labels.names)
+
+
+# ---- places ---------------------------------------------------------------------------------------------------------
+
+
+def _place(path: Path, split: str, label_column: str | None, output_dir: Path | None) -> Source | Samples:
+    """What `train_data_dir` names: IDX files, an archive or a folder of images."""
+    if is_idx_folder(path):
+        return idx_source(path, split, label_column)
+    if split != "train":
+        raise ValueError(f"split={split!r}: the folder {path} has no splits; pass 'train', or another folder")
+    if path.suffix.lower() in ARCHIVES and path.is_file():
+        return archive_source(path, label_column=label_column)
+    return folder_source(path, label_column=label_column, output_dir=output_dir)
+
+
+def _named(
+    dataset: Any, split: str, config: str | None, image_column: str | None, label_column: str | None
+) -> Source | Samples:
+    """What `dataset_name` names or is."""
+    if isinstance(dataset, np.ndarray):
+        if split != "train" or config or image_column or label_column:
+            raise ValueError(f"got {split=}, {image_column=} and {label_column=} for an array; it has none of these")
+        return array_data(dataset, "in-memory")
+    kind = type(dataset)
+    if kind.__name__ in ("DatasetDict", "IterableDatasetDict") and kind.__module__.startswith("datasets."):
+        raise ValueError(
+            f"dataset_name: a {kind.__name__} of splits ({', '.join(dataset)}); pass one of them, ds['…']"
+        )
+    if kind.__name__ == "IterableDataset":
+        raise ValueError("dataset_name: an IterableDataset; streams have no index: pass datasets.Dataset.from_list(…)")
+    if kind.__module__.split(".")[0] != "datasets":
+        _require_name("dataset_name", dataset)
+        path = Path(dataset)
+        if str(dataset) == "fashion_mnist" and not (path.is_dir() and not is_idx_folder(path)):
+            return _fashion_mnist(split, label_column)
+        if is_idx_folder(path):
+            return idx_source(path, split, label_column)
+        if path.is_file() and path.suffix.lower() in (".npy", ".npz", *ARCHIVES):
+            if split != "train" or config:
+                raise ValueError(f"got {split=} and dataset_config={config!r} for {str(path)!r}; it has neither")
+            if path.suffix.lower() in ARCHIVES:
+                return _place(path, split, label_column, None)
+            return array_file_source(path, image_column, label_column)
+    from .tables import table_source
+
+    return table_source(dataset, split, config, image_column, label_column)
+
+
+def _fashion_mnist(split: str, label_column: str | None) -> Source | Samples:
+    """Fashion-MNIST from published IDX files in `FASHION_FOLDERS`, or else from the Hub: the same samples."""
+    for folder in map(Path, FASHION_FOLDERS):
+        if is_idx_folder(folder):
+            source = idx_source(folder, split, label_column)
+            files = source.files
+            assert isinstance(files, ArrayFiles)
+            if not is_fashion_mnist(files.array, split):
+                raise ValueError(f"{folder}: not the published images of Fashion-MNIST; pass it as train_data_dir")
+            return replace(source, name="fashion_mnist")
+    from .tables import table_source
+
+    source = table_source(FASHION_ON_THE_HUB, split, None, "image", label_column)
+    labels = source.labels
+    if isinstance(labels, Labels) and len(labels.names) == len(FASHION_LABELS):
+        labels = Labels(labels.indices, FASHION_LABELS)
+    return replace(source, name="fashion_mnist", labels=labels)
 
 
 def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...], *, skip_bad_images: int = 0) -> Samples:
@@ -156,136 +288,3 @@ def _parse_colour(background: str) -> tuple[int, int, int]:
     if len(colour) != 3:
         raise ValueError(f"background={background!r}: pass a colour name such as 'white', or '#rrggbb'")
     return colour
-
-
-# ---- folders of images ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Image files in a fixed order; `identity` changes whenever the files do."""
-
-    name: str
-    files: ImageFiles
-    identity: str
-
-
-def image_files(root: Path) -> list[str]:
-    """The images in a folder and below it, by extension, as sorted paths within it with forward slashes.
-
-    Hidden files are left out; a warning names the other files that are not images. Raises FileNotFoundError or
-    NotADirectoryError for a root that is no folder, and ValueError where it holds no images.
-    """
-    if not root.exists():
-        raise FileNotFoundError(f"train_data_dir={str(root)!r}: no such folder; check the path")
-    if not root.is_dir():
-        raise NotADirectoryError(f"train_data_dir={str(root)!r}: is a file; pass the folder that holds the images")
-    names = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    names = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
-    images = [name for name in names if Path(name).suffix.lower() in EXTENSIONS]
-    others = Counter(Path(name).suffix.lower() or "no extension" for name in names)
-    others = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common() if suffix not in EXTENSIONS)
-    if not names:
-        raise ValueError(f"train_data_dir={str(root)!r}: the folder is empty; put images into it")
-    if not images:
-        allowed = ", ".join(sorted(EXTENSIONS))
-        raise ValueError(f"train_data_dir={str(root)!r}: no image among its files ({others}); allowed are {allowed}")
-    if others:
-        logger.warning("%s: files that are not images are ignored: %s", root, others)
-    return images
-
-
-def _folder(root: Path, split: str) -> _Source:
-    if split != "train":
-        raise ValueError(f"split={split!r}: the folder {root} has no splits; pass 'train', or another folder")
-    images = image_files(root)
-    stats = [(name, (root / name).stat()) for name in images]
-    identity = _sha256([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
-    return _Source(root.resolve().name, [(_printable(root / name), root / name) for name in images], identity)
-
-
-def _printable(path: object) -> str:
-    """A path for messages: on one line, with an escape in place of every character that cannot be printed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
-
-
-def _sha256(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-# ---- data sets that `datasets` loads --------------------------------------------------------------------------------
-
-
-class _TableFiles:
-    """The encoded images of one column of a `datasets.Dataset`."""
-
-    def __init__(self, table: datasets.Dataset, column: str):
-        import datasets
-
-        # datasets' own decoding hides what the file is (its mode, orientation, damage), so only its bytes are read.
-        self.table = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        self.column = column
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> tuple[str, Path | io.BytesIO | None]:
-        image = self.table[index][self.column] or {}
-        path, encoded = image.get("path"), image.get("bytes")
-        label = f"row {index} ({_printable(path)})" if path else f"row {index}"
-        if encoded is not None:
-            return label, io.BytesIO(encoded)
-        return label, Path(path) if path else None
-
-
-def _table(dataset: Any, split: str, config: str | None, column: str | None) -> _Source:
-    import datasets
-
-    if isinstance(dataset, datasets.Dataset):
-        if split != "train" or config is not None:
-            raise ValueError(f"got {split=} and dataset_config={config!r} for a Dataset in memory; select before")
-        name, table = "in-memory", dataset
-    else:
-        _require_name("dataset_name", dataset)
-        name = Path(dataset).name if Path(dataset).exists() else str(dataset)
-        table = _load_table(dataset, split, config)
-    columns = dict(table.features)
-    images = [key for key, feature in columns.items() if isinstance(feature, datasets.Image)]
-    if column is None and not images:
-        raise ValueError(f"{name}: no column of images; its columns are {_describe(columns)}")
-    if column is not None and column not in images:
-        raise ValueError(f"image_column={column!r}: not a column of images of {name}, which has {_describe(columns)}")
-    if len(table) == 0:
-        raise ValueError(f"{name}: split {split!r} has no rows")
-    column = column or images[0]
-    return _Source(name, _TableFiles(table, column), _sha256([table._fingerprint, column]))
-
-
-def _describe(columns: dict[str, Any]) -> str:
-    return ", ".join(f"{name!r} ({type(feature).__name__})" for name, feature in columns.items()) or "none"
-
-
-def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None) -> datasets.Dataset:
-    import datasets
-    from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DatasetsError
-
-    path = Path(dataset)
-    try:
-        if path.suffix == ".parquet" and path.is_file():
-            _refuse_given(path, dataset_config=config)
-            return datasets.load_dataset("parquet", data_files=str(path), split=split)
-        return datasets.load_dataset(str(dataset), config, split=split)
-    except EmptyDatasetError as error:
-        raise ValueError(f"dataset_name={str(dataset)!r}: found, but it holds no data files") from error
-    except (FileNotFoundError, ConnectionError) as error:
-        if path.exists():
-            raise ValueError(
-                f"dataset_name={str(dataset)!r}: neither a folder nor a .parquet file: {error}"
-            ) from error
-        places = f"not built in ({', '.join(BUILT_IN)}), no folder or .parquet file here; from the Hub"
-        raise FileNotFoundError(f"dataset_name={str(dataset)!r}: {places}: {error}") from error
-    except (ValueError, RuntimeError, DatasetsError) as error:  # unknown splits and configurations, damaged files
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
-        given = f"split={split!r}, dataset_config={config!r}"
-        raise ValueError(f"dataset_name={str(dataset)!r} with {given} cannot be loaded: {reason}") from error

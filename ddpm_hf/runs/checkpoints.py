@@ -220,13 +220,19 @@ def changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[st
 
 
 def to_resume(
-    folder: Path, resume: str, manifest: Mapping[str, Any], *, free: Collection[str], allow_changes: bool
+    folder: Path,
+    resume: str,
+    manifest: Mapping[str, Any],
+    *,
+    free: Collection[str],
+    allow_changes: bool,
+    changed_data: Callable[[Path], str] | None = None,
 ) -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
     `resume` is "latest" (the newest good one), "never", or a checkpoint's path. Raises ValueError where it was written
     by a run whose mathematics differ from `manifest`, unless `allow_changes`, which warns instead; CheckpointError
-    where a path given does not verify.
+    where a path given does not verify. `changed_data(run)` may tell how the data differ from those of a run's folder.
     """
     if resume == "never":
         return None
@@ -239,6 +245,9 @@ def to_resume(
         path = Path(resume)
         then = verify(path)
     differences = changes(then, manifest, free)
+    if changed_data is not None and then["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
+        phrase = changed_data(path.parent.parent)
+        differences += [f"of the files {phrase}"] if phrase else []
     if differences and not allow_changes:
         raise ValueError(
             f"{path} was written by another run: {'; '.join(differences)}. Give the old values or another "

@@ -9,8 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..data import Samples
 from ..machine import replaced
 from . import checkpoints
+from .data_files import DATA_FILES, changed_files, write_data_files
 from .log import cut_metrics
 from .state import TrainingState
 
@@ -34,6 +36,7 @@ class RunFolder:
         free: names of options that may differ from those of the checkpoint.
         allow_changes: go on although others differ, with a warning.
         keep_checkpoints: how many to keep, at least 2.
+        samples: what is trained on; a list of its files is kept, so that a refusal can name those that changed.
 
     On entering it decides where to go on, once for all processes: `checkpoint`, None for a new run. Raises ValueError
     where another process is in the folder, or a checkpoint belongs to another run.
@@ -49,10 +52,11 @@ class RunFolder:
         free: Collection[str] = (),
         allow_changes: bool = False,
         keep_checkpoints: int = 2,
+        samples: Samples | None = None,
     ):
         self.path, self.accelerator, self.manifest = Path(path), accelerator, manifest
         self.resume_from, self.free, self.allow_changes = resume, free, allow_changes
-        self.keep_checkpoints = keep_checkpoints
+        self.keep_checkpoints, self.samples = keep_checkpoints, samples
         self.checkpoint: Path | None = None
         self._held = contextlib.ExitStack()
 
@@ -61,19 +65,25 @@ class RunFolder:
         """The folder of `step-N` folders."""
         return self.path / "checkpoints"
 
+    def decide(self) -> Path | None:
+        """The checkpoint to go on from, None for a new run. Raises ValueError where it belongs to another run."""
+        samples = self.samples
+        return checkpoints.to_resume(
+            self.checkpoints,
+            self.resume_from,
+            self.manifest,
+            free=self.free,
+            allow_changes=self.allow_changes,
+            changed_data=None if samples is None else lambda run: changed_files(run, samples),
+        )
+
     def __enter__(self) -> "RunFolder":
         decision: list[Any] = [None, None]  # checkpoint, error: made once, so that all processes do the same
         if self.accelerator.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._held.enter_context(checkpoints.exclusive(self.path))
-                decision[0] = checkpoints.to_resume(
-                    self.checkpoints,
-                    self.resume_from,
-                    self.manifest,
-                    free=self.free,
-                    allow_changes=self.allow_changes,
-                )
+                decision[0] = self.decide()
             except (ValueError, OSError) as error:
                 decision[1] = str(error)
         broadcast_object_list(decision)
@@ -97,6 +107,8 @@ class RunFolder:
         if self.accelerator.is_main_process:
             checkpoints.move_aside(self.checkpoints, state.step if self.checkpoint else -1)
             cut_metrics(self.path / "metrics.jsonl", state.step)
+            if self.samples is not None and not (self.checkpoint and (self.path / DATA_FILES).exists()):
+                write_data_files(self.path, self.samples)
             if options is not None:
                 with replaced(self.path / "options.yaml") as temporary:
                     temporary.write_text(options, encoding="utf-8")

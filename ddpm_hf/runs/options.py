@@ -26,14 +26,23 @@ class TrainingOptions:
 
     # data: one of dataset_name and train_data_dir
     dataset_name: str | None = option(
-        None, "digits, swiss_roll, moons, or what datasets.load_dataset takes", is_path=True
+        None, "digits, swiss_roll, moons, fashion_mnist, or what datasets.load_dataset takes", is_path=True
     )
     dataset_config: str | None = option(None, "configuration of a Hub dataset")
     dataset_split: str = option("train", "its split")
     image_column: str | None = option(None, "its column of images; none: the first")
-    train_data_dir: str | None = option(None, "a folder of images, searched through", is_path=True)
+    label_column: str | None = option(
+        None, "the column of labels; label: the sub-folders of a folder; none: no labels are read"
+    )
+    train_data_dir: str | None = option(
+        None, "a folder, or zip or tar file, of images, searched through", is_path=True
+    )
     resolution: int | None = option(None, "resize and centre-crop to this side; none: images as they are", at_least=1)
     background: str = option("white", "colour put behind transparent images")
+    max_value: int | None = option(
+        None, "the value of white where files use fewer of their bits; none: 255 or 65535", at_least=1, at_most=65_535
+    )
+    convert_channels: bool = option(False, "make all images grey or colour, as --in_channels 1 or 3 says")
     random_flip: bool = option(False, "mirror every other image, at random")
     skip_bad_images: int = option(0, "how many images may be left out because they cannot be read", at_least=0)
     num_workers: int = option(0, "processes that decode images, once, before training", at_least=0, at_most=1024)
@@ -113,7 +122,8 @@ class TrainingOptions:
     hub_model_id: str | None = option(None, "where to: user/name")
     hub_private_repo: bool = option(False, "make that repository private")
     hub_strategy: Literal["end", "every_save"] = option("end", "upload at the end, or with every checkpoint too")
-    dry_run: bool = option(False, "print the resolved options, size and device, and stop")
+    dry_run: bool = option(False, "show the data, time, memory and what the command would do, and stop")
+    print_config: bool = option(False, "print all options as YAML, and stop")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -139,6 +149,8 @@ class TrainingOptions:
                 f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
                 "a folder of images start from --config training/configs/folder64.yaml"
             )
+        if self.convert_channels and self.in_channels not in (1, 3):
+            raise ValueError(f"--convert_channels needs --in_channels 1 or 3, not {self.in_channels}")
         if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report_to {self.report_to} is not installed: pip install {self.report_to}")
         if self.push_to_hub and self.hub_model_id is None:
@@ -180,7 +192,16 @@ FREE_TO_CHANGE = {
     *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
-    *("resume", "allow_changes", "dry_run", "init_from", "dataset_name", "train_data_dir", "skip_bad_images"),
+    *(
+        "resume",
+        "allow_changes",
+        "dry_run",
+        "print_config",
+        "init_from",
+        "dataset_name",
+        "train_data_dir",
+        "skip_bad_images",
+    ),
 }
 
 

@@ -40,18 +40,20 @@ def load_data(options: TrainingOptions) -> Samples:
         split=options.dataset_split,
         dataset_config=options.dataset_config,
         image_column=options.image_column,
+        label_column=options.label_column,
         resolution=options.resolution,
         background=options.background,
+        channels=options.in_channels if options.convert_channels else None,
+        max_value=options.max_value,
         skip_bad_images=options.skip_bad_images,
         num_workers=options.num_workers,
+        output_dir=options.output_dir,
     )
 
 
 def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DDPMPaperUNet | DDPMPaperMLP:
     """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,)."""
     channels = sample_shape[0]
-    if options.in_channels not in (None, channels):
-        raise ValueError(f"the model expects {options.in_channels} channels (--in_channels), the data has {channels}")
     if options.random_flip and len(sample_shape) == 1:
         raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
@@ -98,12 +100,27 @@ def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPM
     pipe = DDPMPaperPipeline.from_pretrained(options.init_from) if options.init_from else None
     if pipe is not None:
         adopt(options, pipe)
+    _check_channels(options, samples)
     unet = build_network(options, samples.sample_shape)
     if pipe is not None:
         unet.load_state_dict(pipe.unet.state_dict())
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet, pipe.scheduler if pipe else build_scheduler(options, clip_sample=not samples.is_points)
+
+
+def _check_channels(options: TrainingOptions, samples: Samples) -> None:
+    """Raises ValueError where the network is for another number of channels than the data has."""
+    wanted, channels = options.in_channels, samples.sample_shape[0]
+    if wanted in (None, channels):
+        return
+    if options.init_from:
+        what = f"--init_from {options.init_from} is for {wanted} channel{'s' if wanted != 1 else ''}"
+    else:
+        what = f"the model expects {wanted} channels (--in_channels)"
+    reason = f" ({samples.first_in_colour})" if samples.first_in_colour else ""
+    remedy = "" if samples.is_points else f"; --in_channels {wanted} --convert_channels converts the images"
+    raise ValueError(f"{what}, the data has {channels}{reason}{remedy}")
 
 
 def training_state(
@@ -139,10 +156,11 @@ def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> di
 
     `options` is a dataclass or a dict of what JSON can hold.
     """
+    classes = {} if samples.labels is None else {"classes": samples.class_counts()}
     named = dict(options) if isinstance(options, dict) else asdict(options)
     return {
         "world_size": accelerator.num_processes,
         "options": {**named, "mixed_precision": accelerator.mixed_precision},  # also where it chose
         "environment": environment(accelerator.device),
-        "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint},
+        "dataset": {"name": samples.name, "num_samples": len(samples), "fingerprint": samples.fingerprint, **classes},
     }
