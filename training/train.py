@@ -7,8 +7,8 @@
     accelerate launch training/train.py --config training/configs/cifar10.yaml --global_batch_size 64
 
 `python training/train.py` does the same in one process. Every option of ddpm_hf/runs/options.py can stand in the YAML
-file or on the command line, which wins; `--help` lists them, `--dry_run` prints what they come to. The same command
-again goes on where the run stopped, from its newest checkpoint, and ends with the weights it would have had.
+file or on the command line, which wins; `--help` lists them, `--dry_run` shows data, cost and what would happen. The
+same command again goes on where the run stopped, from its newest checkpoint, with the weights it would have had.
 
 Several processes share `global_batch_size`, which stays what it is (docs/training.md has SLURM and more machines):
 
@@ -67,6 +67,7 @@ from ddpm_hf.machine import Stopped, StopSignals, agree_to_stop
 from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.runs import (
     Batch,
+    DryRun,
     KeyedBatches,
     RunFolder,
     RunLog,
@@ -80,6 +81,7 @@ from ddpm_hf.runs import (
     load_data,
     make_accelerator,
     report_tables,
+    resolved,
     run_manifest,
     share_of,
     start_trackers,
@@ -238,6 +240,9 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
     """From options to a finished run; `held` keeps its folder until the end."""
     try:
         importlib.import_module("matplotlib")  # of the curves: missing packages show now, not at the first checkpoint
+        if options.print_config:
+            print(to_yaml(resolved(options)), end="")
+            return
         accelerator = make_accelerator(options)
         if not options.dry_run:  # before hours of decoding
             Path(options.output_dir).mkdir(parents=True, exist_ok=True)
@@ -251,9 +256,6 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         if advice := averaging_lags(options.num_steps, options.ema_decay):
             logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "
                            "behind; %s", options.num_steps, options.ema_decay, advice)  # fmt: skip
-        if options.dry_run:
-            accelerator.print(to_yaml(options), end="")
-            return
         folder = RunFolder(
             options.output_dir,
             accelerator,
@@ -262,7 +264,11 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
             free=FREE_TO_CHANGE,
             allow_changes=options.allow_changes,
             keep_checkpoints=options.keep_checkpoints,
+            samples=samples,
         )
+        if options.dry_run:
+            DryRun(options, accelerator, run.batches, run.updates, folder).show()
+            return
         held.enter_context(folder).resume(run.state, options=to_yaml(options))
     except ModuleNotFoundError as error:
         sys.exit(f"train.py: {error}; training needs more packages: pip install 'ddpm_hf[train]'")

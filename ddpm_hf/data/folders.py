@@ -44,7 +44,8 @@ class Listing:
         others = ", ".join(f"{count} x {suffix}" for suffix, count in self.others.most_common())
         lines = ["; ".join(filter(None, (followed, left_out)))]
         lines += [f"files that are not images are ignored: {others}"] if others else []
-        return [f"{printable(root)}: {line}" for line in lines if line]
+        place = root if root.name else root.resolve()
+        return [f"{printable(place)}: {line}" for line in lines if line]
 
 
 def _some(names: Sequence[str], noun: str) -> str:

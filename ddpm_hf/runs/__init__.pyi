@@ -6,6 +6,7 @@ from .batches import (
     share_of as share_of,
 )
 from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointError, model_folder as model_folder
+from .dry_run import DryRun as DryRun
 from .folder import RunFolder as RunFolder
 from .log import RunLog as RunLog, start_trackers as start_trackers
 from .options import (
@@ -35,6 +36,7 @@ from .setup import (
     initial_model as initial_model,
     load_data as load_data,
     make_accelerator as make_accelerator,
+    resolved as resolved,
     run_manifest as run_manifest,
     training_state as training_state,
 )

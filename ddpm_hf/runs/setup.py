@@ -95,6 +95,13 @@ def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
     options.__post_init__()
 
 
+def resolved(options: TrainingOptions) -> TrainingOptions:
+    """The options, with the network and the process of `init_from` where it is given."""
+    if options.init_from:
+        adopt(options, DDPMPaperPipeline.from_pretrained(options.init_from))
+    return options
+
+
 def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPMPaperScheduler]:
     """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
     pipe = DDPMPaperPipeline.from_pretrained(options.init_from) if options.init_from else None

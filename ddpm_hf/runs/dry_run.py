@@ -1,0 +1,276 @@
+"""What a training command would do: its data, its cost, where it would begin; and a picture of what it sees."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from ..data import Samples, to_model_range
+from ..pictures import as_pictures, captioned, image_grid, point_density
+from . import checkpoints
+from .batches import Batch, KeyedBatches
+from .folder import RunFolder
+from .options import TrainingOptions
+from .updates import Updates
+
+CONTACT_SHEET = "contact_sheet.png"
+NUM_SHOWN = 48  # samples on the contact sheet
+MAX_COUNTED = 10_000  # samples behind the statistics
+MEASURING_S = 6.0  # seconds that one measured micro-batch may take
+MAX_LISTED = 12  # classes, in one line
+LINE = 117
+
+
+class DryRun:
+    """The overview of a run that was built and is not started.
+
+    Args:
+        options, accelerator, samples: of the run.
+        batches, updates: which it would train by; one update is measured, so its weights change.
+        folder: of the run, not entered.
+    """
+
+    def __init__(
+        self,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        batches: KeyedBatches,
+        updates: Updates,
+        folder: RunFolder,
+    ):
+        self.options, self.accelerator = options, accelerator
+        self.batches, self.updates, self.folder = batches, updates, folder
+        self.samples: Samples = batches.samples
+
+    def show(self) -> None:
+        """Print the overview and write `contact_sheet.png`.
+
+        Raises ValueError, after that, where the command would be refused.
+        """
+        refusal, step = None, 0
+        try:
+            step = self.first_step()
+            start = (
+                f"would go on at step {step:,}, from {self.folder.path}/checkpoints" if step else "would begin anew"
+            )
+            if step >= self.options.num_steps:
+                start = f"is trained to step {step:,} already; more with --num_steps"
+        except ValueError as error:
+            refusal, start = error, f"would be refused: {error}"
+        cost = self.cost(self.options.num_steps - step)  # on every process, as the gradient is exchanged
+        if self.accelerator.is_main_process:
+            for name, lines in self.sections(cost, f"the run {start}").items():
+                for i, line in enumerate(lines):
+                    print(f"{name if not i else '':10}{line}")
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            path = self.folder.path / CONTACT_SHEET
+            contact_sheet(self.samples).save(path)
+            print(f"{'picture':10}{path} shows what training will see")
+        if refusal is not None:
+            raise refusal
+
+    def first_step(self) -> int:
+        """The step at which the run would go on, 0 for a new one. Raises ValueError where it would be refused."""
+        if not self.folder.path.is_dir():
+            return 0
+        with checkpoints.exclusive(self.folder.path):
+            checkpoint = self.folder.decide()
+        return 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
+
+    def sections(self, cost: list[str], start: str) -> dict[str, list[str]]:
+        """The lines of the overview by their headings."""
+        samples = self.samples
+        defaults = asdict(TrainingOptions(dataset_name="digits"))
+        differing = {
+            name: value
+            for name, value in asdict(self.options).items()
+            if value != defaults[name] and name not in ("dry_run", "dataset_name", "train_data_dir", "output_dir")
+        }
+        classes = [f"{name} {count:,}" for name, count in samples.class_counts().items()]
+        if len(classes) > MAX_LISTED:
+            classes = [*classes[:MAX_LISTED], f"and {len(classes) - MAX_LISTED} more"]
+        sections = {
+            "data": [
+                f"{len(samples) + len(samples.skipped):,} samples found in {samples.name}, {len(samples):,} used",
+                *samples.notes[:8],
+            ],
+            "values": statistics(samples),
+            "classes": _wrapped(classes),
+            "options": ["different from the defaults:", *_wrapped([f"{k} {_short(v)}" for k, v in differing.items()])],
+            "network": [described_network(self.updates.state.unet)],
+            "cost": cost,
+            "start": [start],
+        }
+        return {name: lines for name, lines in sections.items() if lines}
+
+    def cost(self, num_steps: int) -> list[str]:
+        """Time and memory of `num_steps` steps, from one update with as large a part of a micro-batch as is quick."""
+        updates, device = self.updates, self.accelerator.device
+        size = self.batches.global_batch_size // self.accelerator.num_processes // updates.num_parts
+        updates.recorded = None  # no CUDA graphs: they pay off after many steps
+        updates.model.train()
+        updates.begin()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        part, batch = 1, self._rows(1)
+        gradient, kept = self._measured(lambda: updates.add_gradient(batch))  # slower than those that follow
+        while gradient < MEASURING_S / 4 and part < size:
+            part = min(size, max(4 * part, int(MEASURING_S / 8 / gradient) * part))
+            batch = self._rows(part)
+            updates.begin()
+            gradient, kept = self._measured(lambda batch=batch: updates.add_gradient(batch))
+        finish, _ = self._measured(lambda: updates.finish())
+        with torch.no_grad():
+            network: Any = updates.state.unet
+            x_start = to_model_range(batch.x_start, self.samples.num_levels).to(device)
+            forward, _ = self._measured(lambda: network(x_start, batch.t.to(device)))
+        per_step = updates.num_parts * gradient * size / part + finish
+        num_grids = num_steps // self.options.sample_every if self.options.sample_every else 0
+        steps = self.options.sample_steps or self.options.num_train_timesteps
+        grid = 2 * steps * self.options.num_samples / self.accelerator.num_processes * forward / part
+        parameters = sum(p.numel() for p in network.parameters())
+        memory = 20 * parameters + kept * size / part
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) + kept * (size / part - 1)
+        rate = size * updates.num_parts * self.accelerator.num_processes / per_step
+        left = f"{num_steps:,} steps" if num_steps > 0 else "no step"
+        lines = [
+            f"{_duration(per_step)} a step ({rate:,.3g} samples/s), measured with {part} of {size} samples of a "
+            f"micro-batch: {left} take about {_duration(max(num_steps, 0) * per_step)}"
+        ]
+        if num_grids > 0:
+            lines.append(f"{num_grids} grids of samples take about {_duration(grid)} each")
+        where = "GPU memory" if device.type == "cuda" else "memory"
+        data = _bytes(self.samples.array.nbytes)
+        lines.append(
+            f"about {_bytes(memory)} of {where} for weights, averages, Adam and activations, {data} for the data"
+        )
+        return lines
+
+    def _rows(self, size: int) -> Batch:
+        return self.batches.rows(0, range(size))
+
+    def _measured(self, work: Callable[[], Any]) -> tuple[float, int]:
+        """Seconds that `work` takes, and the bytes it keeps for the backward pass, each storage once."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        parameters = {p.untyped_storage().data_ptr() for p in self.updates.state.unet.parameters()}
+        self._wait()
+        start = time.perf_counter()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            work()
+        self._wait()
+        return time.perf_counter() - start, sum(size for key, size in kept.items() if key not in parameters)
+
+    def _wait(self) -> None:
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.synchronize(self.accelerator.device)
+
+
+def statistics(samples: Samples) -> list[str]:
+    """Shape and range of the values of up to 10,000 samples, and for images mean and standard deviation by channel."""
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), MAX_COUNTED)).astype(np.int64))
+    values = samples.array[rows]
+    of = "" if len(rows) == len(samples) else f", of {len(rows):,} of them"
+    if samples.is_points:
+        return [f"points {samples.sample_shape}, {values.min():.3g} to {values.max():.3g}{of}"]
+    assert samples.num_levels is not None
+    channels, height, width = samples.sample_shape
+    counts = np.stack([np.bincount(values[:, c].ravel(), minlength=samples.num_levels) for c in range(channels)])
+    levels = np.arange(counts.shape[1])
+    shares = counts / counts.sum(1, keepdims=True)
+    means = shares @ levels
+    deviations = np.sqrt(np.maximum(shares @ levels**2 - means**2, 0))
+    used = np.flatnonzero(counts.sum(0))
+    kind = "grey" if channels == 1 else "colour"
+    lines = [
+        f"{width} x {height}, {kind}, levels {used[0]} to {used[-1]} of 0 to {samples.num_levels - 1}{of}",
+        f"mean {_numbers(means)}, standard deviation {_numbers(deviations)}; {shares[:, 0].mean():.1%} of all values "
+        f"are 0, {shares[:, samples.num_levels - 1].mean():.1%} are {samples.num_levels - 1}",
+    ]
+    if channels == 3 and (values[:, :1] == values).all():
+        lines.append("all images are grey in three equal channels: --in_channels 1 --convert_channels saves two")
+    return lines
+
+
+def contact_sheet(samples: Samples) -> Image.Image:
+    """Up to 48 samples, evenly over the data, enlarged to at least 96 pixels; with labels a row for each class."""
+    if samples.is_points:
+        return point_density(samples.array, side=512)
+    if samples.labels is not None:
+        rows = [np.flatnonzero(samples.labels == c)[:8] for c in range(min(len(samples.label_names), 20))]
+        pictures = [
+            captioned(_row(_pictures(samples, chosen), 8), _ascii(f"{name} ({count:,})"))
+            for (name, count), chosen in zip(samples.class_counts().items(), rows, strict=False)
+            if len(chosen)
+        ]
+        sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
+        top = 0
+        for picture in pictures:
+            sheet.paste(picture, (0, top))
+            top += picture.height
+        return sheet
+    rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), NUM_SHOWN)).astype(np.int64))
+    return image_grid(_pictures(samples, rows), min_side=96)
+
+
+def _pictures(samples: Samples, rows: np.ndarray) -> list[Image.Image]:
+    assert samples.num_levels is not None
+    return as_pictures(samples.batch(rows).float() / (samples.num_levels - 1))
+
+
+def _row(pictures: list[Image.Image], columns: int) -> Image.Image:
+    """The pictures from left to right, in as much room as `columns` take."""
+    cells = [image_grid([picture], min_side=96).convert("RGB") for picture in pictures]
+    row = Image.new("RGB", (columns * cells[0].width, cells[0].height), "white")
+    for i, cell in enumerate(cells):
+        row.paste(cell, (i * cell.width, 0))
+    return row
+
+
+def described_network(unet: torch.nn.Module) -> str:
+    return f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters"
+
+
+def _wrapped(words: list[str]) -> list[str]:
+    """The words with commas, in lines that fit a terminal."""
+    lines: list[str] = []
+    for word in (f"{word}," for word in words):
+        if lines and len(lines[-1]) + 1 + len(word) <= LINE - 10:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return [*lines[:-1], lines[-1].rstrip(",")] if lines else []
+
+
+def _short(value: object) -> str:
+    return str(value).replace("[", "").replace("]", "").replace(",", "")
+
+
+def _ascii(text: str) -> str:
+    return text.encode("ascii", "replace").decode()
+
+
+def _numbers(values: np.ndarray) -> str:
+    return " ".join(f"{value:.1f}" for value in values)
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 1):.0f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
