@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ..machine import put_in_place, replaced
-from .decoding import BadImage, decode_image
+from .decoding import BadImage, DecodeOptions, decode
 from .samples import NUM_LEVELS, finish_digest
 
 CACHE_FORMAT = 1  # raise it when the same files would decode to other pixels
@@ -35,14 +35,6 @@ class ImageFiles(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[str, str | Path | BinaryIO | None]: ...
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """What besides the files decides the pixels: two arguments of `decode_image`."""
-
-    background: tuple[int, int, int]
-    resolution: int | None
 
 
 class DecodedImages(NamedTuple):
@@ -140,7 +132,7 @@ class _Decoder:
         if file is None:
             return label, "the row holds no image"
         try:
-            return label, decode_image(file, background=self.options.background, resolution=self.options.resolution)
+            return label, decode(file, self.options).pixels
         except BadImage as error:
             return label, str(error)
 
