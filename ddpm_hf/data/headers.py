@@ -62,6 +62,8 @@ def read_header(stream: BinaryIO) -> Header:
             return _tiff(stream)
         if start.startswith((_JP2, _J2K)):
             return _jpeg2000(stream, start.startswith(_JP2))
+        if start.startswith(b"BM"):
+            return _bmp(stream)
         if start[:1] == b"P" and start[1:2] in b"123456":
             return _ppm(stream)
     except BadImage:
@@ -123,7 +125,7 @@ def _transparent(key: bytes | None, bits: int, colour_type: int) -> int | tuple[
     return tuple(levels) if colour_type == 2 else levels[0] * (255 // (2**bits - 1))
 
 
-# ---- JPEG and PPM ---------------------------------------------------------------------------------------------------
+# ---- JPEG, BMP and PPM ----------------------------------------------------------------------------------------------
 
 
 def unknown_reason(stream: BinaryIO) -> str:
@@ -139,6 +141,21 @@ def unknown_reason(stream: BinaryIO) -> str:
             return "" if bits == 8 and components in (1, 3, 4) else f"{kind}; save it with 8 bits, grey or RGB"
         stream.seek(length - 2, io.SEEK_CUR)
     return ""
+
+
+def _bmp(stream: BinaryIO) -> Header:
+    """Refuses 4 bits with the palette 0, 1, ... 15, which Pillow takes for 8 bits of grey."""
+    stream.seek(0)
+    start = stream.read(26)
+    header_bytes, width_bytes = int.from_bytes(start[14:18], "little"), 2 if start[14] == 12 else 4
+    stream.seek(18 + 2 * width_bytes + 2)
+    bits = int.from_bytes(stream.read(2), "little")
+    stream.seek(14 + header_bytes)
+    size = 3 if header_bytes == 12 else 4  # of an entry: blue, green, red, and in later versions an unused byte
+    palette = stream.read(16 * size)
+    if bits == 4 and all(palette[size * level :][:3] == bytes([level] * 3) for level in range(16)):
+        raise BadImage("BMP of 4 bits with a palette of the greys 0 to 15; save it as PNG, or with 8 bits")
+    return Header(stream, bits if bits in (1, 4) else 8)
 
 
 def _ppm(stream: BinaryIO) -> Header:
@@ -166,6 +183,7 @@ _SAMPLE_FORMATS = {
 _NO_COMPRESSION, _JPEG = 1, 7
 _SEPARATE_PLANES = 2
 _UNSIGNED = 1
+_PREMULTIPLIED, _STRAIGHT = 1, 2  # alpha
 
 
 def _tiff(stream: BinaryIO) -> Header:
@@ -179,26 +197,28 @@ def _tiff(stream: BinaryIO) -> Header:
         raise BadImage(f"{kind} have no certain range; save it with 8 or 16 bits, unsigned")
     if bits[0] > 16:
         raise BadImage(f"pixels of {bits[0]} bits have no certain range; save it with 8 or 16 bits")
-    alpha = [each for each in extra if each in (1, 2)]  # premultiplied and not; other samples mean nothing certain
+    alpha = [each for each in extra if each in (_PREMULTIPLIED, _STRAIGHT)]  # others mean nothing certain
     colours = _COLOURS.get(photometric, num_samples)
     if num_samples - len(alpha) != colours or len(alpha) > 1:
         raise BadImage(f"TIFF of {num_samples} bands; save three of them as RGB, or one as grey")
-    _check_tiff_depth(photometric, bits, bool(alpha))
-    if planes == _SEPARATE_PLANES and bits[0] > 8 and compression == _NO_COMPRESSION:
-        raise BadImage(f"separate planes of {bits[0]} bits without compression; save it interleaved, or as PNG")
+    _check_tiff_depth(photometric, bits, alpha)
+    if planes == _SEPARATE_PLANES and compression == _NO_COMPRESSION and (bits[0] > 8 or _PREMULTIPLIED in alpha):
+        kind = "premultiplied alpha" if _PREMULTIPLIED in alpha else f"{bits[0]} bits"
+        raise BadImage(f"separate planes of {kind} without compression; save it interleaved, or as PNG")
     if photometric == 6 and compression != _JPEG:
         raise BadImage("YCbCr without JPEG compression; save it as RGB")
     return Header(stream, bits[0], 2 ** bits[0] - 1)
 
 
-def _check_tiff_depth(photometric: int, bits: tuple[int, ...], has_alpha: bool) -> None:
-    if photometric in (0, 1) and not has_alpha and bits[0] not in _DEPTHS[photometric]:
+def _check_tiff_depth(photometric: int, bits: tuple[int, ...], alpha: list[int]) -> None:
+    if photometric in (0, 1) and not alpha and bits[0] not in _DEPTHS[photometric]:
         # also 16 bits with white as 0, which Pillow does not invert
         raise BadImage(f"grey TIFF of {bits} bits, photometric {photometric}; save it as black-is-zero, 8 or 16 bits")
     if len(set(bits)) > 1 or bits[0] not in _DEPTHS.get(photometric, bits):
         raise BadImage(f"TIFF of {bits} bits, photometric {photometric}; save it with 8 bits per channel")
-    if has_alpha and (photometric not in (1, 2) or photometric == 1 and bits[0] != 8):
-        raise BadImage(f"TIFF of {bits[0]} bits, photometric {photometric}, with alpha; save it as RGB with alpha")
+    if alpha and photometric != 2 and (photometric, bits[0], alpha) != (1, 8, [_STRAIGHT]):
+        kind = "premultiplied alpha" if _PREMULTIPLIED in alpha else "alpha"
+        raise BadImage(f"TIFF of {bits[0]} bits, photometric {photometric}, with {kind}; save it as RGB with alpha")
 
 
 def _tiff_tags(stream: BinaryIO) -> Any:
