@@ -119,6 +119,8 @@ class _Survey:
             self.colour_label = self.colour_label or label
             self.in_colour += 1
         bits, value, exact = image.largest
+        if bits == 0:
+            return
         _, before, was_exact = self.largest.get(bits, Largest(bits))
         self.largest[bits] = Largest(bits, max(value, before), exact and was_exact)
 
@@ -168,7 +170,8 @@ class _Store:
 
     def append(self, image: np.ndarray) -> None:
         """uint8 [C, H, W]; a grey one, [1, H, W], is repeated where the array is in colour."""
-        image = np.ascontiguousarray(np.broadcast_to(image, self.shape))
+        if image.shape != self.shape:
+            image = np.ascontiguousarray(np.broadcast_to(image, self.shape))
         self.digest.update(image.data)
         if self.file is None:
             self.memory[self.count] = image

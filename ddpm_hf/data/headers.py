@@ -144,7 +144,7 @@ def unknown_reason(stream: BinaryIO) -> str:
 
 
 def _bmp(stream: BinaryIO) -> Header:
-    """Refuses 4 bits with the palette 0, 1, ... 15, which Pillow takes for 8 bits of grey."""
+    """Refuses 4 bits with the palette 0, 1, ... 15, which Pillow takes for 8 bits of grey, and alpha in 16 bits."""
     stream.seek(0)
     start = stream.read(26)
     header_bytes, width_bytes = int.from_bytes(start[14:18], "little"), 2 if start[14] == 12 else 4
@@ -153,6 +153,12 @@ def _bmp(stream: BinaryIO) -> Header:
     stream.seek(14 + header_bytes)
     size = 3 if header_bytes == 12 else 4  # of an entry: blue, green, red, and in later versions an unused byte
     palette = stream.read(16 * size)
+    stream.seek(30)
+    compression = int.from_bytes(stream.read(4), "little") if header_bytes >= 40 else 0
+    if bits == 16 and (header_bytes >= 56 or compression == 6):  # a fourth mask
+        stream.seek(66)
+        if compression and any(stream.read(4)):
+            raise BadImage("BMP of 16 bits with alpha; save it with 32 bits, or as PNG")
     if bits == 4 and all(palette[size * level :][:3] == bytes([level] * 3) for level in range(16)):
         raise BadImage("BMP of 4 bits with a palette of the greys 0 to 15; save it as PNG, or with 8 bits")
     return Header(stream, bits if bits in (1, 4) else 8)
@@ -205,6 +211,10 @@ def _tiff(stream: BinaryIO) -> Header:
     if planes == _SEPARATE_PLANES and compression == _NO_COMPRESSION and (bits[0] > 8 or _PREMULTIPLIED in alpha):
         kind = "premultiplied alpha" if _PREMULTIPLIED in alpha else f"{bits[0]} bits"
         raise BadImage(f"separate planes of {kind} without compression; save it interleaved, or as PNG")
+    if tags.get(266, 1) == 2 and compression == _NO_COMPRESSION and (bits[0] > 1 or photometric == 3):
+        raise BadImage("FillOrder 2, bits from the right, without compression; save it with FillOrder 1, or as PNG")
+    if compression not in TiffImagePlugin.COMPRESSION_INFO:
+        raise BadImage(f"TIFF of compression {compression}; save it with LZW or deflate, or as PNG")
     if photometric == 6 and compression != _JPEG:
         raise BadImage("YCbCr without JPEG compression; save it as RGB")
     return Header(stream, bits[0], 2 ** bits[0] - 1)

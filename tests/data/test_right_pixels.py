@@ -11,8 +11,9 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from format_files import HEIGHT, WIDTH, noise, png_chunk, saved
+from format_files import HEIGHT, WIDTH, noise, png_chunk, saved, smooth
 from PIL import Image, PngImagePlugin
+from test_odd_images import tiff as by_hand
 
 from ddpm_hf.data import BadImage, decode_image, headers
 
@@ -225,6 +226,20 @@ def test_alpha_counts_where_it_is_declared(declared):
     assert "TIFF of 4 bands" in reason_of(with_short(data, 338, 0))
 
 
+@pytest.mark.parametrize(("bits", "photometric"), [(2, 1), (4, 0), (8, 1), (16, 1), (1, 3)])
+def test_bits_from_the_right_are_refused_but_for_one(bits, photometric):
+    tags = {256: (8,), 258: (bits,), 262: (photometric,), 266: (2,)}
+    palette = {320: (0, 65535) * 3} if photometric == 3 else {}
+    assert "FillOrder 2, bits from the right" in reason_of(by_hand("<", tags | palette, bytes(bits)))
+    one_bit = {256: (8,), 258: (1,), 262: (1,), 266: (2,)}
+    assert decoded(by_hand("<", one_bit, b"\x03")) == [[255, 255, 0, 0, 0, 0, 0, 0]]
+
+
+def test_an_unknown_compression_of_tiff_is_refused_with_its_number():
+    data = tiff(smooth(3), photometric="rgb", compression="png")
+    assert reason_of(data) == "TIFF of compression 34933; save it with LZW or deflate, or as PNG"
+
+
 @pytest.mark.parametrize("codec", ["jp2", "j2k"])
 @pytest.mark.parametrize("bits", range(9, 17))
 def test_jpeg2000_in_colour_above_8_bits_is_refused_with_them(bits, codec):
@@ -238,6 +253,51 @@ def test_jpeg2000_in_an_unknown_colour_space_is_refused():
     assert data[place : place + 4] == b"\0\0\0\x10"  # sRGB
     lab = data[: place + 3] + b"\x0e" + data[place + 4 :]
     assert reason_of(lab) == "JPEG 2000 of 3 components in colour space 14; save it as RGB"
+
+
+def in_colour_space(data: bytes, space: int) -> bytes:
+    place = data.index(b"colr") + 7
+    return data[:place] + struct.pack(">I", space) + data[place + 4 :]
+
+
+def test_jpeg2000_in_cmyk_and_sycc():
+    ink = noise(8, 8, 4)
+    data = imagecodecs.jpeg2k_encode(ink, level=0, codecformat="jp2", mct=False)
+    expected = (255.0 - ink[..., :3]) * (255.0 - ink[..., 3:]) / 255
+    pixels = decode_image(io.BytesIO(in_colour_space(data, 12)))
+    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), atol=0.51)
+    ycc = np.asarray(Image.fromarray(smooth(3)).convert("YCbCr"))
+    data = imagecodecs.jpeg2k_encode(ycc, level=0, codecformat="jp2", mct=False)
+    expected = np.asarray(Image.fromarray(ycc, "YCbCr").convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(decode_image(io.BytesIO(in_colour_space(data, 18))), expected)
+
+
+def test_jpeg2000_with_a_palette():
+    def box(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I4s", 8 + len(body), name) + body
+
+    indices, palette = noise(8, 8, bits=2), noise(4, 3, seed=1)
+    data = in_colour_space(imagecodecs.jpeg2k_encode(indices, level=0, codecformat="jp2"), 16)
+    begin = data.index(b"jp2h") - 4
+    end = begin + int.from_bytes(data[begin : begin + 4])
+    columns = b"".join(struct.pack(">HBB", 0, 1, column) for column in range(3))
+    entries = struct.pack(">HB3B", 4, 3, 7, 7, 7) + palette.tobytes()
+    inner = data[begin + 8 : end] + box(b"pclr", entries) + box(b"cmap", columns)
+    with_palette = data[:begin] + box(b"jp2h", inner) + data[end:]
+    np.testing.assert_array_equal(imagecodecs.jpeg2k_decode(with_palette), palette[indices])
+    np.testing.assert_array_equal(decode_image(io.BytesIO(with_palette)), palette[indices].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("bits", [16, 32])
+def test_alpha_of_a_bmp_counts_or_is_refused(bits):
+    masks = {16: (0x7C00, 0x3E0, 0x1F, 0x8000), 32: (0xFF0000, 0xFF00, 0xFF, 0xFF000000)}[bits]
+    row = {16: struct.pack("<HH", 0x7C00, 0), 32: bytes([100, 0, 255, 51])}[bits]
+    info = struct.pack("<IiiHHIIiiII", 124, 1, 1, 1, bits, 3, 4, 0, 0, 0, 0) + struct.pack("<4I", *masks) + bytes(68)
+    data = b"BM" + struct.pack("<IHHI", 142, 0, 0, 138) + info + row
+    if bits == 16:
+        assert reason_of(data) == "BMP of 16 bits with alpha; save it with 32 bits, or as PNG"
+    else:
+        assert decoded(data) == [[255], [204], [224]]
 
 
 def test_jpeg2000_with_subsampled_components_is_refused():
