@@ -137,7 +137,7 @@ def decode(file: str | Path | BinaryIO, options: DecodeOptions, *, measure_8_bit
                 upright, box = _upright(image, header)
                 levels, largest = _eight_bits(upright, header, options.max_value, measure_8_bits)
                 shown = _grey_or_rgb(levels, box, options, header.is_grey, image.format in _WITHOUT_GREY)
-                pixels = np.asarray(_crop_and_resize(shown, options.resolution))
+                pixels = _as_array(_crop_and_resize(shown, options.resolution))
     except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -145,7 +145,6 @@ def decode(file: str | Path | BinaryIO, options: DecodeOptions, *, measure_8_bit
         raise BadImage(f"more than {MAX_PIXELS:,} pixels; shrink it") from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error, EOFError, ...
         raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
-    pixels = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return Decoded(np.repeat(pixels, 3, axis=0) if options.channels == 3 and len(pixels) == 1 else pixels, largest)
 
 
@@ -175,15 +174,12 @@ def _refuse_what_pillow_misreads(image: ImageFile.ImageFile, max_value: int | No
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"{width} x {height} is more than {MAX_PIXELS:,} pixels; shrink it")
-    if not _is_16_bit_grey(image) and image.mode not in _EIGHT_BIT_MODES:
+    sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
+    if not sixteen_bit and image.mode not in _EIGHT_BIT_MODES:
         raise BadImage(f"pixels of Pillow mode {image.mode!r} have no certain range; save it with 8 or 16 bits")
     if "transparency" in image.info and ";16" in str(image.tile):
         # Pillow compares the 16-bit transparent colour with pixels it has already cut to 8 bits.
         raise BadImage("16-bit pixels with a transparent colour; save it with 8 bits or an alpha channel")
-
-
-def _is_16_bit_grey(image: Image.Image) -> bool:
-    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
 
 
 def _upright(image: ImageFile.ImageFile, header: Header) -> tuple[Image.Image, tuple[int, int, int, int] | None]:
@@ -305,3 +301,10 @@ def _crop_and_resize(image: Image.Image, resolution: int | None) -> Image.Image:
     # Crop first: scaling a 10 x 100,000 strip as a whole would make a huge image only to throw it away.
     square = (left, top, left + side, top + side)
     return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square)
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    """uint8 [C, H, W]; a copy of the bytes, which costs less than what `np.asarray` asks of an image."""
+    width, height = image.size
+    pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(height, width, -1)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
