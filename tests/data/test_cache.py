@@ -1,6 +1,7 @@
 """Many files → one array: the same content by every route, and a cache that is whole, right, or not used."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -264,3 +266,33 @@ def test_an_entry_of_the_old_format_is_not_found(files, cache, monkeypatch):
         patch.setattr(image_cache, "CACHE_FORMAT", 1)
         decode_all(files, OPTIONS, cache=Cache(cache.path.parent, "name", "source", OPTIONS), **MAPPED)
     assert Cache(cache.path.parent, "name", "source", OPTIONS).read() is None
+
+
+def test_of_16_bit_colour_the_largest_value_is_a_bound(tmp_path, cache):
+    """Pillow gives high bytes alone: 15 of 4,095; max_value cannot help, so it is not offered."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.stack([CT, CT // 2, CT // 3], -1), photometric="rgb")
+    path = tmp_path / "ct.tif"
+    path.write_bytes(buffer.getvalue())
+    note = "the largest of its 16-bit values is at most 4,095: scale them to 0–65535"
+    assert decode_all([("ct.tif", path)], OPTIONS, cache=cache, **IN_MEMORY).notes == (note,)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("resolution", [None, 4, 300])
+def test_workers_change_nothing(files, cache, resolution):
+    """Chunks of several images and of one, with bad images among them; every fact is the same."""
+    files = [(f"{i}", path) for i, (_, path) in enumerate(files * 20)]
+    files[33] = ("row 33", None)
+    options = DecodeOptions((255, 255, 255), resolution)
+    alone, shared = (
+        decode_all(
+            files,
+            options,
+            cache=cache,
+            **IN_MEMORY | {"skip_bad_images": 1, "num_workers": n, "max_memory_bytes": 2**26},
+        )
+        for n in (0, 2)
+    )
+    np.testing.assert_array_equal(alone.array, shared.array)
+    assert alone[1:] == shared[1:] and alone.left_out == (33,)
