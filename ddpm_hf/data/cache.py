@@ -12,43 +12,35 @@ import shutil
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import PIL
-import torch
-from torch.utils.data import DataLoader
 
 from ..machine import put_in_place, replaced
-from .decoding import BadImage, decode_image
+from .decoding import Decoded, DecodeOptions, Largest
 from .samples import NUM_LEVELS, finish_digest
+from .workers import ImageFiles, decoded_in_order
 
-CACHE_FORMAT = 1  # raise it when the same files would decode to other pixels
+CACHE_FORMAT = 2  # raise it when the same files would decode to other pixels
 STALE_PARTIAL_S = 3600.0
 MOST_NAMED = 10  # bad images in one message
 
 
-class ImageFiles(Protocol):
-    """Encoded images in a fixed order; `files[i]` is (label for messages, what Pillow opens, None, or why not)."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> tuple[str, str | Path | BinaryIO | BadImage | None]: ...
-
-
-@dataclass(frozen=True)
-class DecodeOptions:
-    """What besides the files decides the pixels: two arguments of `decode_image`."""
-
-    background: tuple[int, int, int]
-    resolution: int | None
-    max_value: int | None = None
-    channels: int | None = None
-
-
 class DecodedImages(NamedTuple):
-    """`array` is uint8 [N, C, H, W], read-only; `skipped` says "label: reason" of each image left out of it."""
+    """All images that could be used, and what a user should know of the others and of the whole.
+
+    Attributes:
+        array: uint8 [N, C, H, W], read-only.
+        fingerprint: sha256 over content, dtype, shape and number of levels.
+        skipped: "label: reason" of each image that was left out.
+        left_out: the indices of these in the files, ascending.
+        notes: lines about the whole set, such as a range of values that looks too small.
+        first_in_colour: names the image that made a set of grey ones colour, and says how many there are; empty where
+            all are grey or all in colour.
+    """
 
     array: np.ndarray
     fingerprint: str
@@ -83,38 +75,70 @@ def decode_all(
 def _fill(
     files: ImageFiles, options: DecodeOptions, cache: Cache, skip: int, max_memory_bytes: int, num_workers: int
 ) -> DecodedImages:
-    # DataLoader runs the worker processes, in order and with bounded memory. It gets a generator of its own: otherwise
-    # it would draw a number from torch's global one when it starts.
-    loader = DataLoader(
-        _Decoder(files, options),  # pyright: ignore[reportArgumentType]
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),
-    )
-    store, first, skipped = None, "", []
+    store, first, survey = None, "", _Survey(options)
     try:
-        for label, image in loader:
+        for index, (label, image) in enumerate(decoded_in_order(files, options, num_workers)):
             if isinstance(image, str):
-                skipped.append(f"{label}: {image}")
-            if isinstance(image, str) or len(skipped) > skip:  # after too many, only to name all bad images
+                survey.skipped.append(f"{label}: {image}")
+                survey.left_out.append(index)
+            if isinstance(image, str) or len(survey.skipped) > skip:  # after too many, only to name all bad images
                 continue
+            pixels = image.pixels
             if store is None:
-                store, first = _Store(len(files), image.shape, max_memory_bytes, cache), label
-            if image.shape[1:] != store.shape[1:]:
-                sizes = [f"{width} x {height}" for _, height, width in (store.shape, image.shape)]
+                store, first = _Store(len(files), pixels.shape, max_memory_bytes, cache), label
+            if pixels.shape[1:] != store.shape[1:]:
+                sizes = [f"{width} x {height}" for _, height, width in (store.shape, pixels.shape)]
                 raise ValueError(f"{first} is {sizes[0]}, {label} is {sizes[1]}; pass resolution to make them equal")
-            if image.shape[0] > store.shape[0]:
+            if pixels.shape[0] > store.shape[0]:
                 store = store.in_colour()
-            store.append(image)
-        _check_skipped(skipped, skip)
+            store.append(pixels)
+            survey.add(label, image)
+        _check_skipped(survey.skipped, skip)
         if store is None:
-            raise ValueError(f"none of the {len(skipped)} images can be used: {first_of(skipped)}")
-        return store.finish(tuple(skipped))
+            raise ValueError(f"none of the {len(survey.skipped)} images can be used: {first_of(survey.skipped)}")
+        return store.finish(survey)
     except BaseException:
         if store is not None:
             store.discard()
         raise
+
+
+class _Survey:
+    """What is noticed of the images one by one and said of all of them."""
+
+    def __init__(self, options: DecodeOptions):
+        self.options = options
+        self.skipped: list[str] = []
+        self.left_out: list[int] = []
+        self.count, self.in_colour, self.colour_label = 0, 0, ""
+        self.largest: dict[int, Largest] = {}
+
+    def add(self, label: str, image: Decoded) -> None:
+        self.count += 1
+        if len(image.pixels) == 3:
+            self.colour_label = self.colour_label or label
+            self.in_colour += 1
+        bits, value, exact = image.largest
+        if bits == 0:
+            return
+        _, before, was_exact = self.largest.get(bits, Largest(bits))
+        self.largest[bits] = Largest(bits, max(value, before), exact and was_exact)
+
+    def first_in_colour(self) -> str:
+        if self.in_colour in (0, self.count):
+            return ""
+        return f"the first in colour is {self.colour_label} ({self.in_colour:,} of {self.count:,})"
+
+    def notes(self) -> tuple[str, ...]:
+        """A line for each depth of which the values fill a small part: up to 14 bits in 16, or 0 and 1 in 8 bits."""
+        notes = []
+        for bits, most in ((16, 2**14 - 1), (8, 1)):
+            _, value, exact = self.largest.get(bits, Largest())
+            if self.options.max_value is None and 0 < value <= most:
+                found = f"the largest of its {bits}-bit values is {'' if exact else 'at most '}{value:,}"
+                option = f", or give --max_value {value}" if exact else ""
+                notes.append(f"{found}: scale them to 0–{2**bits - 1}{option}")
+        return tuple(notes)
 
 
 def _check_skipped(skipped: Sequence[str], skip_bad_images: int) -> None:
@@ -128,32 +152,6 @@ def first_of(skipped: Sequence[str]) -> str:
     """The first bad images with their reasons, and how many more there are."""
     more = [f"and {len(skipped) - MOST_NAMED:,} more"] if len(skipped) > MOST_NAMED else []
     return "; ".join([*skipped[:MOST_NAMED], *more])
-
-
-@dataclass(frozen=True)
-class _Decoder:
-    """A map-style data set for DataLoader: the label, and either pixels [C, H, W] or the reason why there are none."""
-
-    files: ImageFiles
-    options: DecodeOptions
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> tuple[str, np.ndarray | str]:
-        label, file = self.files[index]
-        if file is None:
-            return label, "the row holds no image"
-        if isinstance(file, BadImage):
-            return label, str(file)
-        try:
-            return label, decode_image(file, background=self.options.background, resolution=self.options.resolution)
-        except BadImage as error:
-            return label, str(error)
-
-
-def _unchanged(item: Any) -> Any:
-    return item  # a named function, because a lambda cannot be sent to worker processes
 
 
 class _Store:
@@ -172,7 +170,8 @@ class _Store:
 
     def append(self, image: np.ndarray) -> None:
         """uint8 [C, H, W]; a grey one, [1, H, W], is repeated where the array is in colour."""
-        image = np.ascontiguousarray(np.broadcast_to(image, self.shape))
+        if image.shape != self.shape:
+            image = np.ascontiguousarray(np.broadcast_to(image, self.shape))
         self.digest.update(image.data)
         if self.file is None:
             self.memory[self.count] = image
@@ -188,10 +187,17 @@ class _Store:
         self.discard()
         return colour
 
-    def finish(self, skipped: tuple[str, ...]) -> DecodedImages:
+    def finish(self, survey: _Survey) -> DecodedImages:
         array = self._array()
         array.flags.writeable = False
-        decoded = DecodedImages(array, finish_digest(self.digest, array, NUM_LEVELS), skipped)
+        decoded = DecodedImages(
+            array,
+            finish_digest(self.digest, array, NUM_LEVELS),
+            tuple(survey.skipped),
+            tuple(survey.left_out),
+            survey.notes(),
+            survey.first_in_colour(),
+        )
         if self.file is not None:
             self.cache.commit(self.file, decoded)
         return decoded
@@ -239,7 +245,9 @@ class Cache:
             array = np.load(self.path.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
             if record["made_from"] != self.made_from or array.dtype != np.uint8 or array.ndim != 4:
                 return None
-            return DecodedImages(array, str(record["fingerprint"]), tuple(map(str, record["skipped"])))
+            skipped, notes = (tuple(map(str, record[name])) for name in ("skipped", "notes"))
+            left_out, colour = tuple(map(int, record["left_out"])), str(record["first_in_colour"])
+            return DecodedImages(array, str(record["fingerprint"]), skipped, left_out, notes, colour)
         except (OSError, ValueError, EOFError, KeyError, TypeError):
             return None
 
@@ -264,7 +272,8 @@ class Cache:
         """Puts the filled file in its place, so that a crash at any moment leaves a whole entry or none."""
         file.close()
         put_in_place(Path(file.name), self.path.with_suffix(".npy"), durable=True)
-        record = {"made_from": self.made_from, "fingerprint": decoded.fingerprint, "skipped": decoded.skipped}
+        facts = {name: value for name, value in decoded._asdict().items() if name != "array"}
+        record = {"made_from": self.made_from, **facts}
         own = Path(f"{file.name}.json.partial")  # another process may fill the same entry
         with replaced(self.path.with_suffix(".json"), temporary=own) as temporary:
             temporary.write_text(json.dumps(record, indent=1))

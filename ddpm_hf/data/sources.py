@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PLAIN = DecodeOptions((255, 255, 255), None)  # nothing to do to pixels that are there already
+PLAIN = DecodeOptions()  # nothing to do to pixels that are there already
 
 
 def load_samples(
@@ -102,13 +102,9 @@ def load_samples(
         raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
     _require_counts(skip_bad_images=skip_bad_images, max_memory_bytes=max_memory_bytes, num_workers=num_workers)
     _require_resolution(resolution)
-    if channels not in (None, 1, 3):
-        raise ValueError(
-            f"channels={channels!r}: must be 1 for grey, 3 for colour, or None to leave images as they are"
-        )
-    if max_value is not None and not (is_integer(max_value) and 1 <= max_value <= 65535):
-        raise ValueError(f"max_value={max_value!r}: must be an integer, 1 to 65535, or None")
-    options = DecodeOptions(_parse_colour(background), resolution, max_value, channels)
+    options = DecodeOptions(
+        _parse_colour(background), resolution, int(max_value) if is_integer(max_value) else max_value, channels
+    )
     if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
         _refuse_given(
             dataset_name,

@@ -1,6 +1,7 @@
 """Many files → one array: the same content by every route, and a cache that is whole, right, or not used."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -182,3 +184,115 @@ def test_decoding_leaves_the_global_generators_alone(files, cache):
     decode_all(files, OPTIONS, cache=cache, **IN_MEMORY | {"num_workers": 2})
     assert torch.equal(torch.get_rng_state(), torch_before)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+
+
+# ---- what is said of the whole set ---------------------------------------------------------------------------------
+
+
+def saved(folder: Path, *arrays: np.ndarray, suffix: str = "png") -> list[tuple[str, Path]]:
+    folder.mkdir()
+    paths = [folder / f"{i}.{suffix}" for i in range(len(arrays))]
+    for path, array in zip(paths, arrays, strict=True):
+        Image.fromarray(array).save(path)
+    return [(path.name, path) for path in paths]
+
+
+def test_skipped_files_are_known_by_index(files, cache):
+    files[0][1].write_bytes(b"damaged")
+    files[5][1].write_bytes(b"damaged")
+    decoded = decode_all(files, OPTIONS, cache=cache, **MAPPED | {"skip_bad_images": 2})
+    assert decoded.left_out == (0, 5)
+    assert decode_all(files, OPTIONS, cache=cache, **MAPPED | {"skip_bad_images": 2})[1:] == decoded[1:]
+
+
+def test_the_first_in_colour_is_named_and_counted(files, cache):
+    decoded = decode_all(files, OPTIONS, cache=cache, **IN_MEMORY)
+    assert decoded.first_in_colour == "the first in colour is 3.png (1 of 7)"
+    assert decode_all(files[:3], OPTIONS, cache=cache, **IN_MEMORY).first_in_colour == ""
+    assert decode_all(files[3:4], OPTIONS, cache=cache, **IN_MEMORY).first_in_colour == ""
+    one_channel = DecodeOptions((255, 255, 255), None, channels=1)
+    assert decode_all(files, one_channel, cache=cache, **IN_MEMORY)[-1] == ""
+
+
+CT = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+@pytest.mark.parametrize("top", [189, 255, 1023, 4095, 16383])
+def test_a_small_range_in_16_bits_is_noted_once(tmp_path, cache, top, suffix):
+    values = (CT.astype(int) * top // 4095).astype(np.uint16)
+    files = saved(tmp_path / "ct", values // 2, values, suffix=suffix)
+    note = f"the largest of its 16-bit values is {top:,}: scale them to 0–65535, or give --max_value {top}"
+    for _ in range(2):  # the second time from the cache
+        assert decode_all(files, OPTIONS, cache=cache, **MAPPED).notes == (note,)
+
+
+@pytest.mark.parametrize("top", [16384, 65535])
+def test_a_usual_range_in_16_bits_is_not_noted(tmp_path, cache, top):
+    files = saved(tmp_path / "ct", CT, np.full((8, 8), top, np.uint16))
+    assert decode_all(files, OPTIONS, cache=cache, **IN_MEMORY).notes == ()
+
+
+def test_masks_of_0_and_1_are_noted(tmp_path, cache):
+    black, mask = np.zeros((2, 2), np.uint8), np.eye(2, dtype=np.uint8)
+    files = saved(tmp_path / "masks", black, mask, black)
+    note = "the largest of its 8-bit values is 1: scale them to 0–255, or give --max_value 1"
+    assert decode_all(files, OPTIONS, cache=cache, **IN_MEMORY).notes == (note,)
+    assert decode_all(files[:1], OPTIONS, cache=cache, **IN_MEMORY).notes == ()  # black pictures
+    more = [*files, *saved(tmp_path / "grey", black + 2)]
+    assert decode_all(more, OPTIONS, cache=cache, **IN_MEMORY).notes == ()
+
+
+def test_one_bit_pictures_are_no_masks_of_0_and_1(tmp_path, cache):
+    files = saved(tmp_path / "bits", np.eye(2, dtype=bool))
+    assert decode_all(files, OPTIONS, cache=cache, **IN_MEMORY).notes == ()
+
+
+def test_with_max_value_nothing_is_noted_and_the_range_is_full(tmp_path, cache):
+    files = saved(tmp_path / "ct", CT, CT)
+    decoded = decode_all(files, DecodeOptions((255,) * 3, None, 4095), cache=cache, **IN_MEMORY)
+    assert decoded.notes == () and decoded.array.max() == 255
+    np.testing.assert_array_equal(decoded.array[0, 0], np.rint(CT / 4095 * 255))
+
+
+def test_a_value_above_max_value_names_the_file(tmp_path, cache):
+    files = saved(tmp_path / "ct", CT, CT + 1)
+    with pytest.raises(ValueError, match=r"1 bad image: 1\.png: its largest value is 4,096, above max_value=4095"):
+        decode_all(files, DecodeOptions((255,) * 3, None, 4095), cache=cache, **IN_MEMORY)
+
+
+def test_an_entry_of_the_old_format_is_not_found(files, cache, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(image_cache, "CACHE_FORMAT", 1)
+        decode_all(files, OPTIONS, cache=Cache(cache.path.parent, "name", "source", OPTIONS), **MAPPED)
+    assert Cache(cache.path.parent, "name", "source", OPTIONS).read() is None
+
+
+def test_of_16_bit_colour_the_largest_value_is_a_bound(tmp_path, cache):
+    """Pillow gives high bytes alone: 15 of 4,095; max_value cannot help, so it is not offered."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.stack([CT, CT // 2, CT // 3], -1), photometric="rgb")
+    path = tmp_path / "ct.tif"
+    path.write_bytes(buffer.getvalue())
+    note = "the largest of its 16-bit values is at most 4,095: scale them to 0–65535"
+    assert decode_all([("ct.tif", path)], OPTIONS, cache=cache, **IN_MEMORY).notes == (note,)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("resolution", [None, 4, 300])
+def test_workers_change_nothing(files, cache, resolution):
+    """Chunks of several images and of one, with bad images among them; every fact is the same."""
+    files = [(f"{i}", path) for i, (_, path) in enumerate(files * 20)]
+    files[33] = ("row 33", None)
+    options = DecodeOptions((255, 255, 255), resolution)
+    alone, shared = (
+        decode_all(
+            files,
+            options,
+            cache=cache,
+            **IN_MEMORY | {"skip_bad_images": 1, "num_workers": n, "max_memory_bytes": 2**26},
+        )
+        for n in (0, 2)
+    )
+    np.testing.assert_array_equal(alone.array, shared.array)
+    assert alone[1:] == shared[1:] and alone.left_out == (33,)

@@ -67,7 +67,7 @@ GREY8 = [(0,), (0,), (1,), (1,), (128,), (255,)]
         (encoded(Image.fromarray(GREY16), "TIFF"), GREY8),
         (encoded(Image.fromarray(GREY16), "PPM"), GREY8),
         (png(1, 1, 16, 2, b"\0\xff\xff\x80\xff\x00\x00"), [(255, 128, 0)]),
-        (png(1, 1, 16, 4, b"\0\x00\x00\x00\x00"), [(255,) * 3]),  # Pillow reads 16-bit grey with alpha as RGBA
+        (png(1, 1, 16, 4, b"\0\x00\x00\x00\x00"), [(255,)]),  # Pillow reads 16-bit grey with alpha as RGBA
     ],
     ids=[
         *("grey", "1-bit", "palette", "palette-transparent", "rgba", "rgba-half", "la", "grey-key", "rgb-key", "cmyk"),
@@ -160,7 +160,7 @@ def twelve_bit_tiff() -> io.BytesIO:
     ("file", "reason"),
     [
         (encoded(Image.new("F", (1, 1), 0.5), "TIFF"), "mode 'F'"),
-        (encoded(Image.new("I", (1, 1), 70_000), "TIFF"), "mode 'I'"),
+        (encoded(Image.new("I", (1, 1), 70_000), "TIFF"), "signed pixels"),
         (encoded(Image.new("LAB", (1, 1)), "TIFF"), "mode 'LAB'"),
         (encoded(Image.fromarray(GREY16), "TIFF", tiffinfo=TIFF_INVERTED), "photometric 0"),
         (twelve_bit_tiff(), "12"),
