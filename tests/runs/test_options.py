@@ -14,7 +14,7 @@ from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, averaging_lags, check_
 
 ROOT = Path(__file__).parents[2]
 RANGED = [f for f in fields(TrainingOptions) if any(v is not None for v in vars(f.metadata["range"]).values())]
-PATHS = ["output_dir", "dataset_name", "train_data_dir", "init_from", "resume"]
+PATHS = ["output_dir", "dataset_name", "train_data_dir", "init_from", "eval_data_dir", "resume"]
 
 
 def parse(*words: str) -> TrainingOptions:
