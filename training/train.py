@@ -105,7 +105,7 @@ class Run:
     model: torch.nn.Module  # state.unet, wrapped for mixed precision and several processes
     state: TrainingState
     scheduler: DDPMPaperScheduler
-    held_out: HeldOut
+    held_out: HeldOut | None
     updates: Updates = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,8 +180,9 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
         step, ending = state.step, state.step == options.num_steps
         stopping = agree_to_stop(accelerator, signals, deadline)
         if ending or step % options.log_every == 0:
-            epoch, learning_rate = run.batches.epoch(step), run.updates.learning_rate
-            log.write(step, epoch=epoch, grad_norm=grad_norm, learning_rate=learning_rate)
+            log.write(
+                step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=run.updates.learning_rate
+            )
         with log.paused():
             if not stopping:
                 write_samples()
@@ -202,8 +203,9 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
 # ---- wiring --------------------------------------------------------------------------------------------------------
 
 
-def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> Run:
-    held_out = hold_out(options, accelerator, samples)
+def build_run(
+    options: TrainingOptions, accelerator: Accelerator, samples: Samples, held_out: HeldOut | None = None
+) -> Run:
     unet, scheduler = initial_model(options, samples)
     batches = KeyedBatches(
         samples,
@@ -211,7 +213,7 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
         global_batch_size=options.global_batch_size,
         num_timesteps=len(scheduler),
         random_flip=options.random_flip,
-        allowed=held_out.rows,
+        allowed=held_out and held_out.rows,
     )
     history_of = len(scheduler) if options.timestep_sampling == "loss_history" else None
     model, state = training_state(
@@ -252,7 +254,8 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         with signals.interruptible():
             with accelerator.main_process_first():  # the others read what the first cached
                 samples = load_data(options)
-            run = build_run(options, accelerator, samples)
+            held_out = hold_out(options, accelerator, samples)
+        run = build_run(options, accelerator, samples, held_out)
         logger.info(described(samples, run.state.unet, accelerator))
         if advice := averaging_lags(options.num_steps, options.ema_decay):
             logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "

@@ -79,8 +79,8 @@ def content_keys(samples: Samples, indices: Sequence[int] | np.ndarray | None = 
         return np.array([key for part in workers.map(keys, tasks) for key in part], dtype=np.uint64)
 
 
-def hold_out(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> HeldOut:
-    """What is held out of `samples`, or given beside them, by the options; called by all processes.
+def hold_out(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> HeldOut | None:
+    """What is held out of `samples`, or given beside them, by the options, None for nothing; called by all processes.
 
     With `held_out_every` K these are the samples whose content key is a multiple of K: about one in K, equal ones all
     or none of them, and the same in every run, however many samples are added. Given ones that are also trained on are
@@ -107,7 +107,7 @@ def hold_out(options: TrainingOptions, accelerator: Accelerator, samples: Sample
         if overlap := _of_main(accelerator, lambda: overlap_found(given, samples)):
             logger.warning(overlap)
     else:
-        return HeldOut()
+        return None
     if not options.eval_every:
         return HeldOut(rows)
     trained_on = np.arange(len(samples)) if rows is None else rows

@@ -83,14 +83,14 @@ def write_due_evaluation(
     log: RunLog,
     folder: RunFolder,
     signals: StopSignals,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     *,
     only_missing: bool = False,
 ) -> None:
     """A line about held-out samples where it is due after this step; a signal cuts it off. With `only_missing`, after
     a resumption, only where it is not there yet.
     """
-    if not held_out.parts or not _is_due(options.eval_every, options, state):
+    if held_out is None or not held_out.parts or not _is_due(options.eval_every, options, state):
         return
     if only_missing and broadcast_object_list([log.has_evaluation(state.step, held_out.identity)])[0]:
         return
@@ -108,7 +108,7 @@ def write_due(
     log: RunLog,
     folder: RunFolder,
     signals: StopSignals,
-    held_out: HeldOut,
+    held_out: HeldOut | None,
     *,
     only_missing: bool = False,
 ) -> None:
