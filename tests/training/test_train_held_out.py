@@ -1,5 +1,6 @@
 """training/train.py with held-out samples: the weights are those without, and the lines those of any run."""
 
+import html
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 from tiny_runs import IMPORTANCE, final_hashes, finish, finish_pair, pixels, refusal, start, start_pair, train
 
+from ddpm_hf.hub import model_card
 from ddpm_hf.runs import RunLog, checkpoints, read_metrics, watching
 
 pytestmark = pytest.mark.integration
@@ -179,6 +181,9 @@ def test_a_folder_of_held_out_pictures_is_evaluated_by_a_process_of_its_own(tmp_
     assert len(evaluations_of(tmp_path / "run")[0]["held_out_bpd_groups"]) == 8
     assert pixels(tmp_path / "run" / "curves.png").shape == (1200, 800, 3)
     assert "lowest held-out bound" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    loss = [line["loss"] for line in lines_of(tmp_path / "run") if "loss" in line][-1]
+    card = model_card(tmp_path / "run", tmp_path / "run" / "checkpoints" / "step-6", "user/name")
+    assert f"| last loss | {loss:g} |" in html.unescape(card)  # though the last line is an evaluation's
 
 
 def test_held_out_pictures_of_another_size_are_refused(tmp_path):
