@@ -68,10 +68,11 @@ class KeyedBatches:
     ):
         self.allowed, self.num_samples = allowed, len(samples) if allowed is None else len(allowed)
         if self.num_samples < global_batch_size:
-            of_all = "" if allowed is None else f" of {len(samples)} to train on"
+            num_left_out = len(samples) - self.num_samples
+            count = f"{self.num_samples} ({num_left_out} are held out)" if num_left_out else self.num_samples
             raise ValueError(
-                f"{samples.name} has {self.num_samples} samples{of_all}, fewer than "
-                f"global_batch_size={global_batch_size}; lower global_batch_size or add data"
+                f"{samples.name} has {count} samples, fewer than global_batch_size={global_batch_size}; "
+                "lower global_batch_size or add data"
             )
         self.samples, self.seed, self.random_flip = samples, seed, random_flip
         self.global_batch_size, self.num_timesteps = global_batch_size, num_timesteps
