@@ -76,7 +76,7 @@ def test_a_key_changes_with_a_single_level():
 
 
 @pytest.mark.parametrize("every", [2, 3, 10])
-def test_about_one_in_k_is_held_out_and_all_others_are_trained_on(accelerator, every):
+def test_about_one_in_k_is_held_out_and_the_others_trained_on(accelerator, every):
     held_out = held_out_of(images(3000), accelerator, held_out_every=every, eval_every=5, eval_samples=3000)
     kept = held_out.parts["held_out"].indices
     assert sorted([*kept, *held_out.rows]) == list(range(3000))
@@ -222,7 +222,7 @@ def test_few_terms_are_the_estimate_of_the_bound(accelerator, tiny_unet, tiny_sc
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "previous_sample"])
-def test_l_simple_is_the_error_of_the_target_at_one_t_of_each_quarter(tiny_unet, tiny_scheduler, prediction):
+def test_l_simple_is_the_error_at_one_t_of_each_quarter(tiny_unet, tiny_scheduler, prediction):
     unet, diffusion = tiny_unet(**GREY, out_channels=1), tiny_scheduler(prediction_type=prediction).diffusion
     x_start = to_model_range(images(3).batch([0, 1, 2]), 256)
     losses = simple_losses(unet, diffusion, x_start, first_index=5)
@@ -241,7 +241,7 @@ def test_l_simple_is_the_error_of_the_target_at_one_t_of_each_quarter(tiny_unet,
     assert len(set(seen)) > 2
 
 
-def test_l_simple_of_a_learned_variance_is_that_of_its_first_half(tiny_unet, tiny_scheduler):
+def test_l_simple_of_a_learned_variance_is_of_its_first_half(tiny_unet, tiny_scheduler):
     diffusion = tiny_scheduler(variance_type="learned").diffusion
     unet = tiny_unet(**GREY, out_channels=2)
     x_start = to_model_range(images(4).batch(range(4)), 256)

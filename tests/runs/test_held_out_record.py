@@ -106,7 +106,7 @@ def test_a_clear_rise_is_said_in_one_sentence(lines, words, tmp_path):
     assert ("has risen by" in page) == bool(words) and ("lowest held-out bound" in page) == bool(lines)
 
 
-def test_the_report_has_the_best_step_beside_the_last_and_training_as_before(tmp_path):
+def test_the_report_has_the_best_step_beside_the_last(tmp_path):
     lines = [evaluation(100, 2.96543, 2.9), training(150), evaluation(1200, 3.4, 1.25)]
     write_report(tmp_path, metrics=lines, step=1200, num_steps=2000)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def test_the_report_has_the_best_step_beside_the_last_and_training_as_before(tmp
     assert "<td>0.00667</td>" in page  # the loss of step 150
 
 
-def test_curves_show_both_kinds_of_samples_and_mark_the_lowest_bound():
+def test_curves_show_both_kinds_and_mark_the_lowest_bound():
     bounds = [(10, 5.0, 5.0), (20, 3.0, 2.5), (30, 4.0, 1.5)]
     lines = [evaluation(*bound) for bound in bounds]
     steps = [training(step) for step in range(1, 31)]

@@ -63,7 +63,7 @@ def test_points_are_evaluated(tmp_path):
 
 
 @pytest.mark.parametrize("held_out", [SPLIT, KEPT], ids=["split", "kept"])
-def test_an_interrupted_run_has_the_lines_of_one_that_was_not(tmp_path, interrupted, held_out):
+def test_an_interrupted_run_has_the_lines_of_a_whole_one(tmp_path, interrupted, held_out):
     options = {**held_out, "num_steps": 8, "dropout": 0.3}
     whole, parted = train(tmp_path / "whole", **options), tmp_path / "parted"
     for after in (4, 7):  # after the checkpoints at 3 and 6
@@ -89,7 +89,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_cuts_an_evaluation_off_and_it_is_made_up_for(tmp_path, monkeypatch, number):
+def test_a_signal_cuts_an_evaluation_off_until_the_next_start(tmp_path, monkeypatch, number):
     whole, folder = train(tmp_path / "whole", **KEPT), tmp_path / "run"
     original, received = watching.evaluate, []
 
@@ -111,7 +111,7 @@ def test_a_signal_cuts_an_evaluation_off_and_it_is_made_up_for(tmp_path, monkeyp
     assert final_hashes(folder, 6) == final_hashes(whole, 6) and lines_of(folder) == lines_of(whole)
 
 
-def test_a_stop_before_an_evaluation_is_due_leaves_it_to_the_next_start(tmp_path, monkeypatch):
+def test_a_stop_before_an_evaluation_leaves_it_to_the_next_start(tmp_path, monkeypatch):
     whole, folder = train(tmp_path / "whole", **KEPT), tmp_path / "run"
     original = RunLog.update
 
@@ -146,7 +146,7 @@ def test_another_held_out_part_changes_what_is_trained_on(finished_run, options,
     assert change in message and "--allow_changes" in message and "eval_every" not in message
 
 
-def test_a_checkpoint_that_knows_nothing_of_held_out_data_goes_on(finished):
+def test_a_checkpoint_from_before_these_options_goes_on(finished):
     """As those have no such options that were written before there were any."""
     for _, checkpoint in checkpoints.found_in(finished / "checkpoints"):
         path = checkpoint / checkpoints.MANIFEST
@@ -167,7 +167,7 @@ def test_too_few_samples_to_train_on_are_refused(tmp_path):
 # ---- a whole run ---------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_of_held_out_pictures_is_evaluated_by_a_process_of_its_own(tmp_path):
+def test_a_process_evaluates_a_folder_of_held_out_pictures(tmp_path):
     """From the command to what it leaves: lines, curves of twice the height, a report; and the overlap is named."""
     array = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     for name, chosen in (("train", range(20)), ("test", range(18, 30))):
