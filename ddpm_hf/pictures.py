@@ -136,24 +136,59 @@ def point_density(points: np.ndarray, *, extent: float = 1.5, side: int = 256) -
     return picture.resize((side, side), Image.Resampling.NEAREST)
 
 
-def training_curves(metrics: Sequence[Mapping[str, float]]) -> Image.Image:
+def training_curves(
+    metrics: Sequence[Mapping[str, Any]],
+    evaluations: Sequence[Mapping[str, Any]] = (),
+    *,
+    lowest: int | None = None,
+) -> Image.Image:
     """Loss and gradient norm (before clipping) over steps, both on logarithmic axes; `metrics` as in metrics.jsonl.
 
-    Needs matplotlib, of the extra `train`. Raises ValueError for no metrics.
+    Those of its lines that are about held-out samples are left out; given as `evaluations` they make two panels more,
+    L_simple and the bound of held-out samples beside those of training samples. `lowest` is the step where the bound
+    of held-out samples is lowest, which is marked. Needs matplotlib, of the extra `train`. Raises ValueError for no
+    metrics.
     """
     if not metrics:
         raise ValueError("there are no metrics to draw")
     from matplotlib.figure import Figure  # the object interface: no window system, no global state
 
-    figure = Figure(figsize=(8, 6), layout="constrained")
-    steps = [line["step"] for line in metrics]
-    for axes, key in zip(figure.subplots(2, 1, sharex=True), ("loss", "grad_norm"), strict=True):
-        axes.plot(steps, [line[key] for line in metrics], linewidth=1)
+    lines = [line for line in metrics if "loss" in line]
+    keys = ["loss", "grad_norm"] if lines else []
+    measures = {"l_simple": "L_simple", "bpd": "bound (bits/dim)"} if evaluations else {}
+    count = len(keys) + len(measures)
+    figure = Figure(figsize=(8, 3 * count), layout="constrained")
+    every = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
+    for axes, key in zip(every, keys, strict=False):
+        axes.plot([line["step"] for line in lines], [line[key] for line in lines], linewidth=1)
         axes.set_yscale("log")
         axes.set_ylabel(key)
+    for axes, (key, label) in zip(every[len(keys) :], measures.items(), strict=True):
+        _draw_held_out(axes, evaluations, key, lowest)
+        axes.set_ylabel(label)
+    for axes in every:
         axes.grid(alpha=0.3)
-    axes.set_xlabel("step")
+    every[-1].set_xlabel("step")
     return drawn(figure)
+
+
+def _draw_held_out(axes: Any, evaluations: Sequence[Mapping[str, Any]], key: str, lowest: int | None) -> None:
+    """A measure of held-out and of training samples over steps, with the step of the lowest held-out bound."""
+    from matplotlib.ticker import LogFormatter
+
+    steps = [line["step"] for line in evaluations]
+    kinds = (("held_out", "held-out samples", "tab:red"), ("train", "training samples", "tab:blue"))
+    for name, label, colour in kinds:
+        values = [line[f"{name}_{key}"] for line in evaluations]
+        axes.plot(steps, values, linewidth=1.5, marker=".", markersize=4, color=colour, label=label)
+    if all(line[f"{name}_{key}"] > 0 for line in evaluations for name in ("held_out", "train")):
+        axes.set_yscale("log")  # the first steps are far above what matters later; a density may be below 0
+        axes.yaxis.set_major_formatter("{x:g}")  # 10, not 10¹
+        axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False))
+    if lowest is not None:
+        label = f"lowest held-out bound: step {lowest:,}"
+        axes.axvline(lowest, color="black", linestyle="--", linewidth=1, label=label)
+    axes.legend()
 
 
 def rate_distortion_plot(curve: RateDistortion) -> Image.Image:

@@ -68,6 +68,7 @@ from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.runs import (
     Batch,
     DryRun,
+    HeldOut,
     KeyedBatches,
     RunFolder,
     RunLog,
@@ -76,6 +77,7 @@ from ddpm_hf.runs import (
     batches_of,
     described,
     end_early,
+    hold_out,
     initial_model,
     linear_warmup,
     load_data,
@@ -86,7 +88,7 @@ from ddpm_hf.runs import (
     share_of,
     start_trackers,
     training_state,
-    write_due_grids,
+    write_due,
 )
 
 logger = logging.getLogger("train")
@@ -105,6 +107,7 @@ class Run:
     model: torch.nn.Module  # state.unet, wrapped for mixed precision and several processes
     state: TrainingState
     scheduler: DDPMPaperScheduler
+    held_out: HeldOut | None
     updates: Updates = field(init=False)
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
 
 
 def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: BackgroundUploads | None = None) -> None:
-    """Algorithm 1, from where the state stands to the last step, with metrics, samples and checkpoints on the way.
+    """Algorithm 1, from where the state stands to the last step, with metrics, samples, evaluations and checkpoints.
 
     A signal leads to a checkpoint of the step that was just made, and `Stopped`; the end of `max_minutes` too, and
     exit code 0.
@@ -165,10 +168,10 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
         first_step=state.step,
         num_steps=options.num_steps,
         global_batch_size=options.global_batch_size,
-        tables=report_tables(options, run.batches.samples, state.unet, accelerator, folder.manifest),
+        tables=report_tables(options, run.batches.samples, state.unet, accelerator, folder.manifest, run.held_out),
     )
-    write_samples = partial(write_due_grids, options, state, run.scheduler, log, folder, signals)
-    if state.step:  # a run that was stopped while it drew them
+    write_samples = partial(write_due, options, state, run.scheduler, log, folder, signals, run.held_out)
+    if state.step:  # a run that was stopped while it drew or evaluated them
         write_samples(only_missing=True)
     run.model.train()
     for _ in steps:
@@ -179,8 +182,9 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
         step, ending = state.step, state.step == options.num_steps
         stopping = agree_to_stop(accelerator, signals, deadline)
         if ending or step % options.log_every == 0:
-            epoch, learning_rate = run.batches.epoch(step), run.updates.learning_rate
-            log.write(step, epoch=epoch, grad_norm=grad_norm, learning_rate=learning_rate)
+            log.write(
+                step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=run.updates.learning_rate
+            )
         with log.paused():
             if not stopping:
                 write_samples()
@@ -201,7 +205,9 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
 # ---- wiring --------------------------------------------------------------------------------------------------------
 
 
-def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> Run:
+def build_run(
+    options: TrainingOptions, accelerator: Accelerator, samples: Samples, held_out: HeldOut | None = None
+) -> Run:
     unet, scheduler = initial_model(options, samples)
     batches = KeyedBatches(
         samples,
@@ -209,12 +215,13 @@ def build_run(options: TrainingOptions, accelerator: Accelerator, samples: Sampl
         global_batch_size=options.global_batch_size,
         num_timesteps=len(scheduler),
         random_flip=options.random_flip,
+        allowed=held_out and held_out.rows,
     )
     history_of = len(scheduler) if options.timestep_sampling == "loss_history" else None
     model, state = training_state(
         accelerator, unet, ema_decay=options.ema_decay, history_of=history_of, compile=options.compile
     )
-    return Run(options, accelerator, batches, model, state, scheduler)
+    return Run(options, accelerator, batches, model, state, scheduler, held_out)
 
 
 def main(argv: list[str]) -> None:
@@ -249,9 +256,11 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         if not accelerator.is_main_process:
             logging.disable(logging.WARNING)
         share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
-        with signals.interruptible(), accelerator.main_process_first():  # the others read what the first cached
-            samples = load_data(options)
-        run = build_run(options, accelerator, samples)
+        with signals.interruptible():
+            with accelerator.main_process_first():  # the others read what the first cached
+                samples = load_data(options)
+            held_out = hold_out(options, accelerator, samples)
+        run = build_run(options, accelerator, samples, held_out)
         logger.info(described(samples, run.state.unet, accelerator))
         if advice := averaging_lags(options.num_steps, options.ema_decay):
             logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "

@@ -102,9 +102,7 @@ def load_samples(
         raise ValueError(f"got {dataset_name=} and {train_data_dir=}; pass exactly one of the two")
     _require_counts(skip_bad_images=skip_bad_images, max_memory_bytes=max_memory_bytes, num_workers=num_workers)
     _require_resolution(resolution)
-    options = DecodeOptions(
-        _parse_colour(background), resolution, int(max_value) if is_integer(max_value) else max_value, channels
-    )
+    options = DecodeOptions(_parse_colour(background), resolution, max_value, channels)
     if isinstance(dataset_name, str) and dataset_name in BUILT_IN:
         _refuse_given(
             dataset_name,

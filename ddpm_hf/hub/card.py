@@ -65,7 +65,8 @@ def model_card(
     is_points = "sample_size" not in unet
     paper, deviations = compare_with_paper({**options, **unet, **scheduler}, is_points=is_points)
     step = manifest.get("step") or max((line["step"] for line in metrics), default=None)
-    metrics = [line for line in metrics if line["step"] <= step]  # a run that was killed got further than its model
+    # a run that was killed got further than its model; lines without a loss are about held-out samples
+    metrics = [line for line in metrics if line["step"] <= step and "loss" in line]
     world_size = int(manifest.get("world_size", 1))
     results = _results_of(run, model)
     facts = {

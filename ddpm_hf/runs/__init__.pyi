@@ -8,6 +8,14 @@ from .batches import (
 from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointError, model_folder as model_folder
 from .dry_run import DryRun as DryRun
 from .folder import RunFolder as RunFolder
+from .held_out import (
+    HeldOut as HeldOut,
+    Part as Part,
+    content_keys as content_keys,
+    evaluate as evaluate,
+    hold_out as hold_out,
+    numbers_of as numbers_of,
+)
 from .log import RunLog as RunLog, start_trackers as start_trackers
 from .options import (
     FREE_TO_CHANGE as FREE_TO_CHANGE,
@@ -19,6 +27,8 @@ from .parsing import parse_options as parse_options, to_yaml as to_yaml
 from .records import (
     RESULTS as RESULTS,
     environment as environment,
+    evaluations as evaluations,
+    lowest_bound as lowest_bound,
     on_one_line as on_one_line,
     public_options as public_options,
     read_json as read_json,
@@ -47,6 +57,8 @@ from .watching import (
     described as described,
     end_early as end_early,
     report_tables as report_tables,
+    write_due as write_due,
+    write_due_evaluation as write_due_evaluation,
     write_due_grids as write_due_grids,
     write_grids as write_grids,
 )

@@ -42,13 +42,36 @@ class KeyedBatches:
     The data is an endless row of epochs, each a permutation of all samples; batch `step` is the next
     `global_batch_size` of it, so no sample is dropped at an epoch's end. Order, flips, t and noise are keyed
     (seed, purpose, step or epoch, row): processes and accumulation steps only say who computes which rows, and a run
-    can start at any step. Raises ValueError when there are fewer samples than `global_batch_size`.
+    can start at any step.
+
+    Args:
+        samples: the data.
+        seed: of every draw.
+        global_batch_size: samples per step, over all processes.
+        num_timesteps: T.
+        random_flip: mirror every other image, at random.
+        allowed: the indices of the samples that may be drawn, int64 [N], each once; None for all. So what is held out
+            of a memory-mapped array needs no copy of the rest.
+
+    Raises ValueError when there are fewer samples than `global_batch_size`.
     """
 
-    def __init__(self, samples: Samples, *, seed: int, global_batch_size: int, num_timesteps: int, random_flip: bool):
-        if len(samples) < global_batch_size:
+    def __init__(
+        self,
+        samples: Samples,
+        *,
+        seed: int,
+        global_batch_size: int,
+        num_timesteps: int,
+        random_flip: bool,
+        allowed: np.ndarray | None = None,
+    ):
+        self.allowed, self.num_samples = allowed, len(samples) if allowed is None else len(allowed)
+        if self.num_samples < global_batch_size:
+            num_left_out = len(samples) - self.num_samples
+            count = f"{self.num_samples} ({num_left_out} are held out)" if num_left_out else self.num_samples
             raise ValueError(
-                f"{samples.name} has {len(samples)} samples, fewer than global_batch_size={global_batch_size}; "
+                f"{samples.name} has {count} samples, fewer than global_batch_size={global_batch_size}; "
                 "lower global_batch_size or add data"
             )
         self.samples, self.seed, self.random_flip = samples, seed, random_flip
@@ -57,22 +80,24 @@ class KeyedBatches:
 
     def epoch(self, step: int) -> float:
         """Epochs completed before `step`."""
-        return step * self.global_batch_size / len(self.samples)
+        return step * self.global_batch_size / self.num_samples
 
     def _order(self, epoch: int) -> np.ndarray:
         if epoch not in self._epochs:
             self._epochs = {
                 e: order for e, order in self._epochs.items() if e == epoch - 1
             }  # a batch spans two at most
-            self._epochs[epoch] = keyed_generator(self.seed, "order", epoch).permutation(len(self.samples))
+            self._epochs[epoch] = keyed_generator(self.seed, "order", epoch).permutation(self.num_samples)
         return self._epochs[epoch]
 
     def indices(self, step: int) -> np.ndarray:
         """Sample indices of the global batch `step`, int64 [global_batch_size]."""
-        epoch, start = divmod(step * self.global_batch_size, len(self.samples))
+        epoch, start = divmod(step * self.global_batch_size, self.num_samples)
         indices = self._order(epoch)[start : start + self.global_batch_size]
         missing = self.global_batch_size - len(indices)
-        return np.concatenate([indices, self._order(epoch + 1)[:missing]]) if missing else indices
+        if missing:
+            indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
+        return indices if self.allowed is None else self.allowed[indices]
 
     def rows(self, step: int, rows: range) -> Batch:
         """The given rows of the global batch `step`."""

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..machine import leave_processes, replaced
 from ..pictures import image_grid, point_density, side_by_side, training_curves
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
-from .records import read_metrics
+from .records import evaluations, lowest_bound, read_metrics
 from .report import Rows, duration, write_report
 
 logger = logging.getLogger(__name__)
@@ -159,14 +159,28 @@ class RunLog:
             "learning_rate": learning_rate,
             "images_per_s": round(self.num_steps * self.global_batch_size / seconds, 1),
         }
+        self._record(step, numbers)
+        self.progress.show(images_per_s=numbers["images_per_s"], loss=loss, learning_rate=learning_rate)
+        self._restart()
+
+    def write_evaluation(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """A line of its own about held-out samples (`numbers_of`); all processes call this."""
+        self._record(step, numbers)
+
+    def has_evaluation(self, step: int, evaluated_on: str) -> bool:
+        """Whether there is such a line of this step, about the same samples; on the main process."""
+        lines = read_metrics(self.folder / "metrics.jsonl")
+        return any(line["step"] == step and line.get("evaluated_on") == evaluated_on for line in lines)
+
+    def _record(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl; the numbers in it, and no lists or words, go to the tracker as well."""
         if self.accelerator.is_main_process:
             line = {"step": step, **numbers, "time_utc": datetime.now(UTC).isoformat(timespec="seconds")}
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         with trackers_left_out_if_they_fail(self.accelerator):
-            self.accelerator.log(numbers, step=step)
-        self.progress.show(images_per_s=numbers["images_per_s"], loss=loss, learning_rate=learning_rate)
-        self._restart()
+            scalars = {name: value for name, value in numbers.items() if isinstance(value, int | float)}
+            self.accelerator.log(scalars, step=step)
 
     def has_samples(self, step: int) -> bool:
         """Whether both grids of `write_samples` are there; on the main process."""
@@ -197,7 +211,10 @@ class RunLog:
             return
         metrics = read_metrics(self.folder / "metrics.jsonl")
         if metrics:
-            training_curves(metrics).save(self.folder / "curves.png")
+            evaluated = evaluations(metrics)
+            lowest = lowest_bound(evaluated)
+            curves = training_curves(metrics, evaluated, lowest=None if lowest is None else lowest["step"])
+            curves.save(self.folder / "curves.png")
         grids = sorted(self.folder.glob("samples/step-*-ema.png"), key=lambda path: int(path.stem.split("-")[1]))
         if grids:
             chosen = sorted({round(i) for i in np.linspace(0, len(grids) - 1, 8)})

@@ -103,6 +103,19 @@ class TrainingOptions:
         None, "without a GPU; none: the cores, shared by this machine's processes", at_least=1, at_most=1024
     )
 
+    # held-out data
+    eval_every: int = option(
+        0, "steps between evaluations on held-out samples, and one at the end; 0: none", at_least=0
+    )
+    held_out_every: int | None = option(
+        None, "keep about one in so many samples from training, chosen by its content; none: train on all", at_least=2
+    )
+    eval_data_dir: str | None = option(None, "instead: a folder of images that are not trained on", is_path=True)
+    eval_split: str | None = option(None, "instead: another split of dataset_name")
+    eval_samples: int = option(
+        256, "how many held-out samples to evaluate, and as many of those trained on", at_least=1, at_most=1_000_000
+    )
+
     # watching and saving
     max_minutes: float | None = option(
         None, "minutes of training after which to stop, with a checkpoint; none: all steps", above=0, below=math.inf
@@ -129,6 +142,7 @@ class TrainingOptions:
         check_ranges(self)
         self._check_data_and_places()
         self._check_combinations()
+        self._check_held_out()
         if self.init_from is None:  # else the process is that of the checkpoint
             self._check_process()
 
@@ -141,7 +155,7 @@ class TrainingOptions:
     def _check_data_and_places(self) -> None:
         if not self.output_dir or Path(self.output_dir).is_file():
             raise ValueError(f"--output_dir={self.output_dir!r} must be a folder, or the name of a new one")
-        for name in ("dataset_name", "train_data_dir"):
+        for name in ("dataset_name", "train_data_dir", "eval_data_dir"):
             if getattr(self, name) == "":
                 raise ValueError(f"--{name}='' is empty; name a data set, or give none")
         if (self.dataset_name is None) == (self.train_data_dir is None):
@@ -173,6 +187,33 @@ class TrainingOptions:
         if self.timestep_sampling == "loss_history" and self.objective == "simple":
             raise ValueError("--timestep_sampling loss_history is for --objective vlb; L_simple weighs all t alike")
 
+    def _check_held_out(self) -> None:
+        given = {name: getattr(self, name) for name in ("held_out_every", "eval_data_dir", "eval_split")}
+        given = [f"--{name} {value}" for name, value in given.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {' and '.join(given)}: each says which samples are held out")
+        if self.eval_every and not given:
+            raise ValueError(
+                f"--eval_every={self.eval_every} needs held-out samples: --held_out_every 10 keeps about a tenth of "
+                "the data from training; or give --eval_data_dir FOLDER, or --eval_split NAME"
+            )
+        if not self.eval_every and (self.eval_data_dir is not None or self.eval_split is not None):
+            raise ValueError(f"{given[0]} is only evaluated, and --eval_every is 0; say how often, or leave it out")
+        if self.eval_split is not None and self.dataset_name is None:
+            raise ValueError(
+                f"--eval_split={self.eval_split}: a folder has no splits; give --eval_data_dir FOLDER or "
+                "--held_out_every 10"
+            )
+        if self.eval_split is not None and self.eval_split == self.dataset_split:
+            raise ValueError(f"--eval_split={self.eval_split} is the split that is trained on; name another")
+        if self.eval_data_dir is not None and self.train_data_dir is not None:
+            folder, other = Path(self.eval_data_dir).resolve(), Path(self.train_data_dir).resolve()
+            if folder.is_relative_to(other) or other.is_relative_to(folder):
+                raise ValueError(
+                    f"--eval_data_dir={self.eval_data_dir} and --train_data_dir={self.train_data_dir} share images, "
+                    "as folders are searched through; move one out of the other, or give --held_out_every 10"
+                )
+
     def _check_process(self) -> None:
         """That samples can be drawn by this process: last, because it takes torch and so seconds to find out."""
         from ..scheduler import DDPMPaperScheduler
@@ -186,11 +227,12 @@ class TrainingOptions:
 
 
 # What may differ between a run and its resumption; everything else changes the mathematics. Where the data lies may
-# change: its content is compared by fingerprint.
+# change: its content is compared by fingerprint. `held_out_every` says what is trained on; given held-out data do not.
 FREE_TO_CHANGE = {
     *("output_dir", "num_steps", "num_workers", "cpu_threads", "max_minutes"),
     *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
+    *("eval_every", "eval_data_dir", "eval_split", "eval_samples"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *(
         "resume",

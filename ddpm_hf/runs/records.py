@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +94,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 lines.append(line)
     return lines
+
+
+def evaluations(metrics: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The lines of metrics.jsonl about held-out samples, those alone that are of the same samples as the last."""
+    names = ("held_out_l_simple", "held_out_bpd", "train_l_simple", "train_bpd")
+    found = [line for line in metrics if all(isinstance(line.get(name), int | float) for name in names)]
+    return [line for line in found if line.get("evaluated_on") == found[-1].get("evaluated_on")]
+
+
+def lowest_bound(evaluated: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The first of these `evaluations` whose held-out bound is lowest; None where none has a finite one."""
+    finite = [line for line in evaluated if math.isfinite(line["held_out_bpd"])]
+    return min(finite, key=lambda line: line["held_out_bpd"], default=None)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:

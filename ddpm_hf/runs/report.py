@@ -7,6 +7,7 @@ report_template.html; Jinja2 escapes whatever comes from the run, names above al
 import functools
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +19,10 @@ from markupsafe import Markup
 
 from ..machine import replaced
 from .options import averaging_lags
-from .records import RESULTS, read_results, shown_value
+from .records import RESULTS, evaluations, lowest_bound, read_results, shown_value
 
 REPORT = "report.html"
+CLEAR_RISE = 3  # in standard errors: one in a hundred by chance, with the eight groups that there are
 Rows = Sequence[Sequence[object]]  # of a table; the first names the columns, by "" where they need no name
 
 
@@ -56,7 +58,8 @@ def write_report(
         step=step,
         num_steps=num_steps,
         state="finished" if step >= num_steps else f"{math.floor(100 * step / num_steps)} % done",
-        progress=_progress(metrics, step, num_steps, seconds_left),
+        progress=[*_progress(metrics, step, num_steps, seconds_left), *_held_out_rows(metrics)],
+        memorising=memorising(metrics),
         has_curves=(folder / "curves.png").is_file(),
         has_samples_over_time=(folder / "samples_over_time.png").is_file(),
         lag=_lag(folder, num_steps),
@@ -91,14 +94,58 @@ def _progress(metrics: Sequence[Mapping[str, Any]], step: int, num_steps: int, s
     rows: list[Sequence[object]] = [("step", f"{step:,} of {num_steps:,}")]
     if step < num_steps and math.isfinite(seconds_left):
         rows.append(("time left", f"about {duration(seconds_left)}, when this was written"))
-    if metrics:
+    if training := [line for line in metrics if "held_out_bpd" not in line]:
         names = {"epoch": "epoch", "loss": "loss", "grad_norm": "gradient norm, before clipping"}
         names |= {"learning_rate": "learning rate", "images_per_s": "images/s"}
-        last = metrics[-1]
+        last = training[-1]
         rows += [(label, _rounded(last[name])) for name, label in names.items() if name in last]
-        rows.append(("trained", f"{_time(metrics[0])} to {_time(last)}"))
+        rows.append(("trained", f"{_time(training[0])} to {_time(last)}"))
     rows.append(("written", _time({"time_utc": datetime.now(UTC).isoformat(timespec="seconds")})))
     return rows
+
+
+def _held_out_rows(metrics: Sequence[Mapping[str, Any]]) -> Rows:
+    """The evaluation with the lowest held-out bound, and the last one."""
+    evaluated = evaluations(metrics)
+    lowest = lowest_bound(evaluated)
+    if lowest is None:
+        return []
+    named = [("lowest held-out bound", lowest), ("held-out bound now", evaluated[-1])]
+    return [
+        (
+            label,
+            f"{each['held_out_bpd']:.4g} bits/dim at step {each['step']:,}; training samples {each['train_bpd']:.4g}",
+        )
+        for label, each in named
+    ]
+
+
+def memorising(metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A sentence where the held-out bound has risen clearly since it was lowest; otherwise nothing.
+
+    Clearly: by more than three standard errors, found from the same groups of held-out samples at both steps.
+    """
+    evaluated = evaluations(metrics)
+    lowest = lowest_bound(evaluated)
+    if lowest is None:
+        return ""
+    last = evaluated[-1]
+    before, now = (line.get("held_out_bpd_groups") for line in (lowest, last))
+    try:
+        rises = [float(b) - float(a) for a, b in zip(before, now, strict=True)]  # type: ignore[arg-type]
+        uncertainty = statistics.stdev(rises) / math.sqrt(len(rises))
+    except (TypeError, ValueError):  # a line that was changed by hand, or a single group, which says nothing of chance
+        return ""
+    rise, train = last["held_out_bpd"] - lowest["held_out_bpd"], last["train_bpd"] - lowest["train_bpd"]
+    if not rise > CLEAR_RISE * uncertainty:
+        return ""
+    since, by = f"Since step {lowest['step']:,}", f"{rise:.3g} ± {uncertainty:.2g} bits/dim"
+    while_training = (
+        f"while that of training samples has fallen by {-train:.3g}: the network memorises what it is trained on"
+        if train < 0
+        else f"and that of training samples by {train:.3g}: the network gets worse at both"
+    )
+    return f"{since} the bound of held-out samples has risen by {by}, {while_training}."
 
 
 def _lag(folder: Path, num_steps: int) -> str:

@@ -1,11 +1,12 @@
 """What is seen of a run while it trains: grids of samples, the tables of its report, one-line descriptions."""
 
+import contextlib
 import copy
 import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from ..machine import Stopped, StopSignals
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..sampling import sample_together
 from .folder import RunFolder
+from .held_out import HeldOut, evaluate, numbers_of
 from .log import RunLog
 from .options import TrainingOptions
 from .records import public_options
@@ -56,27 +58,83 @@ def write_due_grids(
     *,
     only_missing: bool = False,
 ) -> None:
-    """`write_grids` where they are due after this step.
-
-    A signal stops it at once: drawing may take longer than a machine waits. The main process then saves this step on
-    its own, since the others may be anywhere in theirs. With `only_missing`, after a resumption, the step is saved
-    already: writing it again would put its only copy at risk.
+    """`write_grids` where they are due after this step; a signal cuts it off. With `only_missing`, after a resumption,
+    only where they are not there yet.
     """
-    due = options.sample_every and (state.step == options.num_steps or state.step % options.sample_every == 0)
-    if not due or (only_missing and broadcast_object_list([log.has_samples(state.step)])[0]):
+    if not _is_due(options.sample_every, options, state):
         return
+    if only_missing and broadcast_object_list([log.has_samples(state.step)])[0]:
+        return
+    with _cut_off_by_signals(state, scheduler, log, folder, signals, is_saved=only_missing):
+        write_grids(
+            log,
+            state,
+            scheduler,
+            num_samples=options.num_samples,
+            num_inference_steps=options.sample_steps,
+            batch_size=options.global_batch_size,  # what fits into memory in training fits here
+        )
+
+
+def write_due_evaluation(
+    options: TrainingOptions,
+    state: TrainingState,
+    scheduler: Any,
+    log: RunLog,
+    folder: RunFolder,
+    signals: StopSignals,
+    held_out: HeldOut | None,
+    *,
+    only_missing: bool = False,
+) -> None:
+    """A line about held-out samples where it is due after this step; a signal cuts it off. With `only_missing`, after
+    a resumption, only where it is not there yet.
+    """
+    if held_out is None or not held_out.parts or not _is_due(options.eval_every, options, state):
+        return
+    if only_missing and broadcast_object_list([log.has_evaluation(state.step, held_out.identity)])[0]:
+        return
+    num_parts = log.accelerator.num_processes * options.gradient_accumulation_steps
+    with _cut_off_by_signals(state, scheduler, log, folder, signals, is_saved=only_missing):
+        batch_size = options.global_batch_size // num_parts  # what fits into memory in training fits here
+        values = evaluate(log.accelerator, state, scheduler, held_out.parts, batch_size=batch_size)
+    log.write_evaluation(state.step, numbers_of(values, held_out.identity))
+
+
+def write_due(
+    options: TrainingOptions,
+    state: TrainingState,
+    scheduler: Any,
+    log: RunLog,
+    folder: RunFolder,
+    signals: StopSignals,
+    held_out: HeldOut | None,
+    *,
+    only_missing: bool = False,
+) -> None:
+    """Grids of samples and a line about held-out samples, each where it is due."""
+    write_due_grids(options, state, scheduler, log, folder, signals, only_missing=only_missing)
+    write_due_evaluation(options, state, scheduler, log, folder, signals, held_out, only_missing=only_missing)
+
+
+def _is_due(every: int, options: TrainingOptions, state: TrainingState) -> bool:
+    return bool(every) and (state.step == options.num_steps or state.step % every == 0)
+
+
+@contextlib.contextmanager
+def _cut_off_by_signals(
+    state: TrainingState, scheduler: Any, log: RunLog, folder: RunFolder, signals: StopSignals, *, is_saved: bool
+) -> Iterator[None]:
+    """Inside, a signal stops the work at once: it may take longer than a machine waits.
+
+    The main process then saves this step on its own, since the others may be anywhere in theirs. Where it `is_saved`
+    already, writing it again would put its only copy at risk.
+    """
     try:
         with signals.interruptible():
-            write_grids(
-                log,
-                state,
-                scheduler,
-                num_samples=options.num_samples,
-                num_inference_steps=options.sample_steps,
-                batch_size=options.global_batch_size,  # what fits into memory in training fits here
-            )
+            yield
     except Stopped as stopped:
-        if not only_missing:
+        if not is_saved:
             folder.save(state, scheduler)
         log.progress.close()  # what follows gets a line of its own
         stopped.add_note(f"after step {state.step}, which is saved")
@@ -113,6 +171,7 @@ def report_tables(
     unet: torch.nn.Module,
     accelerator: Accelerator,
     manifest: Mapping[str, Any],
+    held_out: HeldOut | None = None,
 ) -> dict[str, Rows]:
     """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
     defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
@@ -120,6 +179,8 @@ def report_tables(
     differing = [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
     network = f"{type(unet).__name__}, {sum(p.numel() for p in unet.parameters()):,} parameters"
     data = {**manifest["dataset"], "shape": samples.sample_shape, "network": network}
+    if held_out is not None and held_out.rows is not None:
+        data["held out, and not trained on"] = f"{len(samples) - len(held_out.rows):,} samples"
     environment = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
     return {
         "Options that differ from the defaults, the paper's for CIFAR-10": [("option", "here", "default"), *differing],

@@ -216,19 +216,24 @@ def environment(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A copy of what the commands read and write, with 16 photos, and models where a reader's runs would be."""
+    """A copy of what the commands read and write, with 18 photos, and models where a reader's runs would be."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("benchmarks", "docs", "model_cards", "training"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
     shutil.copy(ROOT / "README.md", folder)
     shutil.copy(ROOT / "model_cards" / "ddpm-digits" / "options.yaml", folder)
-    (folder / "my_photos").mkdir()
-    noise = np.random.default_rng(0).integers(0, 256, (16, 20, 24, 3), dtype=np.uint8)
-    for number, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(folder / "my_photos" / f"{number}.png")
-    (folder / "few_digits").mkdir()
-    for number, pixels in enumerate(load_samples("digits").batch(range(6)).squeeze(1).numpy()):
-        Image.fromarray(pixels * 15).save(folder / "few_digits" / f"{number}.png")
+    noise = np.random.default_rng(0).integers(0, 256, (18, 20, 24, 3), dtype=np.uint8)
+    digits = load_samples("digits").batch(range(26)).squeeze(1).numpy() * 15
+    for name, pictures in {
+        "my_photos": noise[:16],
+        "new_photos": noise[16:],
+        "few_digits": digits[:6],
+        "digits/train": digits[:16],
+        "digits/test": digits[16:],
+    }.items():
+        (folder / name).mkdir(parents=True)
+        for number, pixels in enumerate(pictures):
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
     photos = datasets.load_dataset("imagefolder", data_dir=str(folder / "my_photos"), split="train")
     photos.to_parquet(folder / "photos.parquet")
     options: Any = {"in_channels": 3, "out_channels": 3, "block_out_channels": (32, 32), "attention_resolutions": (8,)}

@@ -14,7 +14,8 @@ from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, averaging_lags, check_
 
 ROOT = Path(__file__).parents[2]
 RANGED = [f for f in fields(TrainingOptions) if any(v is not None for v in vars(f.metadata["range"]).values())]
-PATHS = ["output_dir", "dataset_name", "train_data_dir", "init_from", "resume"]
+PATHS = ["output_dir", "dataset_name", "train_data_dir", "init_from", "eval_data_dir", "resume"]
+NEEDED = {"train_data_dir": ["--dataset_name=none"], "eval_data_dir": ["--eval_every=1"]}  # to parse one of them
 
 
 def parse(*words: str) -> TrainingOptions:
@@ -60,6 +61,44 @@ def test_a_refusal_names_option_value_and_range(capsys, words, message):
     assert refusal(capsys, words) == message
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--eval_every=5"],
+            "--eval_every=5 needs held-out samples: --held_out_every 10 keeps about a tenth of the data from "
+            "training; or give --eval_data_dir FOLDER, or --eval_split NAME",
+        ),
+        (
+            ["--eval_every=5", "--held_out_every=10", "--eval_split=test"],
+            "give one of --held_out_every 10 and --eval_split test: each says which samples are held out",
+        ),
+        (
+            ["--eval_split=test"],
+            "--eval_split test is only evaluated, and --eval_every is 0; say how often, or leave it out",
+        ),
+        (["--eval_every=5", "--eval_split=train"], "--eval_split=train is the split that is trained on; name another"),
+        (
+            ["--dataset_name=none", "--train_data_dir=photos", "--eval_every=5", "--eval_split=test"],
+            "--eval_split=test: a folder has no splits; give --eval_data_dir FOLDER or --held_out_every 10",
+        ),
+        (
+            ["--dataset_name=none", "--train_data_dir=photos", "--eval_every=5", "--eval_data_dir=photos/test"],
+            "--eval_data_dir=photos/test and --train_data_dir=photos share images, as folders are searched through; "
+            "move one out of the other, or give --held_out_every 10",
+        ),
+        (["--eval_every=5", "--eval_data_dir="], "--eval_data_dir='' is empty; name a data set, or give none"),
+    ],
+)
+def test_held_out_samples_that_cannot_be_are_refused(capsys, words, message):
+    assert refusal(capsys, *words) == message
+
+
+def test_held_out_samples_may_be_kept_without_being_evaluated():
+    assert parse("--held_out_every=10").eval_every == 0 and parse().held_out_every is None
+    assert "held_out_every" not in FREE_TO_CHANGE  # it says what is trained on
+
+
 def test_a_process_that_cannot_be_sampled_is_refused(capsys):
     """jsd ends at β = 1, so ᾱ = 0; the rest of the options is checked before, without torch."""
     assert "--beta_schedule jsd ends at ᾱ = 0" in refusal(capsys, "--beta_schedule=jsd")
@@ -79,7 +118,7 @@ def test_a_tilde_is_expanded_in_every_path(tmp_path, monkeypatch):
     """On the command line, where a shell leaves --x=~/y alone, in YAML, and in the path of the YAML itself."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in PATHS:
-        others = ["--dataset_name=none"] if name == "train_data_dir" else []
+        others = NEEDED.get(name, [])
         assert getattr(parse(*others, f"--{name}=~/x"), name) == str(tmp_path / "x")
         (tmp_path / "options.yaml").write_text(f"{name}: ~/y")
         assert getattr(parse_options_of_file(name), name) == str(tmp_path / "y")
@@ -87,7 +126,7 @@ def test_a_tilde_is_expanded_in_every_path(tmp_path, monkeypatch):
 
 
 def parse_options_of_file(name: str) -> TrainingOptions:
-    data = [] if name in ("dataset_name", "train_data_dir") else ["--dataset_name=digits"]
+    data = [] if name in ("dataset_name", "train_data_dir") else ["--dataset_name=digits", *NEEDED.get(name, [])]
     return parse_options(TrainingOptions, ["--config", "~/options.yaml", *data])
 
 

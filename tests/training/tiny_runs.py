@@ -61,7 +61,7 @@ def train(folder: Path, *, curves: bool = False, **options: Any) -> Path:
     AcceleratorState._reset_state(True)
     with pytest.MonkeyPatch.context() as patch:
         if not curves:
-            patch.setattr("ddpm_hf.runs.log.training_curves", lambda metrics: Image.new("L", (8, 8)))
+            patch.setattr("ddpm_hf.runs.log.training_curves", lambda *lines, **marks: Image.new("L", (8, 8)))
         train_py.main(arguments(folder, **options))
     return folder
 
@@ -82,7 +82,8 @@ def build(folder: Path, **options: Any) -> Any:
     parsed = parse_options(
         TrainingOptions, arguments(folder, **options), default_config=CONFIGS[0].with_name("digits.yaml")
     )
-    return train_py.build_run(parsed, train_py.make_accelerator(parsed), train_py.load_data(parsed))
+    accelerator, samples = train_py.make_accelerator(parsed), train_py.load_data(parsed)
+    return train_py.build_run(parsed, accelerator, samples, train_py.hold_out(parsed, accelerator, samples))
 
 
 def stream_of(run: Any) -> Iterator[Batch]:
