@@ -40,8 +40,8 @@ NUM_SAMPLES, NUM_RANGES, RANGE_STEP = 512, 4, 10_000
 NUM_COMPONENTS, NUM_SPLITS, SURE = 20, 100, 0.9
 SURE_BY_GAMMA, SURE_BY_C, FRECHET, EXCESS = "sure, SVC γ = 0.001", "sure, SVC C = 10", "Fréchet distance", "above real"
 # Least share that each classifier is sure of, and the most by which the distance may lie above that of real digits.
-# The model of model_cards/ddpm-digits has 0.734 ± 0.016, 0.715 ± 0.012 and 3.7 ± 0.9 in three ranges of 256 at 50 steps,
-# so that each bound is five or more standard errors away; how much trainings differ was not measured.
+# The model of model_cards/ddpm-digits has 0.734 ± 0.016, 0.715 ± 0.012 and 3.7 ± 0.9 in three ranges of 256 at 50
+# steps, so that each bound is five or more standard errors away; how much trainings differ was not measured.
 GATE = {SURE_BY_GAMMA: 0.65, SURE_BY_C: 0.65, EXCESS: 10.0}
 
 

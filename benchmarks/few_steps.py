@@ -8,8 +8,8 @@ For the digits network, sped up (ddpm_hf.inference): the Fréchet distance to th
 the share that each of two classifiers is sure of, by number of steps, for our scheduler respaced and for stock's DDIM,
 DPM-Solver++ and UniPC built from our configuration; means over four ranges of 512 seeds, above 100 steps over two,
 with their standard errors, and paired with our 50 steps on the same seeds. Our 1000 steps are the measure: the least
-number of steps within 10 % of their distance is each scheduler's answer. Also 50 steps in bfloat16, for what that costs in
-quality. Needs the extra `train`.
+number of steps within 10 % of their distance is each scheduler's answer. Also 50 steps in bfloat16, for what that
+costs in quality. Needs the extra `train`.
 """
 
 import argparse
