@@ -1,14 +1,15 @@
 """How good are few steps, and how much time do they save?
 
-    python benchmarks/few_steps.py --output benchmarks/results/few_steps.json       # about ten minutes on two cores
+    python benchmarks/few_steps.py --output benchmarks/results/few_steps.json       # two hours on one core
     python benchmarks/few_steps.py --steps 10 25 --num_samples 64                   # some of it
     python benchmarks/few_steps.py --table benchmarks/results/few_steps.json        # print the table, renew the docs
 
-For the digits network, sped up (ddpm_hf.inference): the Fréchet distance of 256 samples to the real digits
-(digits_quality.py), and the share of them that a classifier is sure of, by number of steps, for our scheduler
-respaced and for stock's DDIM, DPM-Solver++ and UniPC built from our configuration. Our 1000 steps are the measure: the
-least number of steps within 10 % of their distance is each scheduler's answer. Also the 1000 steps in bfloat16, for
-what that costs in quality. Needs the extra `train`.
+For the digits network, sped up (ddpm_hf.inference): the Fréchet distance to the real digits (digits_quality.py), and
+the share that each of two classifiers is sure of, by number of steps, for our scheduler respaced and for stock's DDIM,
+DPM-Solver++ and UniPC built from our configuration; means over four ranges of 512 seeds, above 100 steps over two,
+with their standard errors, and paired with our 50 steps on the same seeds. Our 1000 steps are the measure: the least
+number of steps within 10 % of their distance is each scheduler's answer. Also 50 steps in bfloat16, for what that
+costs in quality. Needs the extra `train`.
 """
 
 import argparse
@@ -20,7 +21,20 @@ from typing import Any
 
 import diffusers
 import torch
-from digits_quality import NUM_SAMPLES, quality
+from digits_quality import (
+    EXCESS,
+    FRECHET,
+    NUM_RANGES,
+    NUM_SAMPLES,
+    SURE_BY_C,
+    SURE_BY_GAMMA,
+    differences,
+    drawn,
+    over_ranges,
+    quality,
+    real_quality,
+    seed_ranges,
+)
 from speed import documents, report
 from speed.few_steps_tables import BF16, OURS, table
 
@@ -34,17 +48,40 @@ STOCK = {
     "stock DPM-Solver++": "DPMSolverMultistepScheduler",
     "stock UniPC": "UniPCMultistepScheduler",
 }
+BF16_STEPS, SOLVER_STEPS, DDIM_STEPS, MANY_STEPS = 50, 100, 250, 100
 SOLVERS = ("stock DPM-Solver++", "stock UniPC")
 
 
-def measure(pipe: DDPMPaperPipeline, steps: int, num_samples: int) -> dict[str, float]:
-    """Quality of `num_samples` samples of the seeds 0, 1, …, and the CPU time of one."""
+def measure(pipe: DDPMPaperPipeline, steps: int, num_samples: int) -> tuple[list[dict[str, float]], float]:
+    """Quality of each range of seeds, half as many ranges above 100 steps, and the CPU time of a sample."""
+    ranges = seed_ranges(NUM_RANGES if steps <= MANY_STEPS else NUM_RANGES // 2, num_samples)
     began = time.process_time()
-    images: Any = pipe(seeds=range(num_samples), num_inference_steps=steps, output_type="np").images  # type: ignore[union-attr]
-    cpu_s = (time.process_time() - began) / num_samples
-    scores = quality(images.reshape(num_samples, -1) * 16)
-    kept = ("frechet_distance", "frechet_distance_real", "confident", "confident_real")
-    return {"steps": steps, "cpu_s_per_image": cpu_s, **{name: scores[name] for name in kept}}
+    samples = [drawn(pipe, seeds, steps) for seeds in ranges]
+    cpu_s = (time.process_time() - began) / (len(ranges) * num_samples)
+    return [quality(own) for own in samples], cpu_s
+
+
+def row_of(name: str, steps: int, found: list[dict[str, float]], cpu_s: float, num_samples: int) -> dict[str, Any]:
+    """What is kept of a scheduler at a number of steps: means with errors, and each range for what is paired later."""
+    means, real = over_ranges(found), real_quality(num_samples)
+    row: dict[str, Any] = {"scheduler": name, "steps": steps, "cpu_s_per_image": cpu_s, "ranges": found}
+    for key, measure_name in (
+        ("frechet_distance", FRECHET),
+        ("confident", SURE_BY_GAMMA),
+        ("confident_c10", SURE_BY_C),
+    ):
+        row |= {key: means[measure_name].value, f"{key}_error": means[measure_name].error}
+        row |= {f"{key}_real": real[measure_name].value, f"{key}_real_error": real[measure_name].error}
+    return row | {"above_real": means[EXCESS].value}
+
+
+def pair(rows: list[dict[str, Any]]) -> None:
+    """Add each row's difference from our 50 steps on the same seeds, where these were measured."""
+    reference = next((r for r in rows if (r["scheduler"], r["steps"]) == (OURS, BF16_STEPS)), None)
+    for row in rows if reference else []:
+        common = min(len(row["ranges"]), len(reference["ranges"]))
+        gap = differences(row["ranges"][:common], reference["ranges"][:common])[FRECHET]
+        row["minus_ours_50"] = {"value": gap.value, "error": gap.error}
 
 
 def pipelines(checkpoint: str | Path) -> dict[str, DDPMPaperPipeline]:
@@ -62,17 +99,17 @@ def pipelines(checkpoint: str | Path) -> dict[str, DDPMPaperPipeline]:
 def measure_all(checkpoint: str | Path, steps: Sequence[int], num_samples: int) -> list[dict[str, Any]]:
     rows = []
     for name, pipe in pipelines(checkpoint).items():
-        chosen = [max(steps)] if name == BF16 else steps
-        if name in SOLVERS:  # with all T steps diffusers' step past the end of their tables
-            chosen = [n for n in steps if n < pipe.scheduler.config["num_train_timesteps"]]
+        most = {BF16: BF16_STEPS, "stock DDIM": DDIM_STEPS} | dict.fromkeys(SOLVERS, SOLVER_STEPS)
+        chosen = [n for n in steps if n <= most.get(name, n) and (name != BF16 or n == BF16_STEPS)]
         for num_steps in chosen:
-            rows.append({"scheduler": name, **measure(pipe, num_steps, num_samples)})
+            rows.append(row_of(name, num_steps, *measure(pipe, num_steps, num_samples), num_samples))
             row = rows[-1]
             print(
-                f"{name:20} {num_steps:5} steps: Fréchet distance {row['frechet_distance']:7.2f}, "
-                f"sure {row['confident']:.3f}, {row['cpu_s_per_image']:.4f} s per image",
+                f"{name:20} {num_steps:5} steps: Fréchet distance {row['frechet_distance']:.2f} ± "
+                f"{row['frechet_distance_error']:.2f}, sure {row['confident']:.3f} ± {row['confident_error']:.3f}",
                 flush=True,
             )
+    pair(rows)
     return rows
 
 

@@ -30,7 +30,9 @@ def table(results: Mapping[str, Any], only: str | None = None) -> str:
 
     def cell(name: str, num_steps: int) -> str:
         row = by_place.get((name, num_steps))
-        return "" if row is None else f"{row['frechet_distance']:.1f} ({row['confident']:.0%})"
+        if row is None:
+            return ""
+        return f"{row['frechet_distance']:.1f} ± {row['frechet_distance_error']:.1f} ({row['confident']:.0%})"
 
     lines = [[name, *(cell(name, num_steps) for num_steps in steps)] for name in names]
     distances = markdown(("Fréchet distance (sure)", *(f"{n} steps" for n in steps)), lines)
@@ -44,6 +46,7 @@ def table(results: Mapping[str, Any], only: str | None = None) -> str:
             saved = 1 - row["cpu_s_per_image"] / reference["cpu_s_per_image"]
             verdicts.append([name, str(row["steps"]), f"{row['cpu_s_per_image'] * 1e3:.3g} ms", f"{saved:.0%}"])
     least = markdown(("", f"fewest steps within 10 % of {steps[-1]}", "CPU time per image", "saved"), verdicts)
-    real = f"{reference['frechet_distance_real']:.1f} ({reference['confident_real']:.0%})"
-    about = f"Real digits against other real digits: {real}. {results['num_samples']} samples each"
+    real = f"{reference['frechet_distance_real']:.1f} ± {reference['frechet_distance_real_error']:.1f}"
+    about = f"Real digits against other real digits: {real} ({reference['confident_real']:.0%}). Means over ranges of "
+    about += f"{results['num_samples']} seeds ± standard error"
     return f"{distances}\n\n{least}\n\n({about}; {origin(dict(results))})"

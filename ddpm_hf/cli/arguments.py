@@ -117,7 +117,9 @@ def evaluate(command: Parser) -> None:
     """Measure a checkpoint: bits/dim of real images; FID, IS, KID and FD-DINOv2 of samples."""
     command.description = (
         f"{command.description} On several processes: accelerate launch -m ddpm_hf.cli evaluate ... A run "
-        "that was stopped goes on where it was. FID, IS, KID and FD-DINOv2 need the extra `eval`."
+        "that was stopped goes on where it was. FID, IS, KID and FD-DINOv2 need the extra `eval`. ± is a standard "
+        "error (of IS, the deviation over ten splits). To compare two results, give both the same data, extractor and "
+        "--num_samples; they differ where their difference is three times its standard error."
     )
     add_checkpoint(command)
     command.add_argument("--metrics", nargs="+", choices=METRICS, default=["bpd"], help="default: bpd")

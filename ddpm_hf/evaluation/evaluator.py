@@ -25,8 +25,8 @@ from ..likelihood import BoundTerms, bits_per_dim, rate_distortion
 from ..runs import checkpoints, environment, read_json, read_options, weights_sha256
 from ..scheduler import paper_scheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
-from . import metrics
-from .protocol import LEAST_SAMPLES, OF_SAMPLES, Protocol
+from . import errors, metrics
+from .protocol import LEAST_SAMPLES, OF_SAMPLES, SPREAD, Protocol
 from .resumable import Pieces
 
 logger = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class Evaluator:
         value, spread = self._statistic(metric, drawn, reference)
         name = metrics.metric_name(OF_SAMPLES[metric], protocol.num_samples)
         details["num_samples"] = protocol.num_samples
-        return {"name": name, "value": value, "spread": spread, "protocol": details}
+        return {"name": name, "value": value, "spread": spread, "spread_is": SPREAD[metric], "protocol": details}
 
     def _extractor(self, name: str) -> Any:
         if name not in self._extractors:
@@ -215,10 +215,15 @@ class Evaluator:
         if metric == "is":
             return metrics.inception_score(stream(drawn, "logits"), seed=self.protocol.seed)
         assert reference is not None
-        both = stream(drawn, "features"), stream(reference, "features")
+
+        def both() -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+            return stream(drawn, "features"), stream(reference, "features")
+
+        seed = self.protocol.seed
         if metric == "kid":
-            return metrics.kernel_distance(*both, seed=self.protocol.seed)
-        return metrics.frechet_distance(*both), None
+            value, deviation = metrics.kernel_distance(*both(), seed=seed)
+            return value, errors.kernel_distance_error(*both(), seed=seed, deviation=deviation)
+        return metrics.frechet_distance(*both()), errors.frechet_distance_error(*both(), seed=seed)
 
     def _seeds(self) -> str:
         return f"{self.protocol.seed}-{self.protocol.seed + self.protocol.num_samples - 1}"

@@ -1,4 +1,4 @@
-"""FID, IS, KID and FD-DINOv2: features of images, and statistics of features.
+"""FID, IS, KID and FD-DINOv2: features of images, and statistics of features (the Fréchet distance: `frechet.py`).
 
 The two halves are apart so that no result depends on how many processes made the images. An extractor computes the
 features of each image, once, wherever the image is; the statistics then come from one process that reads all features
@@ -6,11 +6,9 @@ in the order of the images. They see feature batches alone, as a stream: never a
 """
 
 import importlib
-import itertools
-import logging
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,13 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..randomness import keyed_seed
-
-logger = logging.getLogger(__name__)
+from .features import Stream, two_streams
+from .frechet import frechet_distance as frechet_distance
 
 FULL_NUM_SAMPLES = 50_000  # of the paper's protocol
 KERNEL_SUBSETS = 100  # KID's subsets and IS's splits are those of the published values
 SCORE_SPLITS = 10
-BLOCK_ROWS = 1000
 DINOV2_SIDE = 224
 
 
@@ -52,7 +49,7 @@ def _imported(module: str) -> Any:
 
 def require_packages() -> None:
     """Raises ValueError where what the statistics need is not installed."""
-    for module in ("fid", "inception", "kid"):
+    for module in ("inception", "kid"):
         _imported(f"torchmetrics.image.{module}")
 
 
@@ -195,61 +192,6 @@ class _AsGiven(nn.Identity):
         self.num_features = num_features
 
 
-def _blocks(batches: Iterable[Tensor], argument: str) -> Iterator[Tensor]:
-    """The rows of all batches, float64 on the CPU, 1000 at a time: sums over blocks do not depend on the batches.
-
-    Raises ValueError for what is not a finite float [B, D] with the same D in every batch.
-    """
-    waiting: list[Tensor] = []
-    num_rows, num_waiting, width = 0, 0, None
-    for batch in batches:
-        width = batch.shape[-1] if width is None and batch.ndim == 2 else width
-        if batch.ndim != 2 or batch.shape[1] != width or not batch.is_floating_point():
-            expected = f"[B, {'D' if width is None else width}]"
-            raise ValueError(f"{argument}: a batch is {batch.dtype} {list(batch.shape)}; it must be float {expected}")
-        if not bool(torch.isfinite(batch).all()):
-            raise ValueError(f"{argument}: NaN or infinity among {len(batch)} rows from {num_rows} on")
-        num_rows += len(batch)
-        for piece in batch.detach().cpu().split(BLOCK_ROWS):
-            waiting.append(piece.double())
-            num_waiting += len(piece)
-            if num_waiting >= BLOCK_ROWS:
-                rows = torch.cat(waiting)
-                yield rows[:BLOCK_ROWS]
-                waiting, num_waiting = [rows[BLOCK_ROWS:]], num_waiting - BLOCK_ROWS
-    if num_waiting:
-        yield torch.cat(waiting)
-
-
-class _Stream:
-    """A set of features that a metric reads once, and whose width is known before."""
-
-    def __init__(self, batches: Iterable[Tensor], argument: str, *, minimum: int) -> None:
-        blocks = _blocks(batches, argument)
-        first = next(blocks, torch.empty(0, 0))
-        self.argument, self.minimum, self.width = argument, minimum, first.shape[1]
-        self.blocks = itertools.chain([first] if len(first) else [], blocks)
-
-    def show(self, metric: Any, **which: bool) -> int:
-        """How many rows there were. Raises ValueError for fewer than the minimum."""
-        num_rows = 0
-        for block in self.blocks:
-            metric.update(block, **which)
-            num_rows += len(block)
-        if num_rows < self.minimum:
-            raise ValueError(f"{self.argument} has {num_rows} samples; it must have at least {self.minimum}")
-        return num_rows
-
-
-def _two_streams(samples: Iterable[Tensor], reference: Iterable[Tensor], *, minimum: int) -> list[_Stream]:
-    """Both sets as streams. Raises ValueError where their widths differ."""
-    streams = [_Stream(samples, "samples", minimum=minimum), _Stream(reference, "reference", minimum=minimum)]
-    widths = [stream.width for stream in streams]
-    if widths[0] != widths[1] and all(widths):
-        raise ValueError(f"samples have {widths[0]} features and reference {widths[1]}; they must be of one extractor")
-    return streams
-
-
 def _metric(module: str, class_name: str, **options: Any) -> Any:
     """A metric of torchmetrics, for this process alone: by itself it would wait for the others."""
     metric_class = getattr(_imported(f"torchmetrics.image.{module}"), class_name)
@@ -266,25 +208,6 @@ def _computed(metric: Any, seed: int, purpose: str) -> tuple[float, float]:
     return float(mean), float(std)
 
 
-def frechet_distance(samples: Iterable[Tensor], reference: Iterable[Tensor]) -> float:
-    """FID and FD-DINOv2: ‖μ_1 − μ_2‖² + tr(Σ_1 + Σ_2 − 2 (Σ_1 Σ_2)^½), of Gaussians fitted to two sets of features.
-
-    Both are streams of batches, float [B, D], read once; means and covariances (over N − 1) are sums in float64.
-    Few samples make the distance too large, and N ≤ D, where the covariance is singular, much too large: the value is
-    then still defined, but only to be compared with those of as many samples, and a warning is logged.
-
-    Raises ValueError for fewer than two samples, and for features that are not finite or differ in D.
-    """
-    streams = _two_streams(samples, reference, minimum=2)
-    metric = _metric("fid", "FrechetInceptionDistance", feature=_AsGiven(streams[0].width))
-    for stream in streams:
-        num_rows = stream.show(metric, real=stream.argument == "reference")
-        if num_rows <= stream.width:
-            logger.warning("%s: with %d samples of %d features, the Fréchet distance is much larger than with many; "
-                           "compare it with others of as many", stream.argument, num_rows, stream.width)  # fmt: skip
-    return float(metric.compute())
-
-
 def kernel_distance(
     samples: Iterable[Tensor], reference: Iterable[Tensor], *, seed: int, subset_size: int = 1000
 ) -> tuple[float, float]:
@@ -292,14 +215,15 @@ def kernel_distance(
 
     Both are streams of batches, float [B, D], read once and kept, in float64: 0.8 GB per 50,000 of 2048 features, and
     twice that while computing. Each subset draws `subset_size` of either without replacement, by `seed` and the order
-    of the stream; the estimate is unbiased, so may be negative. The deviation is that of a subset's estimate.
+    of the stream; the estimate is unbiased, so may be negative. The deviation is that of a subset's estimate, and no
+    standard error of the mean, which `kernel_distance_error` is.
 
     Raises ValueError for fewer samples than `subset_size`, which must be at least 2, and for features that are not
     finite or differ in D.
     """
     if subset_size < 2:
         raise ValueError(f"subset_size={subset_size} must be at least 2")
-    streams = _two_streams(samples, reference, minimum=subset_size)
+    streams = two_streams(samples, reference, minimum=subset_size)
     metric = _metric(
         "kid",
         "KernelInceptionDistance",
@@ -308,7 +232,8 @@ def kernel_distance(
         subset_size=subset_size,
     )
     for stream in streams:
-        stream.show(metric, real=stream.argument == "reference")
+        for block in stream.rows():
+            metric.update(block, real=stream.argument == "reference")
     return _computed(metric, seed, "kernel distance")
 
 
@@ -322,8 +247,9 @@ def inception_score(logits: Iterable[Tensor], *, seed: int) -> tuple[float, floa
     Raises ValueError for fewer than 100 samples, of which torchmetrics might make fewer than ten splits, and for
     logits that are not finite or differ in K.
     """
-    stream = _Stream(logits, "logits", minimum=SCORE_SPLITS**2)
+    stream = Stream(logits, "logits", minimum=SCORE_SPLITS**2)
     metric = _metric("inception", "InceptionScore", feature=_AsGiven(stream.width), splits=SCORE_SPLITS)
-    stream.show(metric)
+    for block in stream.rows():
+        metric.update(block)
     mean, std = _computed(metric, seed, "inception score")
     return mean, std * math.sqrt((SCORE_SPLITS - 1) / SCORE_SPLITS)

@@ -6,6 +6,13 @@ from .. import data  # lazily: the command line's parser reads METRICS, before n
 
 METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
 OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
+# What stands behind the ± of a result.
+SPREAD = {
+    "fid": "standard error, by 50 random halves of the samples",
+    "is": "deviation over ten splits, as published",
+    "kid": "standard error, by 50 random halves of the samples",
+    "fd_dinov2": "standard error, by 50 random halves of the samples",
+}
 # KID draws subsets of 1000, IS makes ten splits.
 LEAST_SAMPLES = {"bpd": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
 

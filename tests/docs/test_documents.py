@@ -234,16 +234,26 @@ def test_results_are_those_of_their_files():
     values = {label: value for label, value in re.findall(r"^\| (.+?) \| (.+?) \| ", measured, re.M)}
     few = json.loads((ROOT / "benchmarks" / "results" / "few_steps.json").read_text(encoding="utf-8"))["rows"]
     by_steps = {(row["scheduler"], row["steps"]): row for row in few}
-    ours = by_steps["ours, respaced", 1000]
-    assert values["digits: a classifier is sure of"].startswith(f"{ours['confident']:.1%}".replace("%", " %"))
-    assert values["digits: Fréchet distance to real digits"] == f"{ours['frechet_distance']:.1f}"
-    assert f"| {ours['frechet_distance_real']:.1f}, real" in measured
-    assert f"| {ours['confident_real']:.1%}".replace("%", " %") in measured
+    ours = by_steps["ours, respaced", 50]
+
+    def percent(name: str) -> str:
+        return f"{100 * ours[name]:.1f} ± {100 * ours[name + '_error']:.1f} %"
+
+    for label, name in (("a classifier is sure of", "confident"), ("another classifier (C = 10)", "confident_c10")):
+        assert (
+            values[f"digits: {label}"].startswith(percent(name)) and f"| {percent(name + '_real')} of real" in measured
+        )
+    real = f"{ours['frechet_distance_real']:.1f} ± {ours['frechet_distance_real_error']:.1f}"
+    assert f"| {real}, real to real |" in measured
     for label, key in (
-        ("digits, 50 steps of this process", ("ours, respaced", 50)),
+        ("digits: Fréchet distance to real digits, 50 steps", ("ours, respaced", 50)),
+        ("digits, 1000 steps of this process", ("ours, respaced", 1000)),
         ("digits, 10 steps of DPM-Solver++", ("stock DPM-Solver++", 10)),
     ):
-        assert values[label] == f"{by_steps[key]['frechet_distance']:.1f}"
+        row, gap = by_steps[key], by_steps[key]["minus_ours_50"]
+        assert values[label] == f"{row['frechet_distance']:.1f} ± {row['frechet_distance_error']:.1f}"
+        less = f"{-gap['value']:.1f} ± {gap['error']:.1f} less than"
+        assert row is ours or any(line.startswith(f"| {label} |") and less in line for line in measured.splitlines())
     path = ROOT / "model_cards" / "ddpm-digits" / "evaluation.json"
     (bound,) = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert values["digits: bits/dim, at most"] == f"{bound['value']:.4f} ± {bound['spread']:.4f}"

@@ -166,7 +166,7 @@ LESS = {
     "ddpm-hf evaluate": "--num_images 2 --num_timesteps_subset 5 --cpu_threads 1",
     "ddpm-hf shorten": "--num_images 2 --cpu_threads 1",
     "ddpm-hf compress model_cards": "--steps 5 --fit_images 4",
-    "benchmarks/digits_quality.py": "--steps 50",
+    "benchmarks/digits_quality.py": "--steps 4 --ranges 2 --num_samples 32",
 }
 
 

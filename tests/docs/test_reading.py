@@ -23,7 +23,8 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
 PROSE = FENCED.sub("", TEXT)
-INTRODUCTION, *ENTRIES = re.split(r"^### ", PROSE, flags=re.MULTILINE)
+NUMBERED, NAMED = PROSE.split("\n## Named in the course, and not above\n")
+INTRODUCTION, *ENTRIES = re.split(r"^### ", NUMBERED, flags=re.MULTILINE)
 SPANS = sorted(set(re.findall(r"`([^`]+)`", PROSE)))
 NUM_STANDARD, NUM_ENTRIES, NUM_SPANS, NUM_RUNNING = 20, 32, 62, 13
 STANDARD = (  # what the field's list holds, by the beginning of the entry's heading
@@ -58,7 +59,18 @@ def test_the_whole_list_is_there_in_one_form():
         assert len(identifiers) == several.get(number, 1), heading
         markers = re.findall(r"^- \*\*(.*?):\*\*", entry, re.MULTILINE)
         assert markers == [m for m in ("Built", "Runs", "Out of scope") if m in markers] and markers, heading
-    assert len(set(re.findall(r"arXiv:(\d{4}\.\d{4,5})", TEXT))) == NUM_ENTRIES + 1
+    assert len(set(re.findall(r"arXiv:(\d{4}\.\d{4,5})", NUMBERED))) == NUM_ENTRIES + 1
+
+
+def test_works_named_in_the_course_have_a_title_and_a_year():
+    """Each row: a title, a year, and, but for the two in journals, an identifier that its link has too."""
+    _, _, *rows = [line for line in NAMED.splitlines() if line.startswith("|")]
+    assert len(rows) >= 8
+    for row in rows:
+        assert re.search(r"\*.+?\*.*(19|20)\d\d", row), row
+        identifiers = re.findall(r"\[arXiv:(\d{4}\.\d{4,5})\]\(https://arxiv\.org/abs/(\d{4}\.\d{4,5})\)", row)
+        assert all(shown == linked for shown, linked in identifiers)
+        assert len(identifiers) == (0 if "JMLR" in row or "Neural Computation" in row else 1), row
 
 
 @pytest.mark.parametrize("span", SPANS)

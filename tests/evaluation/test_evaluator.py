@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.cli import main
 from ddpm_hf.data import load_samples, to_model_range
-from ddpm_hf.evaluation import evaluator as evaluation, metrics
+from ddpm_hf.evaluation import evaluator as evaluation, frechet_distance_error, kernel_distance_error, metrics
 from ddpm_hf.evaluation.evaluator import IMAGES_PER_PIECE
 from ddpm_hf.likelihood import bits_per_dim, rate_distortion
 from ddpm_hf.runs import environment, read_results, weights_sha256
@@ -122,7 +122,7 @@ def test_images_are_the_pipelines_in_micro_batches(evaluator, few_digits, checkp
         assert torch.equal(images, drawn(checkpoint, range(6 + 4 * number, 10 + 4 * number)))
     samples = torch.cat([load_file(path)["images"] for path in files])[:10]
     expected = metrics.frechet_distance([tiny.Tiny()(samples)["features"]], [of_digits(tiny.Tiny(), "features", 40)])
-    assert result["value"] == pytest.approx(expected, rel=1e-9) and result["spread"] is None
+    assert result["value"] == pytest.approx(expected, rel=1e-9) and result["spread"] > 0
     assert result["name"] == "FID-10"
     assert result["protocol"] == {
         "extractor": "tiny, of patches",
@@ -180,19 +180,23 @@ def test_every_metric_of_samples_in_one_run(evaluator, checkpoint, tiny, monkeyp
     extractor = tiny.Tiny()
     images = torch.cat([drawn(checkpoint, kw["seeds"], num_inference_steps=1) for kw in calls[:4]])
     ours, real = extractor(images)["features"], of_digits(extractor, "features")
+    mean, deviation = metrics.kernel_distance([ours], [real], seed=3)
     expected = {
-        "fid": (metrics.frechet_distance([ours], [real]), None),
+        "fid": (metrics.frechet_distance([ours], [real]), frechet_distance_error([ours], [real], seed=3)),
         "is": metrics.inception_score([extractor(images)["logits"]], seed=3),
-        "kid": metrics.kernel_distance([ours], [real], seed=3),
-        "fd_dinov2": (metrics.frechet_distance([ours], [real]), None),
+        "kid": (mean, kernel_distance_error([ours], [real], seed=3, deviation=deviation)),
+        "fd_dinov2": (metrics.frechet_distance([ours], [real]), frechet_distance_error([ours], [real], seed=3)),
     }
     names = {"fid": "FID-1k", "is": "IS-1k", "kid": "KID-1k", "fd_dinov2": "FD-DINOv2-1k"}
     assert list(results) == list(expected)
+    assert [result["spread_is"].split()[0] for result in results.values()] == [
+        *("standard", "deviation", "standard", "standard"),  # IS: over its splits, as it is published
+    ]
     for metric, (value, spread) in expected.items():
         result = results[metric]
         assert (result["value"], result["spread"], result["name"]) == (
             pytest.approx(value, rel=1e-9),
-            spread if spread is None else pytest.approx(spread, rel=1e-9),
+            pytest.approx(spread, rel=1e-9),
             names[metric],
         )
         name = "tiny, without logits" if metric == "fd_dinov2" else "tiny, of patches"

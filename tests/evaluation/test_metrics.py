@@ -84,6 +84,27 @@ def test_a_set_has_no_distance_from_itself(caplog):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3, -1e6, 1e8])
+@pytest.mark.parametrize(("num_samples", "width"), [(10, 64), (64, 64), (300, 20), (2300, 9)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_distance_from_itself_at_any_offset(num_samples, width, dtype, offset):
+    """Also where the covariance is singular: never below 0, and above it by rounding in float64 alone.
+
+    Eigenvalues of Σ² and of sums of x xᵀ gave -3.7e-6 for 10 samples of 64 features and -171 around 1e8.
+    """
+    x = (normal(num_samples, width) + offset).to(dtype)  # float32 has steps of 8 at 1e8: tr Σ is 6 times larger then
+    assert 0 <= frechet_distance([x], [x]) <= 1e-10 * width
+
+
+@pytest.mark.parametrize("offset", [1e3, -1e6, 1e8])
+def test_a_common_offset_changes_no_distance(offset):
+    """One of one kind for all features, or another for each. A feature near 1e8 is itself rounded by up to 7.5e-9."""
+    x, y = normal(1200, 6, seed=1), 1.5 * normal(700, 6, seed=2) + 0.2
+    expected = frechet_distance([x], [y])
+    for each in (torch.full((6,), offset), offset * torch.linspace(-1, 1, 6)):
+        assert frechet_distance([x + each.double()], [y + each.double()]) == pytest.approx(expected, rel=1e-6)
+
+
 def test_fewer_samples_than_features_are_computed_with_a_warning(caplog):
     """Exact for singular covariances too: tr (Σ_1 Σ_2)^½ is the sum of the singular values of X Yᵀ / (N − 1)."""
     x, y = normal(8, 30, seed=1), 1.5 * normal(8, 30, seed=2)
@@ -91,8 +112,7 @@ def test_fewer_samples_than_features_are_computed_with_a_warning(caplog):
     expected = (mean_x - mean_y).square().sum() + (x0.square().sum() + y0.square().sum()) / 7
     expected = float(expected - 2 * torch.linalg.svdvals(x0 @ y0.T / 7).sum())
     with caplog.at_level(logging.WARNING):
-        # a rounding error e of a zero eigenvalue counts as √e
-        assert frechet_distance([x], [y]) == pytest.approx(expected, rel=1e-6)
+        assert frechet_distance([x], [y]) == pytest.approx(expected, rel=1e-12)
     assert "samples: with 8 samples of 30 features" in caplog.text and "reference: with 8" in caplog.text
 
 
@@ -233,12 +253,13 @@ def test_what_cannot_be_computed_is_refused(statistic, message):
 
 
 def test_importing_needs_no_extra_and_using_names_it(monkeypatch):
-    for name in ("torchmetrics", "torchmetrics.image.fid", "torch_fidelity", "transformers"):
+    for name in ("torchmetrics", "torchmetrics.image.inception", "torch_fidelity", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)  # makes an import fail
     spec = importlib.util.spec_from_file_location("ddpm_hf.evaluation.metrics_without_extra", metrics.__file__)
     assert spec is not None and spec.loader is not None
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    for use in (lambda: frechet_distance([FEATURES], [FEATURES]), InceptionExtractor, Dinov2Extractor):
+    assert frechet_distance([FEATURES], [FEATURES]) == 0  # which needs torch alone
+    for use in (lambda: inception_score([FEATURES], seed=0), InceptionExtractor, Dinov2Extractor):
         with pytest.raises(ValueError, match=INSTALL):
             use()
 

@@ -103,7 +103,7 @@ def test_a_missing_split_is_refused_for_an_inception_score(evaluator, photos, ti
 
 
 def test_missing_torchmetrics_is_named_before_sampling(evaluator, tiny, no_sampling, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.kid", None)
     with pytest.raises(ValueError, match=r"pip install"):
         list(evaluator(metrics=("fid",), num_samples=4).run())
 

@@ -410,6 +410,7 @@ def test_the_tables_in_the_documents_are_those_of_the_results(name):
 
 def step_rows(**distances: list[float]) -> list[dict[str, Any]]:
     common = {"frechet_distance_real": 1.0, "confident": 0.5, "confident_real": 0.6}
+    common |= {"frechet_distance_error": 0.5, "frechet_distance_real_error": 0.1}
     return [
         {"scheduler": name, "steps": steps, "frechet_distance": distance, "cpu_s_per_image": steps * 0.001, **common}
         for name, own in distances.items()
@@ -430,7 +431,7 @@ def test_the_least_number_of_steps_within_a_tenth(results):
     }
     table = few_steps_tables.table({**results, "kind": "few steps", "num_samples": 256, "rows": rows})
     assert "| stock DDIM | 10 | 10 ms | 99% |" in table and "| stock X | none of these | – | – |" in table
-    assert f"| {few_steps_tables.OURS} | 30.0 (50%) | 9.0 (50%) | 10.0 (50%) |" in table
+    assert f"| {few_steps_tables.OURS} | 30.0 ± 0.5 (50%) | 9.0 ± 0.5 (50%) | 10.0 ± 0.5 (50%) |" in table
 
 
 def test_the_schedulers_mean_our_process():
