@@ -43,7 +43,7 @@ from functools import partial
 from pathlib import Path
 
 from ddpm_hf.machine import end_at_once_on_signals
-from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, averaging_lags, parse_options, to_yaml
+from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, parse_options, to_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -88,6 +88,7 @@ from ddpm_hf.runs import (
     share_of,
     start_trackers,
     training_state,
+    warn_if_averages_lag,
     write_due,
 )
 
@@ -262,19 +263,11 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
             held_out = hold_out(options, accelerator, samples)
         run = build_run(options, accelerator, samples, held_out)
         logger.info(described(samples, run.state.unet, accelerator))
-        if advice := averaging_lags(options.num_steps, options.ema_decay):
-            logger.warning("%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag "
-                           "behind; %s", options.num_steps, options.ema_decay, advice)  # fmt: skip
-        folder = RunFolder(
-            options.output_dir,
-            accelerator,
-            run_manifest(accelerator, samples, options),
-            resume=options.resume,
-            free=FREE_TO_CHANGE,
-            allow_changes=options.allow_changes,
-            keep_checkpoints=options.keep_checkpoints,
-            samples=samples,
-        )
+        warn_if_averages_lag(options)
+        manifest = run_manifest(accelerator, samples, options)
+        folder = RunFolder(options.output_dir, accelerator, manifest, resume=options.resume, free=FREE_TO_CHANGE,
+                           allow_changes=options.allow_changes, keep_checkpoints=options.keep_checkpoints,
+                           samples=samples)  # fmt: skip
         if options.dry_run:
             DryRun(options, accelerator, run.batches, run.updates, folder).show()
             return

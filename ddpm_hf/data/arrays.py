@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from .samples import NUM_LEVELS, Samples, fingerprint
 from .source import Labels, Source, printable
@@ -19,7 +20,7 @@ LAYOUTS = "[N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3"
 
 
 class ArrayFiles:
-    """Images [N, C, H, W] of 8 or 16 bits as files in memory, in PPM: the header, then the pixels as they are."""
+    """Images [N, C, H, W] of 8 or 16 bits as files in memory: grey ones of 16 bits in PNG, the others in PPM."""
 
     def __init__(self, array: np.ndarray):
         self.array = array
@@ -30,6 +31,11 @@ class ArrayFiles:
     def __getitem__(self, index: int, /) -> tuple[str, Any]:
         image = self.array[index]
         channels, height, width = image.shape
+        if image.itemsize == 2 and channels == 1:  # in PPM the header states a range, and PNG is asked for its largest
+            file = io.BytesIO()
+            Image.fromarray(image[0].astype(np.uint16)).save(file, "PNG", compress_level=0)
+            file.seek(0)
+            return f"row {index}", file
         header = f"P{6 if channels == 3 else 5} {width} {height} {255 if image.dtype == np.uint8 else 65535}\n"
         pixels = image.transpose(1, 2, 0).astype(image.dtype.newbyteorder(">"))
         return f"row {index}", io.BytesIO(header.encode() + pixels.tobytes())
@@ -68,7 +74,10 @@ def as_samples(source: Source) -> Samples:
     if array is source.files.array:  # the caller's own, who may write to it
         array = array.copy()
     array.flags.writeable = False
-    return Samples(source.name, array, NUM_LEVELS, fingerprint(array, NUM_LEVELS), names=source.names)
+    largest = int(array.max())
+    is_mask = largest <= 1
+    notes = (f"{source.name}: the largest value is {largest}; max_value=1 makes it white",) if is_mask else ()
+    return Samples(source.name, array, NUM_LEVELS, fingerprint(array, NUM_LEVELS), names=source.names, notes=notes)
 
 
 def point_samples(array: np.ndarray, name: str) -> Samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import urllib.request
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,9 @@ class _TableFiles:
 def _opened(path: str) -> io.BytesIO | BadImage:
     """What lies at an address or in an archive; every protocol has errors of its own."""
     try:
+        if path.startswith(("http://", "https://")) and "::" not in path:  # fsspec would need two more packages
+            with urllib.request.urlopen(path, timeout=60) as response:
+                return io.BytesIO(response.read())
         with fsspec.open(path, "rb") as file:
             return io.BytesIO(file.read())  # pyright: ignore[reportAttributeAccessIssue]
     except Exception as error:

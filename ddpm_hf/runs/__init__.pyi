@@ -57,6 +57,7 @@ from .watching import (
     described as described,
     end_early as end_early,
     report_tables as report_tables,
+    warn_if_averages_lag as warn_if_averages_lag,
     write_due as write_due,
     write_due_evaluation as write_due_evaluation,
     write_due_grids as write_due_grids,

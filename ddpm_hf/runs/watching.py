@@ -21,7 +21,7 @@ from ..sampling import sample_together
 from .folder import RunFolder
 from .held_out import HeldOut, evaluate, numbers_of
 from .log import RunLog
-from .options import TrainingOptions
+from .options import TrainingOptions, averaging_lags
 from .records import public_options
 from .report import Rows
 from .state import TrainingState
@@ -163,6 +163,17 @@ def described(samples: Samples, unet: torch.nn.Module, accelerator: Accelerator)
         f"{len(samples):,} samples {samples.sample_shape} of {samples.name}; {accelerator.num_processes} process(es) "
         f"on {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
+
+
+def warn_if_averages_lag(options: TrainingOptions) -> None:
+    """Log advice where the run is too short for its averaged weights to follow."""
+    if advice := averaging_lags(options.num_steps, options.ema_decay):
+        logger.warning(
+            "%d steps are too short for ema_decay %g: the averaged weights, which are saved, will lag behind; %s",
+            options.num_steps,
+            options.ema_decay,
+            advice,
+        )
 
 
 def report_tables(

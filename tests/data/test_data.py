@@ -5,7 +5,6 @@ import logging
 import subprocess
 import sys
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -14,17 +13,6 @@ from PIL import Image
 from ddpm_hf.data import BUILT_IN, digits_labels, load_samples, to_model_range
 
 datasets = pytest.importorskip("datasets")
-
-
-@pytest.fixture(autouse=True)
-def caches(tmp_path_factory, monkeypatch):
-    """No test reads or writes the user's caches, or the network."""
-    folder = tmp_path_factory.mktemp("caches")
-    monkeypatch.setenv("DDPM_HF_CACHE", str(folder / "ours"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "datasets")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return folder
 
 
 def pictures(count: int = 5, size: tuple[int, int] = (8, 6), channels: int = 3) -> list[Image.Image]:

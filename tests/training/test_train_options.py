@@ -78,21 +78,37 @@ def test_the_papers_configs_have_its_values_and_its_network(name):
     assert sum(p.numel() for p in unet.parameters()) == num_parameters
 
 
-def test_dry_run_prints_options_that_read_back_and_writes_nothing(tmp_path, capsys, caplog):
-    caplog.set_level(logging.INFO)
+def test_printed_options_read_back_and_nothing_is_written(tmp_path, capsys):
     given = {"dropout": 0.25, "learning_rate": "3e-4", "sample_steps": 7, "block_out_channels": [8, 16]}
-    train(tmp_path / "run", dry_run=True, **given)
+    train(tmp_path / "run", print_config=True, **given)
     assert not list(tmp_path.iterdir())
-    assert "DDPMPaperUNet with" in caplog.text and "on cpu, precision no" in caplog.text
     config = tmp_path / "printed.yaml"
     config.write_text(capsys.readouterr().out, encoding="utf-8")
     read = parse_options(train_py.TrainingOptions, ["--config", str(config)])
     expected = parse_options(
         train_py.TrainingOptions,
-        arguments(tmp_path / "run", dry_run=True, **given),
+        arguments(tmp_path / "run", print_config=True, **given),
         default_config=SCRIPT.parent / "configs" / "digits.yaml",
     )
     assert read == expected and read.learning_rate == 3e-4 and read.block_out_channels == [8, 16]
+
+
+def test_a_dry_run_says_what_would_happen_and_draws_the_data(tmp_path, capsys, caplog):
+    """Anew, then after three steps from there, then refused with what differs; the run's own files stay."""
+    caplog.set_level(logging.INFO)
+    run = tmp_path / "run"
+    train(run, dry_run=True, label_column="label")
+    shown = capsys.readouterr().out
+    assert [path.name for path in run.iterdir()] == ["contact_sheet.png"] and len(shown.splitlines()) < 30
+    assert "1,437 samples found in digits, 1,437 used" in shown and "levels 0 to 16 of 0 to 16" in shown
+    assert "0 136, 1 154" in shown and "would begin anew" in shown and "6 steps take about" in shown
+    train(run, num_steps=3)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".in_use"}
+    train(run, dry_run=True)
+    assert "would go on at step 3" in capsys.readouterr().out
+    assert "would be refused" in refusal(run, dry_run=True, dropout=0.3) + capsys.readouterr().out
+    after = {path: path.read_bytes() for path in before}
+    assert {p.name for p in before if before[p] != after[p]} <= {"contact_sheet.png"}
 
 
 @pytest.mark.parametrize(
