@@ -112,6 +112,8 @@ def _image_column(table: datasets.Dataset, name: str, column: str | None) -> tup
     features = dict(table.features)
     if column is not None:
         feature = features.get(column)
+        if _is_text(feature) and not _names_a_file(table, column):
+            feature = None
         if feature is None or not (
             isinstance(feature, datasets.Image) or _holds_encoded(feature) or _holds_arrays(feature)
         ):
@@ -137,6 +139,16 @@ def _holds_encoded(feature: Any) -> bool:
     if isinstance(feature, dict):
         return set(feature) == {"bytes", "path"}
     return getattr(feature, "dtype", None) in ("binary", "large_binary", "string", "large_string")
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _names_a_file(table: datasets.Dataset, column: str) -> bool:
+    """Whether the first text of a column is the path of a file here, or an address."""
+    first = str(table[0][column]) if len(table) else ""
+    return "://" in first or os.path.isfile(first)
 
 
 def _holds_arrays(feature: Any) -> bool:

@@ -90,7 +90,7 @@ DATA: list[tuple[Any, ...]] = [
     ({"dataset_name": "photos", "split": "train["}, "dataset_name='photos' with split='train['"),
     ({"dataset_name": "photos", "dataset_config": "x"}, "dataset_name='photos'", "dataset_config='x'", "['default']"),
     ({"dataset_name": "photos", "image_column": "x"}, "image_column='x': not a column of images", "'image' (Image)"),
-    ({"dataset_name": "photos/0.png"}, "dataset_name='photos/0.png': neither a folder nor a .parquet file"),
+    ({"dataset_name": "photos/0.png"}, "dataset_name='photos/0.png': neither a folder nor a .parquet, .npy, .npz"),
     ({"dataset_name": "empty"}, "dataset_name='empty': found, but it holds no data files"),
     ({"dataset_name": "json"}, "dataset_name='json' with split='train', dataset_config=None cannot be loaded"),
     ({"dataset_name": "numbers"}, "numbers: no column of images; its columns are 'x' (Value), 'y' (Value)"),
@@ -109,8 +109,8 @@ MISSING: list[tuple[Any, ...]] = [
     ({"train_data_dir": "nowhere"}, "train_data_dir='nowhere': no such folder; check the path"),
     ({"train_data_dir": "photos/0.png"}, "train_data_dir='photos/0.png': is a file; pass the folder"),
     ({"train_data_dir": "a\0b"}, "train_data_dir='a\\x00b': no such folder"),
-    ({"dataset_name": "nowhere"}, "dataset_name='nowhere': not built in (digits, swiss_roll, moons), no folder"),
-    ({"dataset_name": "Digits"}, "dataset_name='Digits': not built in (digits, swiss_roll, moons)"),
+    ({"dataset_name": "nowhere"}, "not built in (digits, swiss_roll, moons, fashion_mnist), no folder"),
+    ({"dataset_name": "Digits"}, "dataset_name='Digits': not built in (digits, swiss_roll, moons, fashion_mnist)"),
     ({"dataset_name": "nobody/nothing"}, "dataset_name='nobody/nothing'", "from the Hub: "),
 ]
 

@@ -152,7 +152,10 @@ UNTRAINABLE = [
     ("--resolution=16", "resolution=16: means nothing for 'digits'; leave it out"),
     ("--resolution=100000", "resolution=100000: must be an integer, 1 to 7071 pixels"),
     ("--background=whitish", "background='whitish': pass a colour name such as 'white', or '#rrggbb'"),
-    ("--dataset_name=digit", "dataset_name='digit': not built in (digits, swiss_roll, moons), no folder"),
+    (
+        "--dataset_name=digit",
+        "dataset_name='digit': not built in (digits, swiss_roll, moons, fashion_mnist), no folder",
+    ),
     ("--dataset_name=none --train_data_dir=nowhere", "train_data_dir='nowhere': no such folder; check the path"),
     ("--init_from=nowhere/at/all", "nowhere/at/all"),
     ("--resume=nowhere", "nowhere/train_state/manifest.json cannot be read"),
