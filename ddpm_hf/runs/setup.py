@@ -121,13 +121,13 @@ def _check_channels(options: TrainingOptions, samples: Samples) -> None:
     wanted, channels = options.in_channels, samples.sample_shape[0]
     if wanted in (None, channels):
         return
+    found = f"the model expects {wanted} channels (--in_channels), the data has {channels}"
     if options.init_from:
-        what = f"--init_from {options.init_from} is for {wanted} channel{'s' if wanted != 1 else ''}"
-    else:
-        what = f"the model expects {wanted} channels (--in_channels)"
+        plural = "s" if wanted != 1 else ""
+        found = f"--init_from {options.init_from} is for {wanted} channel{plural}, the data has {channels}"
     reason = f" ({samples.first_in_colour})" if samples.first_in_colour else ""
     remedy = "" if samples.is_points else f"; --in_channels {wanted} --convert_channels converts the images"
-    raise ValueError(f"{what}, the data has {channels}{reason}{remedy}")
+    raise ValueError(f"{found}{reason}{remedy}")
 
 
 def training_state(
