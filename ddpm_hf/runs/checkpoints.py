@@ -212,8 +212,12 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
-    """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines."""
-    pairs = {name: (then["options"].get(name), value) for name, value in now["options"].items() if name not in free}
+    """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines.
+
+    A switch that did not exist when the older one was written, and is off, is no difference.
+    """
+    options = {name: value for name, value in now["options"].items() if name in then["options"] or value is not False}
+    pairs = {name: (then["options"].get(name), value) for name, value in options.items() if name not in free}
     pairs["number of processes"] = then["world_size"], now["world_size"]
     pairs["data (sha256)"] = then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
     return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in pairs.items() if before != after]

@@ -462,3 +462,15 @@ def test_a_file_system_without_locks_warns_and_lets_the_run_in(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with checkpoints.exclusive(tmp_path):
         assert f"{tmp_path} cannot be locked" in caplog.text
+
+
+def test_a_switch_newer_than_the_checkpoint_is_off():
+    """Runs written before a switch existed go on; where it is on now, it is a change."""
+    common = {"world_size": 1, "dataset": {"fingerprint": ""}}
+    then = {**common, "options": {"learning_rate": 1e-3}}
+
+    def differences(**newer):
+        return checkpoints.changes(then, {**common, "options": {"learning_rate": 1e-3, **newer}}, free=())
+
+    assert differences(convert_channels=False, held_out_every=None) == []
+    assert differences(convert_channels=True) == ["convert_channels was None, is True"]
