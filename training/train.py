@@ -248,10 +248,10 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
     """From options to a finished run; `held` keeps its folder until the end."""
     try:
         importlib.import_module("matplotlib")  # of the curves: missing packages show now, not at the first checkpoint
-        if options.print_config:
-            print(to_yaml(resolved(options)), end="")
-            return
         accelerator = make_accelerator(options)
+        if options.print_config:
+            accelerator.print(to_yaml(resolved(options)), end="")
+            return
         if not options.dry_run:  # before hours of decoding
             Path(options.output_dir).mkdir(parents=True, exist_ok=True)
         if not accelerator.is_main_process:

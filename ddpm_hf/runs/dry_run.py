@@ -12,10 +12,12 @@ from PIL import Image
 
 from ..data import Samples, to_model_range
 from ..pictures import as_pictures, captioned, image_grid, point_density
-from . import checkpoints
 from .batches import Batch, KeyedBatches
+from .checkpoints import MANIFEST
 from .folder import RunFolder
 from .options import TrainingOptions
+from .records import read_json
+from .report import duration
 from .updates import Updates
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -78,9 +80,9 @@ class DryRun:
         """The step at which the run would go on, 0 for a new one. Raises ValueError where it would be refused."""
         if not self.folder.path.is_dir():
             return 0
-        with checkpoints.exclusive(self.folder.path):
-            checkpoint = self.folder.decide()
-        return 0 if checkpoint is None else int(checkpoints.verify(checkpoint)["step"])
+        with self.folder:  # which decides once for all processes
+            checkpoint = self.folder.checkpoint
+        return 0 if checkpoint is None else int(read_json(checkpoint / MANIFEST)["step"])
 
     def sections(self, cost: list[str], start: str) -> dict[str, list[str]]:
         """The lines of the overview by their headings."""
@@ -124,7 +126,7 @@ class DryRun:
             batch = self._rows(part)
             updates.begin()
             gradient, kept = self._measured(lambda batch=batch: updates.add_gradient(batch))
-        finish, _ = self._measured(lambda: updates.finish())
+        finish, _ = self._measured(updates.finish)
         with torch.no_grad():
             network: Any = updates.state.unet
             x_start = to_model_range(batch.x_start, self.samples.num_levels).to(device)
@@ -140,11 +142,11 @@ class DryRun:
         rate = size * updates.num_parts * self.accelerator.num_processes / per_step
         left = f"{num_steps:,} steps" if num_steps > 0 else "no step"
         lines = [
-            f"{_duration(per_step)} a step ({rate:,.3g} samples/s), measured with {part} of {size} samples of a "
-            f"micro-batch: {left} take about {_duration(max(num_steps, 0) * per_step)}"
+            f"{per_step:.3g} s a step ({rate:,.3g} samples/s), measured with {part} of {size} samples of a "
+            f"micro-batch: {left} take about {duration(max(num_steps, 0) * per_step)}"
         ]
         if num_grids > 0:
-            lines.append(f"{num_grids} grids of samples take about {_duration(grid)} each")
+            lines.append(f"{num_grids} grids of samples take about {duration(grid)} each")
         where = "GPU memory" if device.type == "cuda" else "memory"
         data = _bytes(self.samples.array.nbytes)
         lines.append(
@@ -267,10 +269,3 @@ def _numbers(values: np.ndarray) -> str:
 
 def _bytes(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{max(count / 2**20, 1):.0f} MiB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"

@@ -14,6 +14,7 @@ from ..machine import replaced
 from . import checkpoints
 from .data_files import DATA_FILES, changed_files, write_data_files
 from .log import cut_metrics
+from .records import read_json
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
@@ -65,25 +66,21 @@ class RunFolder:
         """The folder of `step-N` folders."""
         return self.path / "checkpoints"
 
-    def decide(self) -> Path | None:
-        """The checkpoint to go on from, None for a new run. Raises ValueError where it belongs to another run."""
-        samples = self.samples
-        return checkpoints.to_resume(
-            self.checkpoints,
-            self.resume_from,
-            self.manifest,
-            free=self.free,
-            allow_changes=self.allow_changes,
-            changed_data=None if samples is None else lambda run: changed_files(run, samples),
-        )
-
     def __enter__(self) -> "RunFolder":
         decision: list[Any] = [None, None]  # checkpoint, error: made once, so that all processes do the same
         if self.accelerator.is_main_process:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 self._held.enter_context(checkpoints.exclusive(self.path))
-                decision[0] = self.decide()
+                samples = self.samples
+                decision[0] = checkpoints.to_resume(
+                    self.checkpoints,
+                    self.resume_from,
+                    self.manifest,
+                    free=self.free,
+                    allow_changes=self.allow_changes,
+                    changed_data=None if samples is None else lambda run: changed_files(run, samples),
+                )
             except (ValueError, OSError) as error:
                 decision[1] = str(error)
         broadcast_object_list(decision)
@@ -107,11 +104,18 @@ class RunFolder:
         if self.accelerator.is_main_process:
             checkpoints.move_aside(self.checkpoints, state.step if self.checkpoint else -1)
             cut_metrics(self.path / "metrics.jsonl", state.step)
-            if self.samples is not None and not (self.checkpoint and (self.path / DATA_FILES).exists()):
+            if self.samples is not None and not self._has_data_files():
                 write_data_files(self.path, self.samples)
             if options is not None:
                 with replaced(self.path / "options.yaml") as temporary:
                     temporary.write_text(options, encoding="utf-8")
+
+    def _has_data_files(self) -> bool:
+        """Whether the list of files is there, and is that of this data."""
+        if self.checkpoint is None or not (self.path / DATA_FILES).exists():
+            return False
+        then = read_json(self.checkpoint / checkpoints.MANIFEST)
+        return then["dataset"]["fingerprint"] == self.manifest["dataset"]["fingerprint"]
 
     def save(self, state: TrainingState, scheduler: Any) -> None:
         """Write a checkpoint of this step, on the main process, and delete the oldest. Raises OSError."""

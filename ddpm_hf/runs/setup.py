@@ -95,18 +95,24 @@ def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
     options.__post_init__()
 
 
+def initial_pipeline(options: TrainingOptions) -> DDPMPaperPipeline | None:
+    """What `init_from` names, whose network and process the options then describe; None where it is not given."""
+    if not options.init_from:
+        return None
+    pipe = DDPMPaperPipeline.from_pretrained(options.init_from)
+    adopt(options, pipe)
+    return pipe
+
+
 def resolved(options: TrainingOptions) -> TrainingOptions:
     """The options, with the network and the process of `init_from` where it is given."""
-    if options.init_from:
-        adopt(options, DDPMPaperPipeline.from_pretrained(options.init_from))
+    initial_pipeline(options)
     return options
 
 
 def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPMPaperScheduler]:
     """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
-    pipe = DDPMPaperPipeline.from_pretrained(options.init_from) if options.init_from else None
-    if pipe is not None:
-        adopt(options, pipe)
+    pipe = initial_pipeline(options)
     _check_channels(options, samples)
     unet = build_network(options, samples.sample_shape)
     if pipe is not None:

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tiny_runs import CONFIGS, SCRIPT, arguments, refusal, train
 
 from ddpm_hf.machine import distributed as processes
@@ -154,3 +155,16 @@ def test_allow_tf32_sets_the_flags(tmp_path):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         train(tmp_path, allow_tf32=on, dry_run=True)
         assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == on
+
+
+def test_the_list_of_files_follows_data_that_were_allowed_to_change(tmp_path):
+    """Else a later refusal would name files that are trained on by now."""
+    for i in range(4):
+        Image.new("L", (8, 8), 60 * i).save(tmp_path / f"{i}.png")
+    run = tmp_path / "run"
+    given = {"dataset_name": "none", "train_data_dir": tmp_path, "global_batch_size": 4}
+    train(run, num_steps=3, **given)
+    Image.new("L", (8, 8), 255).save(tmp_path / "new.png")
+    assert "of the files 1 added (new.png)" in refusal(run, **given)
+    train(run, num_steps=6, allow_changes=True, **given)
+    assert "new.png" in (run / "data_files.tsv").read_text(encoding="utf-8")
