@@ -9,6 +9,7 @@ from .samples import (
     is_image_folder as is_image_folder,
     to_model_range as to_model_range,
 )
+from .source import printable as printable
 from .sources import (
     default_cache_dir as default_cache_dir,
     load_samples as load_samples,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from .samples import NUM_LEVELS, Samples, fingerprint
-from .source import Labels, Source, printable
+from .source import Labels, Source, printable, row_names
 
 LAYOUTS = "[N, H, W], [N, C, H, W] or [N, H, W, C] with C = 1 or 3"
 
@@ -61,10 +61,8 @@ def array_source(array: np.ndarray, name: str, labels: Labels | None = None) -> 
         array = array.transpose(0, 3, 1, 2)
     if array.ndim != 4 or array.shape[1] not in (1, 3) or 0 in array.shape:
         raise ValueError(f"{name}: an array of shape {array.shape}; images are {LAYOUTS}, and not empty")
-    identity = hashlib.sha256(np.ascontiguousarray(array).data)
-    identity.update(f"{array.dtype.str} {array.shape}".encode())
-    rows = [f"row {index}" for index in range(len(array))]
-    return Source(name, ArrayFiles(array), identity.hexdigest(), rows, labels)
+    identity = fingerprint(array, np.iinfo(array.dtype).max + 1)  # for 8 bits that of the samples
+    return Source(name, ArrayFiles(array), identity, row_names(len(array)), labels)
 
 
 def as_samples(source: Source) -> Samples:
@@ -74,14 +72,11 @@ def as_samples(source: Source) -> Samples:
     if array is source.files.array:  # the caller's own, who may write to it
         array = array.copy()
     array.flags.writeable = False
-    largest = int(array.max())
-    is_mask = largest <= 1
-    notes = (f"{source.name}: the largest value is {largest}; max_value=1 makes it white",) if is_mask else ()
-    return Samples(source.name, array, NUM_LEVELS, fingerprint(array, NUM_LEVELS), names=source.names, notes=notes)
+    return Samples(source.name, array, NUM_LEVELS, source.identity, names=source.names, notes=source.notes)
 
 
 def point_samples(array: np.ndarray, name: str) -> Samples:
-    """Points float [N, d] as samples in float32. Raises ValueError where some are not finite or out of range."""
+    """Points float [N, d] as samples in float32. Raises ValueError where some are not finite."""
     points = np.array(array, np.float32, order="C")
     if not len(points) or not points.shape[1]:
         raise ValueError(f"{name}: an array of shape {array.shape}; points are [N, d], and not empty")
@@ -117,8 +112,7 @@ def array_file_source(path: Path, image_column: str | None, label_column: str | 
             values = loaded[label_column].ravel().tolist()
             if len(values) != len(array):
                 raise ValueError(f"label_column={label_column!r}: {len(values)} labels for {len(array)} images")
-            rows = [f"row {index}" for index in range(len(array))]
-            labels = Labels.of(values, rows, f"array {label_column!r}")
+            labels = Labels.of(values, row_names(len(array)), f"array {label_column!r}")
         return array_data(array, path.name, labels)
 
 
@@ -179,14 +173,14 @@ def idx_source(folder: Path, split: str, label_column: str | None) -> Source:
     if len(values) != len(images):
         raise ValueError(f"{printable(path)}: {len(values)} labels for {len(images)} images")
     labels = Labels.of(values.tolist(), source.names, path.name)
-    if len(labels.names) == len(FASHION_LABELS) and is_fashion_mnist(images[:, None], split):
+    if is_fashion_mnist(source, split):
         labels = Labels(labels.indices, FASHION_LABELS)
-    return Source(source.name, source.files, source.identity, source.names, labels)
+    return replace(source, labels=labels)
 
 
-def is_fashion_mnist(images: np.ndarray, split: str) -> bool:
-    """Whether uint8 [N, 1, 28, 28] are the pixels of Fashion-MNIST's split "train" or "test"."""
-    return fingerprint(images, NUM_LEVELS) == FASHION_FINGERPRINTS.get(split)
+def is_fashion_mnist(source: Source, split: str) -> bool:
+    """Whether an array source holds the pixels of Fashion-MNIST's split "train" or "test"."""
+    return source.identity == FASHION_FINGERPRINTS.get(split)
 
 
 def read_idx(path: Path, *, dimensions: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -41,7 +41,7 @@ class Listing:
         """One line for links and folders left out, one for files that are no images; none where there are none."""
         followed = f"followed {_some(self.links, 'linked folder')}" if self.links else ""
         left_out = f"left out {_some(self.left_out, 'folder')}" if self.left_out else ""
-        others = ", ".join(f"{count} x {suffix}" for suffix, count in self.others.most_common())
+        others = _counted(self.others)
         lines = ["; ".join(filter(None, (followed, left_out)))]
         lines += [f"files that are not images are ignored: {others}"] if others else []
         place = root if root.name else root.resolve()
@@ -52,6 +52,10 @@ def _some(names: Sequence[str], noun: str) -> str:
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     listed = ", ".join(map(printable, names[:MOST_NAMED]))
     return f"{len(names)} {noun}{'s' if len(names) > 1 else ''}: {listed}{more}"
+
+
+def _counted(others: Counter[str]) -> str:
+    return ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common())
 
 
 def image_files(root: Path) -> list[str]:
@@ -85,9 +89,8 @@ def _require_images(argument: str, place: str, images: Sequence[str], others: Co
     if not images and not others:
         raise ValueError(f"{argument}: {place} is empty; put images into it")
     if not images:
-        counted = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common())
         allowed = ", ".join(sorted(EXTENSIONS))
-        raise ValueError(f"{argument}: no image among its files ({counted}); allowed are {allowed}")
+        raise ValueError(f"{argument}: no image among its files ({_counted(others)}); allowed are {allowed}")
 
 
 def _walk(root: Path, output_dir: Path | None) -> Listing:
@@ -120,7 +123,7 @@ def _walk(root: Path, output_dir: Path | None) -> Listing:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if _is_folder(entry):
+            if _asked(entry.is_dir):
                 identity = _identity(entry.stat())
                 if identity == excluded:
                     found.left_out.append(f"{prefix}{entry.name} (output_dir)")
@@ -131,7 +134,7 @@ def _walk(root: Path, output_dir: Path | None) -> Listing:
                     pending.append(prefix + entry.name)
                 continue
             suffix = os.path.splitext(entry.name)[1].lower()
-            if not os.path.isfile(root / prefix / entry.name):
+            if not _asked(entry.is_file):
                 found.others["broken link" if entry.is_symlink() else "no file"] += 1
             elif suffix in EXTENSIONS:
                 stat = entry.stat()
@@ -144,9 +147,9 @@ def _walk(root: Path, output_dir: Path | None) -> Listing:
     return found
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _asked(is_kind: Callable[[], bool]) -> bool:
     try:
-        return entry.is_dir()
+        return is_kind()
     except OSError:  # a link that leads back to itself
         return False
 
@@ -164,7 +167,8 @@ def folder_source(root: Path, *, label_column: str | None, output_dir: Path | No
     """The images of a folder. Labels are the names of the sub-folders, or a column of its metadata.csv."""
     found = listing(root, output_dir=output_dir)
     identity = sha256_of([(name, *stat) for name, stat in zip(found.images, found.stats, strict=True)])
-    files = [(printable(root / name), root / name) for name in found.images]
+    paths = [os.path.join(root, name) for name in found.images]
+    files = [(printable(path), path) for path in paths]
     labels = None if label_column is None else folder_labels(root, found.images, label_column)
     return Source(root.resolve().name, files, identity, found.images, labels, tuple(found.notes(root)))
 
@@ -266,15 +270,11 @@ def archive_source(path: Path, *, label_column: str | None) -> Source:
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"train_data_dir={str(path)!r} cannot be read: {error}") from error
     visible = [m for m in members if not any(part.startswith(".") for part in PurePosixPath(m[0]).parts)]
-    images = sorted(m for m in visible if PurePosixPath(m[0]).suffix.lower() in EXTENSIONS)
-    others = Counter(
-        PurePosixPath(m[0]).suffix.lower() or "no extension"
-        for m in visible
-        if PurePosixPath(m[0]).suffix.lower() not in EXTENSIONS
-    )
-    _require_images(f"train_data_dir={str(path)!r}", "the file", [m[0] for m in images], others)
-    names = [name for name, _ in images]
-    places = [place for _, place in images]
+    suffixes = [PurePosixPath(name).suffix.lower() for name, _ in visible]
+    images = sorted(m for m, suffix in zip(visible, suffixes, strict=True) if suffix in EXTENSIONS)
+    others = Counter(suffix or "no extension" for suffix in suffixes if suffix not in EXTENSIONS)
+    names, places = [name for name, _ in images], [place for _, place in images]
+    _require_images(f"train_data_dir={str(path)!r}", "the file", names, others)
     files = _ZipFiles(path, names) if path.suffix.lower() == ".zip" else _TarFiles(path, names, places)
     if label_column not in (None, "label"):
         raise ValueError(f"label_column={label_column!r}: an archive has 'label', the names of its folders")

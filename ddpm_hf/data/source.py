@@ -66,7 +66,15 @@ class Source:
 
 def printable(path: object) -> str:
     """A path for messages: on one line, with an escape in place of every character that cannot be printed."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(path))
+    text = str(path)
+    if text.isprintable():  # nearly always, and a folder may have a million
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def row_names(count: int) -> list[str]:
+    """What samples without files are called: "row 0", "row 1", …"""
+    return [f"row {index}" for index in range(count)]
 
 
 def sha256_of(value: object) -> str:

@@ -132,7 +132,9 @@ def _decoded(source: Source, options: DecodeOptions, cache_dir: Path, **limits: 
     """The samples of encoded images, with the names and labels of those that could be read."""
     if source.channels is not None and options.channels is None:
         options = replace(options, channels=source.channels)
-    if isinstance(source.files, ArrayFiles) and source.files.array.dtype == np.uint8 and options == PLAIN:
+    array = source.files.array if isinstance(source.files, ArrayFiles) else None
+    # a mask of 0 and 1 goes the long way, on which that is noticed
+    if array is not None and array.dtype == np.uint8 and options == PLAIN and array.max() > 1:
         samples = as_samples(source)
     else:
         name = re.sub(r"[^\w-]", "_", source.name)
@@ -213,9 +215,7 @@ def _fashion_mnist(split: str, label_column: str | None) -> Source | Samples:
     for folder in map(Path, FASHION_FOLDERS):
         if is_idx_folder(folder):
             source = idx_source(folder, split, label_column)
-            files = source.files
-            assert isinstance(files, ArrayFiles)
-            if not is_fashion_mnist(files.array, split):
+            if not is_fashion_mnist(source, split):
                 raise ValueError(f"{folder}: not the published images of Fashion-MNIST; pass it as train_data_dir")
             return replace(source, name="fashion_mnist")
     from .tables import table_source

@@ -16,7 +16,7 @@ from .arrays import array_data
 from .decoding import BadImage
 from .folders import METADATA, listing
 from .samples import BUILT_IN, Samples
-from .source import Labels, Source, printable, sha256_of
+from .source import Labels, Source, printable, row_names, sha256_of
 
 if TYPE_CHECKING:
     import datasets
@@ -98,7 +98,7 @@ def table_source(
     if folder is not None and not any(mark in split for mark in "[+"):
         notes += _not_in_the_table(folder, table, column, split)
     identity = sha256_of([table._fingerprint, column])
-    rows = [f"row {index}" for index in range(len(table))]
+    rows = row_names(len(table))
     return Source(name, _TableFiles(table, column), identity, rows, labels, tuple(notes), channels)
 
 
@@ -193,8 +193,8 @@ def _labels(table: datasets.Dataset, column: str) -> Labels:
 
     if column not in table.features:
         raise ValueError(f"label_column={column!r}: the columns are {described(dict(table.features))}")
-    feature, values = table.features[column], table[:][column] if len(table.features) == 1 else list(table[column])
-    rows = [f"row {index}" for index in range(len(values))]
+    feature, values = table.features[column], list(table[column])
+    rows = row_names(len(values))
     if isinstance(feature, datasets.ClassLabel):
         missing = [row for row, value in zip(rows, values, strict=True) if value is None or value < 0]
         if missing:
@@ -223,18 +223,17 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
     try:
         if path.suffix.lower() == ".parquet" and path.is_file():
             return datasets.load_dataset("parquet", data_files=str(path), split=split)
-        if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-            return _saved(datasets.load_from_disk(str(path)), split)
-        if (path / "dataset_dict.json").is_file():
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved(datasets.load_from_disk(str(path)), split)
         return datasets.load_dataset(str(dataset), config, split=split)
     except EmptyDatasetError as error:
         raise ValueError(f"{given}: found, but it holds no data files") from error
-    except PermissionError as error:
-        raise ValueError(_cache_advice(given, error)) from error
-    except (FileNotFoundError, ConnectionError) as error:
-        if "/proc/" in str(error) or not os.access(_existing_parent(_cache_folder()), os.W_OK):
-            raise ValueError(_cache_advice(given, error)) from error
+    except OSError as error:
+        if not _can_be_made(cache := _cache_folder()):
+            reason = f"the cache of datasets, {cache}, cannot be written ({error})"
+            raise ValueError(f"{given}: {reason}; set HF_HOME or HF_DATASETS_CACHE to a folder that can") from error
+        if not isinstance(error, FileNotFoundError | ConnectionError):
+            raise
         if path.exists():
             kinds = "neither a folder nor a .parquet, .npy, .npz, .zip or .tar file"
             raise ValueError(f"{given}: {kinds}: {error}") from error
@@ -263,15 +262,12 @@ def _cache_folder() -> Path:
     return Path(datasets.config.HF_DATASETS_CACHE)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _existing_parent(path: Path) -> Path:
-    return next(place for place in (path, *path.parents) if place.exists())
-
-
-def _cache_advice(given: str, error: Exception) -> str:
-    return (
-        f"{given}: the cache of datasets, {_cache_folder()}, cannot be written ({error}); set HF_HOME or "
-        "HF_DATASETS_CACHE to a folder that can"
-    )
+def _can_be_made(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _not_in_the_table(folder: Path, table: datasets.Dataset, column: str, split: str) -> list[str]:

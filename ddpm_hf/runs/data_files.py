@@ -1,16 +1,14 @@
 """Which files a run is trained on, so that a refusal to go on with other data can name them."""
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..data import Samples
+from ..data import Samples, printable
 from ..machine import replaced
 
-logger = logging.getLogger(__name__)
 
 DATA_FILES = "data_files.tsv"  # a line for each sample: the first half of its pixels' sha256, a tab, its name
 
@@ -45,8 +43,7 @@ def _first(names: Sequence[str]) -> str:
 
 def _digests(samples: Samples) -> dict[str, str]:
     """By name, printable; hashing reads all pixels once."""
-    names = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in name) for name in samples.names]
     return {
-        name: hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:32]
-        for name, image in zip(names, samples.array, strict=True)
+        printable(name): hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()[:32]
+        for name, image in zip(samples.names, samples.array, strict=True)
     }

@@ -225,3 +225,11 @@ def test_formats_that_datasets_does_not_know_are_counted(folder, caplog):
 def test_nothing_is_said_of_a_folder_that_is_whole(folder, caplog):
     samples = load_samples(folder)
     assert len(samples) == 6 and not caplog.text and samples.notes == ()
+
+
+@pytest.mark.parametrize("place", ["/proc/none", "file/below"])
+def test_a_cache_that_cannot_be_written_is_named(folder, tmp_path, monkeypatch, place):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / place)
+    with pytest.raises(ValueError, match="the cache of datasets, .*, cannot be written .*; set HF_HOME or"):
+        load_samples(folder)
