@@ -34,6 +34,7 @@ from sklearn.decomposition import PCA
 from sklearn.svm import SVC
 
 from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf.evaluation.frechet import Gaussian, distance_of_gaussians, fitted as fitted_to
 from ddpm_hf.inference import speed_up
 
 NUM_SAMPLES, NUM_RANGES, RANGE_STEP = 512, 4, 10_000
@@ -83,27 +84,9 @@ def drawn(pipe: DDPMPaperPipeline, seeds: range, steps: int | None) -> np.ndarra
     return images.reshape(len(seeds), -1) * 16
 
 
-class Gaussian(NamedTuple):
-    """Fitted to rows [N, D]: their mean, and a square root R of their covariance R Rᵀ."""
-
-    mean: np.ndarray
-    root: np.ndarray
-    trace: float
-
-    @classmethod
-    def of(cls, rows: np.ndarray) -> "Gaussian":
-        values, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
-        values = values.clip(min=0)
-        return cls(rows.mean(0), vectors * np.sqrt(values), float(values.sum()))
-
-
-def frechet_distance(a: Gaussian, b: Gaussian) -> float:
-    """|μ_a − μ_b|² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½) (Heusel et al. 2017).
-
-    The trace of the root of Σ_a Σ_b = R_a R_aᵀ R_b R_bᵀ is the sum of the singular values of R_aᵀ R_b.
-    """
-    overlap = np.linalg.svd(a.root.T @ b.root, compute_uv=False).sum()
-    return float(np.sum((a.mean - b.mean) ** 2) + a.trace + b.trace - 2 * overlap)
+def gaussian_of(rows: np.ndarray) -> Gaussian:
+    """Fitted to rows [N, D]."""
+    return fitted_to([torch.from_numpy(rows).double()], rows.shape[1])
 
 
 class Classifier(NamedTuple):
@@ -154,13 +137,13 @@ def splits(num_samples: int) -> list[tuple[Gaussian, Gaussian]]:
     """`num_samples` real digits and the rest of them, each as a Gaussian, 100 times."""
     rng, (_, projected) = np.random.default_rng(0), components()
     orders = (rng.permutation(len(projected)) for _ in range(NUM_SPLITS))
-    return [(Gaussian.of(projected[o[:num_samples]]), Gaussian.of(projected[o[num_samples:]])) for o in orders]
+    return [(gaussian_of(projected[o[:num_samples]]), gaussian_of(projected[o[num_samples:]])) for o in orders]
 
 
 def quality(samples: np.ndarray) -> dict[str, float]:
     """All measures of the samples of one range, [N, 64] on the scale 0 … 16."""
-    own = Gaussian.of(components()[0].transform(samples))
-    distance = float(np.mean([frechet_distance(own, rest) for _, rest in splits(len(samples))]))
+    own = gaussian_of(components()[0].transform(samples))
+    distance = float(np.mean([distance_of_gaussians(own, rest) for _, rest in splits(len(samples))]))
     excess = distance - real_quality(len(samples))[FRECHET].value
     return {**{c.name: c.sure_of(samples) for c in classifiers()}, FRECHET: distance, EXCESS: excess}
 
@@ -168,7 +151,7 @@ def quality(samples: np.ndarray) -> dict[str, float]:
 @lru_cache
 def real_quality(num_samples: int) -> dict[str, Estimate]:
     """The same measures of real digits."""
-    distance = mean_of([frechet_distance(taken, rest) for taken, rest in splits(num_samples)])
+    distance = mean_of([distance_of_gaussians(taken, rest) for taken, rest in splits(num_samples)])
     return {**{c.name: c.sure_of_real for c in classifiers()}, FRECHET: distance}
 
 

@@ -41,7 +41,12 @@ def _text(draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, anch
 
 
 def labelled_grid(
-    rows: Sequence[Sequence[Image.Image]], *, row_labels: Sequence[str], column_labels: Sequence[str], corner: str = ""
+    rows: Sequence[Sequence[Image.Image]],
+    *,
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    corner: str = "",
+    min_side: int = 64,
 ) -> Image.Image:
     """Images of one size in rows × columns, with labels to the left and above, and one in the corner; mode RGB.
 
@@ -55,7 +60,7 @@ def labelled_grid(
     for name, labels, size in (("row_labels", row_labels, len(rows)), ("column_labels", column_labels, columns)):
         if len(labels) != size:
             raise ValueError(f"{name}: got {len(labels)} for {size}")
-    cells = [image_grid([image]).convert("RGB") for row in rows for image in row]
+    cells = [image_grid([image], min_side=min_side).convert("RGB") for row in rows for image in row]
     grid = make_image_grid(cells, rows=len(rows), cols=columns)
     font: Any = ImageFont.load_default(15)
     left = math.ceil(max(font.getlength(label) for label in (corner, *row_labels))) + 16

@@ -39,7 +39,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 from ddpm_hf.machine import end_at_once_on_signals
@@ -74,6 +73,7 @@ from ddpm_hf.runs import (
     RunLog,
     TrainingState,
     Updates,
+    Watch,
     batches_of,
     described,
     end_early,
@@ -89,7 +89,6 @@ from ddpm_hf.runs import (
     start_trackers,
     training_state,
     warn_if_averages_lag,
-    write_due,
 )
 
 logger = logging.getLogger("train")
@@ -171,9 +170,9 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
         global_batch_size=options.global_batch_size,
         tables=report_tables(options, run.batches.samples, state.unet, accelerator, folder.manifest, run.held_out),
     )
-    write_samples = partial(write_due, options, state, run.scheduler, log, folder, signals, run.held_out)
+    watch = Watch(options, state, run.scheduler, log, folder, signals, run.held_out)
     if state.step:  # a run that was stopped while it drew or evaluated them
-        write_samples(only_missing=True)
+        watch.write_due(only_missing=True)
     run.model.train()
     for _ in steps:
         loss, grad_norm = training_step(run, stream)
@@ -188,7 +187,7 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
             )
         with log.paused():
             if not stopping:
-                write_samples()
+                watch.write_due()
             if stopping or ending or step % options.checkpoint_every == 0:
                 folder.save(state, run.scheduler)
                 log.write_overview()

@@ -53,13 +53,11 @@ from .setup import (
 from .state import TrainingState as TrainingState
 from .updates import Updates as Updates, linear_warmup as linear_warmup
 from .watching import (
+    Watch as Watch,
     command_to_go_on as command_to_go_on,
     described as described,
     end_early as end_early,
     report_tables as report_tables,
     warn_if_averages_lag as warn_if_averages_lag,
-    write_due as write_due,
-    write_due_evaluation as write_due_evaluation,
-    write_due_grids as write_due_grids,
     write_grids as write_grids,
 )

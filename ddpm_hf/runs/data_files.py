@@ -9,7 +9,6 @@ import numpy as np
 from ..data import Samples, printable
 from ..machine import replaced
 
-
 DATA_FILES = "data_files.tsv"  # a line for each sample: the first half of its pixels' sha256, a tab, its name
 
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..data import Samples, to_model_range
-from ..pictures import as_pictures, captioned, image_grid, point_density
+from ..pictures import as_pictures, image_grid, labelled_grid, point_density
 from .batches import Batch, KeyedBatches
 from .checkpoints import MANIFEST
 from .folder import RunFolder
@@ -19,9 +18,12 @@ from .options import TrainingOptions
 from .records import read_json
 from .report import duration
 from .updates import Updates
+from .watching import described_network, differing_options
 
 CONTACT_SHEET = "contact_sheet.png"
-NUM_SHOWN = 48  # samples on the contact sheet
+NUM_SHOWN = 48  # samples on the contact sheet; with labels up to 8 in each of up to 20 rows
+ROW, MOST_ROWS = 8, 20
+MIN_SIDE = 96  # in pixels, of a sample there
 MAX_COUNTED = 10_000  # samples behind the statistics
 MEASURING_S = 6.0  # seconds that one measured micro-batch may take
 MAX_LISTED = 12  # classes, in one line
@@ -87,12 +89,10 @@ class DryRun:
     def sections(self, cost: list[str], start: str) -> dict[str, list[str]]:
         """The lines of the overview by their headings."""
         samples = self.samples
-        defaults = asdict(TrainingOptions(dataset_name="digits"))
-        differing = {
-            name: value
-            for name, value in asdict(self.options).items()
-            if value != defaults[name] and name not in ("dry_run", "dataset_name", "train_data_dir", "output_dir")
-        }
+        said = ("dry_run", "dataset_name", "train_data_dir", "output_dir")
+        differing = [
+            f"{name} {_short(value)}" for name, value, _ in differing_options(self.options) if name not in said
+        ]
         classes = [f"{name} {count:,}" for name, count in samples.class_counts().items()]
         if len(classes) > MAX_LISTED:
             classes = [*classes[:MAX_LISTED], f"and {len(classes) - MAX_LISTED} more"]
@@ -103,7 +103,7 @@ class DryRun:
             ],
             "values": statistics(samples),
             "classes": _wrapped(classes),
-            "options": ["different from the defaults:", *_wrapped([f"{k} {_short(v)}" for k, v in differing.items()])],
+            "options": ["different from the defaults:", *_wrapped(differing)],
             "network": [described_network(self.updates.state.unet)],
             "cost": cost,
             "start": [start],
@@ -210,38 +210,23 @@ def contact_sheet(samples: Samples) -> Image.Image:
     if samples.is_points:
         return point_density(samples.array, side=512)
     if samples.labels is not None:
-        rows = [np.flatnonzero(samples.labels == c)[:8] for c in range(min(len(samples.label_names), 20))]
-        pictures = [
-            captioned(_row(_pictures(samples, chosen), 8), _ascii(f"{name} ({count:,})"))
-            for (name, count), chosen in zip(samples.class_counts().items(), rows, strict=False)
-            if len(chosen)
-        ]
-        sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height for p in pictures)), "white")
-        top = 0
-        for picture in pictures:
-            sheet.paste(picture, (0, top))
-            top += picture.height
-        return sheet
+        classes = list(samples.class_counts().items())[:MOST_ROWS]
+        rows = [_pictures(samples, np.flatnonzero(samples.labels == c)[:ROW]) for c in range(len(classes))]
+        _, height, width = samples.sample_shape
+        blank = Image.new("RGB", (width, height), "white")
+        return labelled_grid(
+            [[*row, *[blank] * (ROW - len(row))] for row in rows],
+            row_labels=[_ascii(f"{name} ({count:,})") for name, count in classes],
+            column_labels=[""] * ROW,
+            min_side=MIN_SIDE,
+        )
     rows = np.unique(np.linspace(0, len(samples) - 1, min(len(samples), NUM_SHOWN)).astype(np.int64))
-    return image_grid(_pictures(samples, rows), min_side=96)
+    return image_grid(_pictures(samples, rows), min_side=MIN_SIDE)
 
 
 def _pictures(samples: Samples, rows: np.ndarray) -> list[Image.Image]:
     assert samples.num_levels is not None
     return as_pictures(samples.batch(rows).float() / (samples.num_levels - 1))
-
-
-def _row(pictures: list[Image.Image], columns: int) -> Image.Image:
-    """The pictures from left to right, in as much room as `columns` take."""
-    cells = [image_grid([picture], min_side=96).convert("RGB") for picture in pictures]
-    row = Image.new("RGB", (columns * cells[0].width, cells[0].height), "white")
-    for i, cell in enumerate(cells):
-        row.paste(cell, (i * cell.width, 0))
-    return row
-
-
-def described_network(unet: torch.nn.Module) -> str:
-    return f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters"
 
 
 def _wrapped(words: list[str]) -> list[str]:

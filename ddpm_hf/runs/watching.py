@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import torch
@@ -48,97 +48,74 @@ def write_grids(
         log.write_samples(state.step, "ema", sample_together(log.accelerator, pipe, num_samples, **options))
 
 
-def write_due_grids(
-    options: TrainingOptions,
-    state: TrainingState,
-    scheduler: Any,
-    log: RunLog,
-    folder: RunFolder,
-    signals: StopSignals,
-    *,
-    only_missing: bool = False,
-) -> None:
-    """`write_grids` where they are due after this step; a signal cuts it off. With `only_missing`, after a resumption,
-    only where they are not there yet.
-    """
-    if not _is_due(options.sample_every, options, state):
-        return
-    if only_missing and broadcast_object_list([log.has_samples(state.step)])[0]:
-        return
-    with _cut_off_by_signals(state, scheduler, log, folder, signals, is_saved=only_missing):
-        write_grids(
-            log,
-            state,
-            scheduler,
-            num_samples=options.num_samples,
-            num_inference_steps=options.sample_steps,
-            batch_size=options.global_batch_size,  # what fits into memory in training fits here
-        )
+@dataclass
+class Watch:
+    """What is shown of a run on the way: grids of samples, and a line about held-out samples, each where it is due."""
 
+    options: TrainingOptions
+    state: TrainingState
+    scheduler: Any
+    log: RunLog
+    folder: RunFolder
+    signals: StopSignals
+    held_out: HeldOut | None = None
 
-def write_due_evaluation(
-    options: TrainingOptions,
-    state: TrainingState,
-    scheduler: Any,
-    log: RunLog,
-    folder: RunFolder,
-    signals: StopSignals,
-    held_out: HeldOut | None,
-    *,
-    only_missing: bool = False,
-) -> None:
-    """A line about held-out samples where it is due after this step; a signal cuts it off. With `only_missing`, after
-    a resumption, only where it is not there yet.
-    """
-    if held_out is None or not held_out.parts or not _is_due(options.eval_every, options, state):
-        return
-    if only_missing and broadcast_object_list([log.has_evaluation(state.step, held_out.identity)])[0]:
-        return
-    num_parts = log.accelerator.num_processes * options.gradient_accumulation_steps
-    with _cut_off_by_signals(state, scheduler, log, folder, signals, is_saved=only_missing):
-        batch_size = options.global_batch_size // num_parts  # what fits into memory in training fits here
-        values = evaluate(log.accelerator, state, scheduler, held_out.parts, batch_size=batch_size)
-    log.write_evaluation(state.step, numbers_of(values, held_out.identity))
+    def write_due(self, *, only_missing: bool = False) -> None:
+        """Write what is due after this step; a signal cuts it off.
 
+        With `only_missing`, after a resumption, only what is not there yet.
+        """
+        self._write_grids(only_missing)
+        self._write_evaluation(only_missing)
 
-def write_due(
-    options: TrainingOptions,
-    state: TrainingState,
-    scheduler: Any,
-    log: RunLog,
-    folder: RunFolder,
-    signals: StopSignals,
-    held_out: HeldOut | None,
-    *,
-    only_missing: bool = False,
-) -> None:
-    """Grids of samples and a line about held-out samples, each where it is due."""
-    write_due_grids(options, state, scheduler, log, folder, signals, only_missing=only_missing)
-    write_due_evaluation(options, state, scheduler, log, folder, signals, held_out, only_missing=only_missing)
+    def _write_grids(self, only_missing: bool) -> None:
+        options, state, log = self.options, self.state, self.log
+        if not self._is_due(options.sample_every):
+            return
+        if only_missing and broadcast_object_list([log.has_samples(state.step)])[0]:
+            return
+        with self._cut_off_by_signals(is_saved=only_missing):
+            write_grids(
+                log,
+                state,
+                self.scheduler,
+                num_samples=options.num_samples,
+                num_inference_steps=options.sample_steps,
+                batch_size=options.global_batch_size,  # what fits into memory in training fits here
+            )
 
+    def _write_evaluation(self, only_missing: bool) -> None:
+        options, state, log, held_out = self.options, self.state, self.log, self.held_out
+        if held_out is None or not held_out.parts or not self._is_due(options.eval_every):
+            return
+        if only_missing and broadcast_object_list([log.has_evaluation(state.step, held_out.identity)])[0]:
+            return
+        num_parts = log.accelerator.num_processes * options.gradient_accumulation_steps
+        with self._cut_off_by_signals(is_saved=only_missing):
+            batch_size = options.global_batch_size // num_parts  # what fits into memory in training fits here
+            values = evaluate(log.accelerator, state, self.scheduler, held_out.parts, batch_size=batch_size)
+        log.write_evaluation(state.step, numbers_of(values, held_out.identity))
 
-def _is_due(every: int, options: TrainingOptions, state: TrainingState) -> bool:
-    return bool(every) and (state.step == options.num_steps or state.step % every == 0)
+    def _is_due(self, every: int) -> bool:
+        step = self.state.step
+        return bool(every) and (step == self.options.num_steps or step % every == 0)
 
+    @contextlib.contextmanager
+    def _cut_off_by_signals(self, *, is_saved: bool) -> Iterator[None]:
+        """Inside, a signal stops the work at once: it may take longer than a machine waits.
 
-@contextlib.contextmanager
-def _cut_off_by_signals(
-    state: TrainingState, scheduler: Any, log: RunLog, folder: RunFolder, signals: StopSignals, *, is_saved: bool
-) -> Iterator[None]:
-    """Inside, a signal stops the work at once: it may take longer than a machine waits.
-
-    The main process then saves this step on its own, since the others may be anywhere in theirs. Where it `is_saved`
-    already, writing it again would put its only copy at risk.
-    """
-    try:
-        with signals.interruptible():
-            yield
-    except Stopped as stopped:
-        if not is_saved:
-            folder.save(state, scheduler)
-        log.progress.close()  # what follows gets a line of its own
-        stopped.add_note(f"after step {state.step}, which is saved")
-        raise
+        The main process then saves this step on its own, since the others may be anywhere in theirs. Where it
+        `is_saved` already, writing it again would put its only copy at risk.
+        """
+        try:
+            with self.signals.interruptible():
+                yield
+        except Stopped as stopped:
+            if not is_saved:
+                self.folder.save(self.state, self.scheduler)
+            self.log.progress.close()  # what follows gets a line of its own
+            stopped.add_note(f"after step {self.state.step}, which is saved")
+            raise
 
 
 def end_early(options: TrainingOptions, accelerator: Accelerator, step: int, signals: StopSignals) -> NoReturn:
@@ -157,11 +134,21 @@ def end_early(options: TrainingOptions, accelerator: Accelerator, step: int, sig
     raise stopped
 
 
+def described_network(unet: torch.nn.Module) -> str:
+    return f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters"
+
+
+def differing_options(options: TrainingOptions) -> list[tuple[str, Any, Any]]:
+    """(name, value, default) of each option that differs from its default, the paper's for CIFAR-10."""
+    defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
+    given = public_options(asdict(options)).items()
+    return [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
+
+
 def described(samples: Samples, unet: torch.nn.Module, accelerator: Accelerator) -> str:
     return (
-        f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters; "
-        f"{len(samples):,} samples {samples.sample_shape} of {samples.name}; {accelerator.num_processes} process(es) "
-        f"on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        f"{described_network(unet)}; {len(samples):,} samples {samples.sample_shape} of {samples.name}; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}"
     )
 
 
@@ -185,9 +172,7 @@ def report_tables(
     held_out: HeldOut | None = None,
 ) -> dict[str, Rows]:
     """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
-    defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
-    given = public_options(asdict(options)).items()
-    differing = [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
+    differing = differing_options(options)
     network = f"{type(unet).__name__}, {sum(p.numel() for p in unet.parameters()):,} parameters"
     data = {**manifest["dataset"], "shape": samples.sample_shape, "network": network}
     if held_out is not None and held_out.rows is not None:

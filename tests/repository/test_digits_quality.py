@@ -34,8 +34,8 @@ def test_a_frechet_distance_is_the_closed_form():
     """Means 3 apart and deviations 1 and 2 along each of four axes."""
     x = np.random.default_rng(0).standard_normal((500, 4))
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
-    first, second = quality.Gaussian.of(x), quality.Gaussian.of(2 * x + 3)
-    assert quality.frechet_distance(first, second) == pytest.approx(4 * 9 + 4, rel=1e-9)
+    first, second = quality.gaussian_of(x), quality.gaussian_of(2 * x + 3)
+    assert quality.distance_of_gaussians(first, second) == pytest.approx(4 * 9 + 4, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", list(quality.GATE))

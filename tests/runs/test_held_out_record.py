@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from ddpm_hf.pictures import training_curves
-from ddpm_hf.runs import RunLog, evaluations, lowest_bound, read_metrics, write_report
+from ddpm_hf.runs import evaluations, lowest_bound, read_metrics, write_report
 from ddpm_hf.runs.report import memorising
 
 NUMBERS: dict[str, Any] = {
@@ -33,14 +31,6 @@ def evaluation(
 
 def training(step: int) -> dict[str, Any]:
     return {"step": step, "loss": 1 / step, "grad_norm": 1.0, "learning_rate": 1e-3, "images_per_s": 10.0}
-
-
-@pytest.fixture
-def log(tmp_path):
-    log = RunLog(Accelerator(cpu=True), tmp_path, first_step=0, num_steps=10, global_batch_size=4)
-    yield log
-    log.close()
-    AcceleratorState._reset_state(True)
 
 
 def test_a_line_is_written_and_found_again(log, tmp_path):

@@ -38,15 +38,6 @@ TINY = (
 ).split()
 
 
-@pytest.fixture
-def log(tmp_path):
-    """A log of ten steps of four images in tmp_path."""
-    log = RunLog(Accelerator(cpu=True), tmp_path, first_step=0, num_steps=10, global_batch_size=4)
-    yield log
-    log.close()
-    AcceleratorState._reset_state(True)
-
-
 class Clock:
     """In place of the module `time`: it stands still until a test moves it."""
 

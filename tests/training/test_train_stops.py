@@ -192,5 +192,5 @@ def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_al
         signals.received = signal.SIGTERM
         with pytest.raises(train_py.Stopped):
             folder = RunFolder(tmp_path, run.accelerator, {})
-            watching.write_due_grids(run.options, run.state, run.scheduler, log, folder, signals, only_missing=True)
+            watching.Watch(run.options, run.state, run.scheduler, log, folder, signals).write_due(only_missing=True)
     log.close()
