@@ -120,7 +120,10 @@ class DryRun:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         part, batch = 1, self._rows(1)
-        gradient, kept = self._measured(lambda: updates.add_gradient(batch))  # slower than those that follow
+        gradient, kept = self._measured(lambda: updates.add_gradient(batch))
+        if gradient < MEASURING_S:  # the first is many times slower than those that follow
+            updates.begin()
+            gradient, kept = self._measured(lambda: updates.add_gradient(batch))
         while gradient < MEASURING_S / 4 and part < size:
             part = min(size, max(4 * part, int(MEASURING_S / 8 / gradient) * part))
             batch = self._rows(part)

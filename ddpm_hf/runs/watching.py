@@ -148,7 +148,8 @@ def differing_options(options: TrainingOptions) -> list[tuple[str, Any, Any]]:
 def described(samples: Samples, unet: torch.nn.Module, accelerator: Accelerator) -> str:
     return (
         f"{described_network(unet)}; {len(samples):,} samples {samples.sample_shape} of {samples.name}; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
+        f"precision {accelerator.mixed_precision}"
     )
 
 
