@@ -140,6 +140,8 @@ def _decoded(source: Source, options: DecodeOptions, cache_dir: Path, **limits: 
         name = re.sub(r"[^\w-]", "_", source.name)
         decoded = decode_all(source.files, options, cache=Cache(cache_dir, name, source.identity, options), **limits)
         notes = (*source.notes, *(f"{source.name}: {note}" for note in decoded.notes))
+        if decoded.first_in_colour:
+            notes += (f"{source.name}: grey images get three channels; {decoded.first_in_colour}",)
         if decoded.skipped:
             notes += (f"{source.name}: {len(decoded.skipped)} bad images left out: {first_of(decoded.skipped)}",)
         names, left_out = source.names, set(decoded.left_out)

@@ -218,7 +218,7 @@ def test_one_class_is_no_label(tmp_path):
 # ---- channels ------------------------------------------------------------------------------------------------------
 
 
-def test_one_colour_file_among_grey_ones_is_named(tmp_path):
+def test_one_colour_file_among_grey_ones_is_named(tmp_path, caplog):
     folder = tmp_path / "scans"
     folder.mkdir()
     for i in range(20):
@@ -226,6 +226,7 @@ def test_one_colour_file_among_grey_ones_is_named(tmp_path):
     samples = load_samples(train_data_dir=folder)
     assert samples.sample_shape == (3, 4, 4)
     assert "scan_x17.png" in samples.first_in_colour and "1 of 20" in samples.first_in_colour
+    assert f"scans: grey images get three channels; {samples.first_in_colour}" in caplog.text
     grey = load_samples(train_data_dir=folder, channels=1)
     assert grey.sample_shape == (1, 4, 4) and (grey.array[17] == 76).all() and not grey.first_in_colour
     assert load_samples(train_data_dir=folder, channels=3).sample_shape == (3, 4, 4)
