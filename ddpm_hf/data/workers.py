@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 from torch.utils.data import DataLoader
 
+from ..machine import hear_again, postponed
 from .decoding import BadImage, Decoded, DecodeOptions, decode
 
 CHUNK_BYTES = 2**18  # of pixels that cross from a worker at once; a few such chunks wait for each worker
@@ -38,8 +39,15 @@ def decoded_in_order(
         num_workers=num_workers,
         collate_fn=_unchanged,
         generator=torch.Generator(),
+        worker_init_fn=_started,
     )
-    return chain.from_iterable(loader)
+    with postponed():
+        chunks = iter(loader)
+    return chain.from_iterable(chunks)
+
+
+def _started(worker: int) -> None:
+    hear_again()
 
 
 class _Decoder:

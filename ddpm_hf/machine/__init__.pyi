@@ -9,4 +9,6 @@ from .signals import (
     Stopped as Stopped,
     StopSignals as StopSignals,
     end_at_once_on_signals as end_at_once_on_signals,
+    hear_again as hear_again,
+    postponed as postponed,
 )

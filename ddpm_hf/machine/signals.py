@@ -34,6 +34,24 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT wait, for the start of processes: there an exception is lost in somebody's callback.
+
+    The processes inherit that, and call `hear_again`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CAUGHT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_again() -> None:
+    """In a process that was started while signals were `postponed`: from now on they come."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CAUGHT)
+
+
 class StopSignals:
     """Inside `with`, SIGTERM and SIGINT are kept in `received` until somebody asks; a second SIGINT does not wait.
 
@@ -43,7 +61,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._interruptible = False
+        self._interruptible, self._pid = False, os.getpid()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -56,6 +74,8 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:  # a process that helps, to which a terminal sends it too: it has nothing to save
+            os._exit(0)  # by another code torch would take it for a failure, and say so
         insisted = number == signal.SIGINT and self.received == signal.SIGINT
         self.received = number
         if self._interruptible or insisted:
