@@ -152,6 +152,7 @@ def bits_per_dim(
     num_levels: int | None = 256,
     num_inference_steps: int | None = None,
     num_timesteps_subset: int | None = None,
+    class_labels: Tensor | None = None,
     batch_size: int = 256,
     first_index: int = 0,
     progress: bool = False,
@@ -174,6 +175,8 @@ def bits_per_dim(
         num_timesteps_subset: evaluate only this many terms per sample: from 2 on always L_0, which may be as large as
             all others together, and one drawn from each of the other ranges of `subset_edges`, weighted by the range's
             length. Entries that are not drawn are 0, and every mean is an unbiased estimate.
+        class_labels: int64 [B], for the bound on −log p(x_0 | y) of a conditional network; None for the bound on
+            −log p(x_0) by its evaluations without a label.
         batch_size: how many pairs of sample and t the network sees at once.
         first_index: the index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
@@ -192,6 +195,8 @@ def bits_per_dim(
     _require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
     if not size:
         raise ValueError("x_start holds no samples")
+    if class_labels is not None and class_labels.shape != (size,):
+        raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; expected one per sample, ({size},)")
     if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
         raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
     if not np.isfinite(chain.c_skip[-1]):
@@ -212,7 +217,9 @@ def bits_per_dim(
             x, index = x_start[torch.from_numpy(b).to(exact)], torch.from_numpy(t).to(exact)
             x_t = chain.q_sample(x, index, noise)
             at = torch.from_numpy(times).to(device)
-            output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at).sample.to(exact, torch.float64)
+            conditions = {} if class_labels is None else {"class_labels": class_labels[torch.from_numpy(b)]}
+            output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at, **conditions).sample
+            output = output.to(exact, torch.float64)
             p = chain.p_mean_variance(output, x_t, index, clip_denoised=clip_denoised)
             weight = torch.from_numpy(weight_s[s])
             terms_bt[b, t] = weight * _term(chain, p, x, x_t, index, num_levels).cpu()

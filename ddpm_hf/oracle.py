@@ -1,13 +1,15 @@
 """ε*(x_t, t) in closed form for Gaussian mixtures: the exact answer to test and teach with, without training.
 
 If x_0 is a Gaussian mixture, so is every x_t, and the minimiser of L_simple (Eq. 14), ε* = E[ε | x_t], follows from
-its score by Section 3.2's link: ε*(x_t, t) = −√(1−ᾱ_t) ∇ log p(x_t). Everything is computed in float64 on the CPU.
+its score by Section 3.2's link: ε*(x_t, t) = −√(1−ᾱ_t) ∇ log p(x_t). Where components have labels, the same holds
+given a label y, and p(y | x_t) is known too. Everything is computed in float64 on the CPU.
 Time is 0-based: t = 0 is the paper's t = 1.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +25,14 @@ class GaussianMixture:
     """p(x) = Σ_k w_k N(x; m_k, C_k) on R^d, with its density, score and samples; float64.
 
     `weights` [K] are positive and sum to 1, `means` are [K, d], `covariances` [K, d, d] symmetric and positive
-    definite; other dtypes are converted. Raises ValueError for anything else.
+    definite; other dtypes are converted. `labels` [K], integers 0 … Y−1 of which each occurs, say which class each
+    component belongs to; None where there are no classes. Raises ValueError for anything else.
     """
 
     weights: Tensor
     means: Tensor
     covariances: Tensor
+    labels: Any = None  # int64 [K] once it is made
     eigenvalues: Tensor = field(init=False, repr=False)  # of the covariances, [K, d]
     eigenvectors: Tensor = field(init=False, repr=False)  # in columns, [K, d, d]
 
@@ -52,6 +56,8 @@ class GaussianMixture:
         if not (symmetric & positive).all():
             raise ValueError(f"covariances must be symmetric and positive definite, got {covariances.tolist()}")
         parts |= {"weights": weights / weights.sum(), "eigenvalues": eigenvalues, "eigenvectors": eigenvectors}
+        if self.labels is not None:
+            parts["labels"] = _checked_labels(self.labels, size)
         for name, part in parts.items():
             object.__setattr__(self, name, part)
 
@@ -93,12 +99,31 @@ class GaussianMixture:
         """∇ log p(x) = −Σ_k p(k | x) C_k⁻¹ (x − m_k), of x [B, d]: [B, d]."""
         return self._score(x)
 
+    @property
+    def num_classes(self) -> int:
+        """Y, the number of classes; 0 where components have no labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def given(self, label: int) -> "GaussianMixture":
+        """p(x | y): the mixture of the components with this label. Raises ValueError for another label."""
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"label={label} is none of the mixture's {self.num_classes} classes")
+        own = self.labels == label
+        weights = self.weights[own]
+        return GaussianMixture(weights / weights.sum(), self.means[own], self.covariances[own])
+
+    def class_log_probs(self, x: Tensor) -> Tensor:
+        """log p(y | x) of x [B, d], by Bayes' rule from p(x | y) and p(y): [B, Y]; gradients flow to x."""
+        log_joint = self._noised(x)[0]
+        by_class = [log_joint[:, self.labels == label].logsumexp(dim=1) for label in range(self.num_classes)]
+        return torch.stack(by_class, dim=1) - log_joint.logsumexp(dim=1, keepdim=True)
+
     def marginal(self, diffusion: GaussianDiffusion, t: int) -> "GaussianMixture":
         """p(x_t) = Σ_k w_k N(x_t; √ᾱ_t m_k, ᾱ_t C_k + (1 − ᾱ_t) I), from Eq. 4; t 0-based."""
         q = diffusion.q_mean_variance(self.means, t)
         alpha_cumprod = float(diffusion.alphas_cumprod[t])
         noise = torch.eye(self.dim, dtype=torch.float64) * q.variance
-        return GaussianMixture(self.weights, q.mean, alpha_cumprod * self.covariances + noise)
+        return GaussianMixture(self.weights, q.mean, alpha_cumprod * self.covariances + noise, self.labels)
 
     def _noised(
         self, x: Tensor, signal: Tensor | float = 1.0, noise_variance: Tensor | float = 0.0
@@ -116,8 +141,17 @@ class GaussianMixture:
         scores = -torch.einsum("kij,bkj->bki", self.eigenvectors, offsets / variances)
         return self.weights.log() + log_densities, scores
 
-    def _score(self, x: Tensor, signal: Tensor | float = 1.0, noise_variance: Tensor | float = 0.0) -> Tensor:
+    def _score(
+        self,
+        x: Tensor,
+        signal: Tensor | float = 1.0,
+        noise_variance: Tensor | float = 0.0,
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """∇ log p(x_t), for each sample of the components that are `allowed`, bool [B, K], alone."""
         log_joint, scores = self._noised(x, signal, noise_variance)
+        if allowed is not None:
+            log_joint = log_joint.masked_fill(~allowed, -math.inf)
         return torch.einsum("bk,bki->bi", log_joint.softmax(dim=1), scores)
 
 
@@ -126,7 +160,9 @@ class OracleNetwork(nn.Module):
 
     It goes wherever a `DDPMPaperMLP` goes: into a `DDPMPaperPipeline` (though not into a file) and into
     `likelihood.bits_per_dim`. `diffusion` is the process of training, `DDPMPaperScheduler.diffusion`; chains of fewer
-    steps use some of its timesteps. Raises ValueError for a respaced process.
+    steps use some of its timesteps. A mixture with labels makes it conditional, as networks are that were trained with
+    labels: ε*(x_t, t, y) for the classes 0 … Y−1, and for `null_class`, Y, ε*(x_t, t). Raises ValueError for a
+    respaced process.
     """
 
     device, dtype = torch.device("cpu"), torch.float64  # `.to` does not change them: half precision would not be exact
@@ -136,19 +172,44 @@ class OracleNetwork(nn.Module):
         if not np.array_equal(diffusion.timesteps, np.arange(diffusion.num_timesteps)):
             raise ValueError(f"diffusion must be the process of training, not respaced to {diffusion.timesteps}")
         self.mixture, self.diffusion = mixture, diffusion
-        self.config = FrozenDict(in_channels=mixture.dim, out_channels=mixture.dim)
+        num_classes = mixture.num_classes
+        classes = {"num_class_embeds": num_classes + 1, "null_class": num_classes} if num_classes else {}
+        self.config = FrozenDict(in_channels=mixture.dim, out_channels=mixture.dim, **classes)
 
-    def forward(self, sample: Tensor, timestep: int | Tensor) -> UNet2DOutput:
+    def forward(
+        self, sample: Tensor, timestep: int | Tensor, class_labels: int | Tensor | None = None
+    ) -> UNet2DOutput:
         """ε* as `.sample`, float64 [B, d], of x_t = `sample` [B, d] at 0-based training timesteps, one or [B].
 
-        Raises ValueError for another shape, and for timesteps outside the process.
+        `class_labels` are integers, one or [B], by default `null_class`. Raises ValueError for another shape, for
+        timesteps outside the process, and for labels that the mixture does not have.
         """
         t = timestep.expand(len(sample)) if isinstance(timestep, Tensor) else timestep
         unit = torch.ones(len(sample), 1, 1, dtype=torch.float64)
         signal, noise_variance, _ = self.diffusion.q_mean_variance(unit, t)
-        score = self.mixture._score(sample, signal, noise_variance)
+        score = self.mixture._score(sample, signal, noise_variance, self._allowed(class_labels, len(sample)))
         deviation = torch.as_tensor(noise_variance, dtype=torch.float64).sqrt().view(-1, 1)
         return UNet2DOutput(sample=-deviation * score)
+
+    def _allowed(self, class_labels: int | Tensor | None, batch_size: int) -> Tensor | None:
+        """Which components count for each sample, bool [B, K]; None for all."""
+        if class_labels is None:
+            return None
+        labels, count = torch.as_tensor(class_labels).expand(batch_size), self.mixture.num_classes
+        if not count or not bool(((labels >= 0) & (labels <= count)).all()):
+            raise ValueError(
+                f"class_labels={class_labels} must be integers from 0 to {count}; the mixture has {count} classes"
+            )
+        return (self.mixture.labels == labels[:, None]) | (labels[:, None] == count)
+
+
+def _checked_labels(labels: Any, size: int) -> Tensor:
+    """int64 [K]. Raises ValueError unless they are one for each component, from 0 on and without a gap."""
+    checked = torch.as_tensor(labels)
+    whole = not checked.is_floating_point() and checked.dtype != torch.bool and checked.shape == (size,)
+    if not whole or checked.unique().tolist() != list(range(int(checked.max()) + 1)):
+        raise ValueError(f"labels must be integers 0, 1, …, one for each of {size} components; got {checked.tolist()}")
+    return checked.to("cpu", torch.int64)
 
 
 def annealed_langevin(

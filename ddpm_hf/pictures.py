@@ -96,15 +96,15 @@ def save_animation(path: str | os.PathLike[str], frames: Sequence[Image.Image]) 
     frames[0].save(path, format="GIF", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
 
 
-def image_grid(images: Sequence[Image.Image], *, min_side: int = 64) -> Image.Image:
-    """All images, of one size and mode, in a grid about as wide as high, the first at the top left.
+def image_grid(images: Sequence[Image.Image], *, min_side: int = 64, columns: int | None = None) -> Image.Image:
+    """All images, of one size and mode, in so many columns, by default as many as rows, the first at the top left.
 
     Images smaller than `min_side` pixels are enlarged by a whole factor without smoothing, and framed in grey, so that
     8×8 digits can be told apart; missing places in the last row are black. Raises ValueError for no images.
     """
     if not images:
         raise ValueError("an image grid needs at least one image")
-    columns = math.ceil(math.sqrt(len(images)))
+    columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     factor = max(1, -(-min_side // max(images[0].size)))
     size = (images[0].width * factor, images[0].height * factor)

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .pipeline_ddpm_paper import DDPMPaperPipeline, ReverseStep as ReverseStep
+from .pipeline_ddpm_paper import ClassLabels, DDPMPaperPipeline, ReverseStep as ReverseStep
 from .scheduler import paper_scheduler
 
 
@@ -23,6 +23,8 @@ def reverse_process(
     generators: Sequence[torch.Generator],
     from_timestep: int | None = None,
     num_inference_steps: int | None = None,
+    class_labels: ClassLabels = None,
+    guidance_scale: float = 1.0,
 ) -> Iterator[ReverseStep]:
     """Algorithm 2 from x_t down to x_0: x_{t−1} = μ_θ(x_t, t) + σ_t z, one `ReverseStep` after the other.
 
@@ -36,6 +38,7 @@ def reverse_process(
         generators: one per sample, from which z is drawn; see `seeded_generators`.
         from_timestep: t of `x_t`, 0-based, one of the chain's; by default its first.
         num_inference_steps: which chain, by the number of all its steps; by default the scheduler's own.
+        class_labels, guidance_scale: as of the pipeline's call.
 
     Raises ValueError for a timestep that is not in the chain and, at once, for another number of generators than
     samples.
@@ -50,7 +53,14 @@ def reverse_process(
             f"from_timestep={from_timestep} is not one of this chain's {len(timesteps)} timesteps; "
             f"the nearest of them is {nearest}"
         )
-    return pipe.reverse_process(x_t, generator=list(generators), scheduler=scheduler, from_timestep=from_timestep)
+    return pipe.reverse_process(
+        x_t,
+        generator=list(generators),
+        scheduler=scheduler,
+        from_timestep=from_timestep,
+        class_labels=class_labels,
+        guidance_scale=guidance_scale,
+    )
 
 
 def sample_together(
@@ -59,10 +69,12 @@ def sample_together(
     num_samples: int,
     *,
     num_inference_steps: int | None = None,
+    class_labels: Sequence[str | int | None] | None = None,
     batch_size: int = 64,
 ) -> Tensor:
     """Samples of the seeds 0 … num_samples − 1: images [N, C, H, W] in [0, 1], or points [N, d], on every process.
 
+    `class_labels` are given for each seed.
     Called by all processes at once. A seed's noise does not depend on who draws it, so neither does the result, up to
     the rounding of the kernels that `batch_size`, at most, selects. Where the number of processes does not divide N, a
     few further seeds are drawn and dropped, so that all work equally long.
@@ -73,7 +85,9 @@ def sample_together(
     parts = []
     for i in range(0, num_each, batch_size):
         chunk = seeds[i : i + batch_size]
-        parts += pipe(seeds=chunk, num_inference_steps=num_inference_steps, output_type="pt", return_dict=False)
+        labels = class_labels and [class_labels[seed % num_samples] for seed in chunk]
+        steps = num_inference_steps
+        parts += pipe(seeds=chunk, class_labels=labels, num_inference_steps=steps, output_type="pt", return_dict=False)
     gathered: Any = accelerator.gather(torch.cat(parts))  # by process, then by seed
     by_seed = gathered.view(world_size, num_each, *gathered.shape[1:]).transpose(0, 1).flatten(0, 1)
     return by_seed[:num_samples]

@@ -115,7 +115,7 @@ class Run:
             self.accelerator,
             self.model,
             self.state,
-            lambda x_start, t, noise: losses_of(self, x_start, t, noise),
+            lambda *batch: losses_of(self, *batch),
             learning_rate=linear_warmup(self.options.learning_rate, self.options.warmup_steps),
             num_parts=self.options.gradient_accumulation_steps,
             max_grad_norm=self.options.max_grad_norm,
@@ -137,16 +137,17 @@ def training_step(run: Run, stream: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     return run.updates.loss, grad_norm
 
 
-def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor, class_labels: Tensor | None = None) -> Tensor:
     """Algorithm 1, line 5 without its gradient, per sample: [B]; L_simple, or the bound's term at t in bits/dim.
 
-    `x_start` has the levels or points as they are stored. Noise is added in float32 whatever the precision of the
-    network: in bfloat16 the first timesteps would get none.
+    `x_start` has the levels or points as they are stored; `class_labels` go to a conditional network. Noise is added
+    in float32 whatever the precision of the network: in bfloat16 the first timesteps would get none.
     """
     diffusion, num_levels = run.scheduler.diffusion, run.batches.samples.num_levels
     x_start = to_model_range(x_start, num_levels)
     x_t = diffusion.q_sample(x_start, t, noise)
-    model_output = run.model(x_t, t, return_dict=False)[0].float()
+    conditions = {} if class_labels is None else {"class_labels": class_labels}
+    model_output = run.model(x_t, t, **conditions, return_dict=False)[0].float()
     if run.options.objective == "simple":
         return simple_loss(diffusion, model_output, x_start, x_t, t, noise)
     return vlb_loss(diffusion, model_output, x_start, x_t, t, num_levels=num_levels)
@@ -216,11 +217,11 @@ def build_run(
         num_timesteps=len(scheduler),
         random_flip=options.random_flip,
         allowed=held_out and held_out.rows,
+        label_dropout=options.label_dropout,
     )
     history_of = len(scheduler) if options.timestep_sampling == "loss_history" else None
-    model, state = training_state(
-        accelerator, unet, ema_decay=options.ema_decay, history_of=history_of, compile=options.compile
-    )
+    model, state = training_state(accelerator, unet, ema_decay=options.ema_decay, history_of=history_of,
+                                  compile=options.compile, label_names=samples.label_names)  # fmt: skip
     return Run(options, accelerator, batches, model, state, scheduler, held_out)
 
 

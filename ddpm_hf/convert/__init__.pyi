@@ -1,5 +1,6 @@
 from .stock import (
     from_stock as from_stock,
+    given_class as given_class,
     pipeline_from_stock as pipeline_from_stock,
     pipeline_to_stock as pipeline_to_stock,
     to_stock as to_stock,

@@ -30,12 +30,14 @@ _PAPER_VALUES: dict[str, Any] = {
     "resnet_time_scale_shift": "default",
     "add_attention": True,
     "class_embed_type": None,
-    "num_class_embeds": None,
     "time_embedding_dim": None,  # None stands for 4 · block_out_channels[0]
     "attention_head_dim": None,  # None stands for the level's channels: one head
     "attn_norm_num_groups": None,  # None stands for norm_num_groups
 }
-_SHARED = ("sample_size", "in_channels", "out_channels", "layers_per_block", "dropout", "norm_num_groups")
+_SHARED = (
+    *("sample_size", "in_channels", "out_channels", "layers_per_block", "dropout", "norm_num_groups"),
+    "num_class_embeds",
+)
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}  # stock's block types, and whether they have attention
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 
@@ -62,8 +64,11 @@ def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipel
     return DDPMPaperPipeline(from_stock(unet), ours)  # type: ignore[arg-type]
 
 
-def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
+def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline:
     """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
+
+    Stock's pipeline has no labels: of a conditional network it gets one class, by name or number, or by default what
+    is drawn without a label (`given_class`); `to_stock(pipe.unet)` keeps all of them.
 
     The paper code's own schedules become `trained_betas`. Raises ValueError for points, and for what stock's
     DDPMScheduler has no option for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
@@ -81,18 +86,40 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline) -> DDPMPipeline:
     if "inference_timesteps" in scheduler.config:
         raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
     stock = DDPMScheduler.from_config(scheduler.config)
+    if unet.class_embedding is not None:
+        label: Any = pipe.class_numbers([class_label], 1)
+        unet = given_class(unet, int(label))
+    elif class_label is not None:
+        raise ValueError(f"class_label={class_label!r}: the network is unconditional")
     return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
 
 
-def from_stock(unet: UNet2DModel) -> DDPMPaperUNet:
+@torch.no_grad()
+def given_class(unet: DDPMPaperUNet, class_label: int) -> DDPMPaperUNet:
+    """ε_θ(x_t, t, y) for one class y as a network without classes, outputs equal to 1e-5.
+
+    The class's vector, which is added to the time embedding, goes into its last bias. Raises ValueError for a class
+    that the network does not have.
+    """
+    if unet.class_embedding is None:
+        raise ValueError(f"class_label={class_label}: the network is unconditional")
+    row = unet.class_embedding.rows(class_label, 1, unet.device)
+    weights, config = unet.state_dict(), {**unet.config, "num_class_embeds": None, "null_class": None}
+    vector = weights.pop("class_embedding.weight")[row[0]]
+    weights["time_embedding.linear_2.bias"] = weights["time_embedding.linear_2.bias"] + vector
+    return _with_weights(DDPMPaperUNet, {k: v for k, v in config.items() if not k.startswith("_")}, weights, unet)
+
+
+def from_stock(unet: UNet2DModel, *, null_class: int | None = None) -> DDPMPaperUNet:
     """The same network as our class, outputs equal to 1e-5, e.g. of `google/ddpm-cifar10-32`.
 
+    `null_class` says which row of its class embedding means "no label", which stock's configuration cannot.
     Weights are copied and keep their dtype and device. Raises ValueError naming the configuration's key, its value
     and what is needed, if UNet2DModel does with it what the paper's UNet does not; also where they are not finite.
     """
     if not isinstance(unet, UNet2DModel):
         raise ValueError(f"unet is a {type(unet).__name__}; a UNet2DModel can be converted")
-    return _with_weights_of(unet, DDPMPaperUNet, _paper_config(unet.config))
+    return _with_weights_of(unet, DDPMPaperUNet, {**_paper_config(unet.config), "null_class": null_class})
 
 
 def to_stock(unet: DDPMPaperUNet) -> UNet2DModel:
@@ -160,7 +187,13 @@ def _refuse(key: str, value: Any, needed: str) -> NoReturn:
 
 def _with_weights_of(source: nn.Module, network: type[Model], config: Mapping[str, Any]) -> Model:
     """A `network` with copies of the source's weights, on its device, in its dtype and mode. NaN is refused."""
-    weights = source.state_dict()
+    return _with_weights(network, config, source.state_dict(), source)
+
+
+def _with_weights(
+    network: type[Model], config: Mapping[str, Any], weights: Mapping[str, torch.Tensor], source: nn.Module
+) -> Model:
+    """A `network` with copies of these weights, in the source's mode."""
     if bad := [name for name, x in weights.items() if x.device.type != "meta" and not torch.isfinite(x).all()]:
         raise ValueError(f"the weights of the {type(source).__name__} are not finite: {', '.join(bad)}")
     with torch.device("meta"):  # takes no memory and draws no random numbers for weights that are replaced at once

@@ -63,6 +63,11 @@ class Samples:
         counts = [] if self.labels is None else np.bincount(self.labels, minlength=len(self.label_names)).tolist()
         return dict(zip(self.label_names, counts, strict=True)) if counts else {}
 
+    def labels_sha256(self) -> str:
+        """Changes with any sample's label, and with the names."""
+        assert self.labels is not None
+        return hashlib.sha256(self.labels.tobytes() + repr(self.label_names).encode()).hexdigest()
+
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor, flip: Any = None) -> torch.Tensor:
         """Samples by index: uint8 [B, C, H, W] in levels, or float32 [B, d]; a copy, on the CPU.
 

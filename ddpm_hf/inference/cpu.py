@@ -1,5 +1,6 @@
 """A network for sampling on a CPU: the layers of `DDPMPaperUNet`, put together from `kernels`."""
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ class FastUNet(SamplingNetwork):
     def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, num_timesteps: int):
         super().__init__()
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, torch.device("cpu")
+        self.class_embedding = copy.deepcopy(unet.class_embedding)
         self.sample_shape = sample_shape_of(unet)
         _, height, width = self.sample_shape
         first = unet.conv_in.out_channels
@@ -72,13 +74,13 @@ class FastUNet(SamplingNetwork):
         attentions = [Attention(module, size, self.compute_dtype) for module in level.attentions]
         return list(itertools.zip_longest(residuals, attentions))  # the middle has attention after its first only
 
-    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
-        biases = self._time_bias(t)
+    def _forward(self, sample: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+        biases = self._time_bias(t, rows)
         x = sample.to(self.compute_dtype).contiguous(memory_format=torch.channels_last)
         parts = []
         for i in range(0, len(x), self.rows_per_part):
-            rows = slice(i, i + self.rows_per_part)
-            parts.append(self._part(x[rows], iter([b if b.ndim == 1 else b[rows] for b in biases])))
+            part = slice(i, i + self.rows_per_part)
+            parts.append(self._part(x[part], iter([b if b.ndim == 1 else b[part] for b in biases])))
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).float().contiguous()
 
     def _part(self, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
@@ -111,44 +113,58 @@ def _layer(layer: Layer, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
 
 
 class TimeBias:
-    """The bias of the first convolution of every residual block: its own, plus what the time embedding of t adds.
+    """The bias of the first convolution of every residual block: its own, plus what t, and the class, add.
 
-    For t = 0 … T−1 it comes from a table [T, ΣO].
+    For t = 0 … T−1 the time embedding, and without classes all of it, comes from a table.
     """
 
     def __init__(self, unet: DDPMPaperUNet, blocks: Sequence[ResnetBlock], num_timesteps: int, dtype: torch.dtype):
-        embedding = unet.time_embedding
+        embedding, classes = unet.time_embedding, unet.class_embedding
         self.layers = (
             weight_and_bias(embedding.linear_1, torch.float32),
             weight_and_bias(embedding.linear_2, torch.float32),
         )
+        self.classes = None if classes is None else classes.weight.detach().float().clone()
         weights, biases = zip(*(weight_and_bias(block.time_emb_proj, torch.float32) for block in blocks), strict=True)
         own = [weight_and_bias(block.conv1, torch.float32)[1] for block in blocks]
         self.projection = torch.cat(weights), torch.cat(biases) + torch.cat(own)
         self.widths = [len(bias) for bias in biases]
         self.dtype = dtype
-        self.table = self._computed(torch.arange(num_timesteps))
+        self.embeddings = self._embedded(torch.arange(num_timesteps))  # [T, 4 ch]
+        self.table = self._projected(self.embeddings) if classes is None else None  # [T, ΣO]
         self.rows: dict[int, tuple[Tensor, ...]] = {}
 
-    def _computed(self, timestep: Tensor) -> Tensor:
+    def _embedded(self, timestep: Tensor) -> Tensor:
         (weight_1, bias_1), (weight_2, bias_2) = self.layers
         h = sinusoidal_embedding(timestep, weight_1.shape[1])
-        h = F.linear(F.silu(F.linear(h, weight_1, bias_1)), weight_2, bias_2)
-        return F.linear(F.silu(h), *self.projection).to(self.dtype)
+        return F.linear(F.silu(F.linear(h, weight_1, bias_1)), weight_2, bias_2)
 
-    def __call__(self, timestep: Tensor) -> tuple[Tensor, ...]:
-        """One bias for each block: [O] for a t that all samples share, else [B, O]. `timestep` is [B]."""
+    def _projected(self, embedding: Tensor) -> Tensor:
+        return F.linear(F.silu(embedding), *self.projection).to(self.dtype)
+
+    def __call__(self, timestep: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
+        """One bias for each block: [O] for samples that share t and class, else [B, O]. `timestep` is [1] or [B]."""
         times = timestep.tolist()
-        same = len(set(times)) == 1
-        whole = not timestep.is_floating_point() and 0 <= min(times) and max(times) < len(self.table)
-        if not same:
-            biases = self.table[timestep] if whole else self._computed(timestep)
-            return biases.split(self.widths, dim=1)
-        if not whole:
-            return self._computed(timestep[:1])[0].split(self.widths)
-        if times[0] not in self.rows:
-            self.rows[times[0]] = self.table[times[0]].split(self.widths)  # views
-        return self.rows[times[0]]
+        labels = [None] if classes is None else classes.tolist()
+        whole = not timestep.is_floating_point() and 0 <= min(times) and max(times) < len(self.embeddings)
+        if len(set(times)) == 1 and len(set(labels)) == 1:
+            if times[0] in self.rows:
+                return self.rows[times[0]]
+            biases = self._computed(timestep[:1], whole, None if classes is None else classes[:1])[0].split(
+                self.widths
+            )
+            if whole and classes is None:  # views of the table
+                self.rows[times[0]] = biases
+            return biases
+        return self._computed(timestep, whole, classes).split(self.widths, dim=1)
+
+    def _computed(self, timestep: Tensor, whole: bool, classes: Tensor | None) -> Tensor:
+        if whole and self.table is not None:
+            return self.table[timestep]
+        embedding = self.embeddings[timestep] if whole else self._embedded(timestep)
+        if classes is not None and self.classes is not None:
+            embedding = embedding + self.classes[classes]
+        return self._projected(embedding)
 
 
 class Residual:

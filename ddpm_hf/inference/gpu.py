@@ -24,6 +24,7 @@ class GraphedUNet(SamplingNetwork):
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
         self.sample_shape = sample_shape_of(unet)
         network: Any = copy.deepcopy(unet)
+        self.class_embedding = network.class_embedding
         nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own `to` would only warn
         # TorchInductor's kernels are faster channels last, PyTorch's GroupNorm is not
         memory_format = torch.channels_last if compile else torch.contiguous_format
@@ -31,19 +32,19 @@ class GraphedUNet(SamplingNetwork):
         if compile:
             network.compile(fullgraph=True, dynamic=False)
 
-        def compute(x_t: Tensor, t: Tensor) -> Tensor:
+        def compute(x_t: Tensor, t: Tensor, *rows: Tensor) -> Tensor:
             x = x_t.to(compute_dtype).contiguous(memory_format=memory_format)
-            return network(x, t).sample.float().contiguous()
+            return network(x, t, *rows).sample.float().contiguous()
 
         self._compute = compute  # not the network itself, which would register as a submodule with its weights
         self._recorded: dict[tuple[int, torch.dtype], Recorded] = {}  # by batch size and t's dtype
 
-    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
+    def _forward(self, sample: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
         key = len(sample), t.dtype
         recorded = self._recorded.get(key)
         if recorded is None:
             if len(self._recorded) >= MAX_RECORDED:  # each keeps the activations of its batch in memory
                 self._recorded.pop(next(iter(self._recorded)))
             recorded = self._recorded[key] = Recorded(self._compute, self._device)
-        y: Any = recorded(sample, t.expand(len(sample)))
+        y: Any = recorded(sample, t.expand(len(sample)), *(() if rows is None else (rows,)))
         return y

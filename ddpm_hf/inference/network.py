@@ -7,7 +7,7 @@ from diffusers import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from ..unet import DDPMPaperUNet
+from ..unet.unet_ddpm_paper import ClassEmbedding, DDPMPaperUNet
 
 
 class SamplingNetwork(ModelMixin):
@@ -17,15 +17,23 @@ class SamplingNetwork(ModelMixin):
     """
 
     config: Any
+    class_embedding: ClassEmbedding | None
     compute_dtype: torch.dtype
     sample_shape: tuple[int, ...]
     _device: torch.device
 
     @torch.no_grad()
-    def forward(self, sample: Tensor, timestep: int | float | Tensor, return_dict: bool = True) -> Any:
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: int | float | Tensor,
+        class_labels: int | Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
         """x_t [B, C, H, W] and t, one or [B] → float32 [B, C_out, H, W], as `DDPMPaperUNet.forward`.
 
-        Raises ValueError for other shapes, and for another device than the one it was made for.
+        Raises ValueError for other shapes, for labels that the network does not have, and for another device than the
+        one it was made for.
         """
         if sample.device != self._device:
             raise ValueError(f"this network was sped up for {self._device}, and sample is on {sample.device}")
@@ -34,11 +42,14 @@ class SamplingNetwork(ModelMixin):
         t = torch.as_tensor(timestep).reshape(-1)
         if len(t) not in (1, len(sample)):
             raise ValueError(f"timestep has shape {tuple(t.shape)}; expected one, or one per sample, ({len(sample)},)")
-        y = self._forward(sample, t)
+        if self.class_embedding is None and class_labels is not None:
+            raise ValueError("class_labels: this network is unconditional (num_class_embeds is None)")
+        rows = self.class_embedding and self.class_embedding.rows(class_labels, len(sample), self._device)
+        y = self._forward(sample, t, rows)
         return UNet2DOutput(sample=y) if return_dict else (y,)
 
-    def _forward(self, sample: Tensor, t: Tensor) -> Tensor:
-        """ε_θ(sample, t) in float32; `t` is [1] or [B]."""
+    def _forward(self, sample: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
+        """ε_θ(sample, t) in float32; `t` is [1] or [B], `rows` of the class embedding [B] where there is one."""
         raise NotImplementedError
 
     @property

@@ -37,6 +37,6 @@ def speed_up(
         fast: Any = FastUNet(unet, compute_dtype=dtype, num_timesteps=total)
     else:
         fast = GraphedUNet(unet, compute_dtype=dtype, compile=compile)
-    sped_up = DDPMPaperPipeline(fast, pipe.scheduler)
+    sped_up = DDPMPaperPipeline(fast, pipe.scheduler, pipe.config.get("id2label"))
     sped_up.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return sped_up

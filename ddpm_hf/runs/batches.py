@@ -1,6 +1,6 @@
-"""The random draws of Algorithm 1 (lines 2–4): which images, timesteps and noise, as a pure function of the step."""
+"""The random draws of Algorithm 1 (lines 2–4), which images, timesteps, noise and labels, by the step alone."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,7 +17,8 @@ class Batch(NamedTuple):
     """x_0 as stored (uint8 levels [B, C, H, W], or float32 points [B, d]), t int64 [B] 0-based, ε float32 like x_0.
 
     `quantiles` [B], uniform in [0, 1), are there for another distribution of t: one that changes as training goes on
-    cannot be drawn from ahead of time.
+    cannot be drawn from ahead of time. `labels`, int64 [B], are the classes, and the number of classes where a label
+    was dropped; None for samples without labels.
     """
 
     x_start: Tensor
@@ -25,24 +26,27 @@ class Batch(NamedTuple):
     noise: Tensor
     indices: np.ndarray
     quantiles: np.ndarray
+    labels: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The tensors on `device`, copied without waiting where the memory is pinned."""
-        x_start, t, noise = (x.to(device, non_blocking=True) for x in self[:3])
-        return self._replace(x_start=x_start, t=t, noise=noise)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        x_start, t, noise = (x.pin_memory() for x in self[:3])
-        return self._replace(x_start=x_start, t=t, noise=noise)
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        moved = {name: move(value) for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**moved)
 
 
 class KeyedBatches:
     """Every global batch of a run, and any rows of it.
 
     The data is an endless row of epochs, each a permutation of all samples; batch `step` is the next
-    `global_batch_size` of it, so no sample is dropped at an epoch's end. Order, flips, t and noise are keyed
-    (seed, purpose, step or epoch, row): processes and accumulation steps only say who computes which rows, and a run
-    can start at any step.
+    `global_batch_size` of it, so no sample is dropped at an epoch's end. Order, flips, t, noise and dropped labels are
+    keyed (seed, purpose, step or epoch, row): processes and accumulation steps only say who computes which rows, and a
+    run can start at any step.
 
     Args:
         samples: the data.
@@ -52,6 +56,7 @@ class KeyedBatches:
         random_flip: mirror every other image, at random.
         allowed: the indices of the samples that may be drawn, int64 [N], each once; None for all. So what is held out
             of a memory-mapped array needs no copy of the rest.
+        label_dropout: the probability that a sample's label is left out, of samples that have labels.
 
     Raises ValueError when there are fewer samples than `global_batch_size`.
     """
@@ -65,6 +70,7 @@ class KeyedBatches:
         num_timesteps: int,
         random_flip: bool,
         allowed: np.ndarray | None = None,
+        label_dropout: float = 0.0,
     ):
         self.allowed, self.num_samples = allowed, len(samples) if allowed is None else len(allowed)
         if self.num_samples < global_batch_size:
@@ -74,7 +80,7 @@ class KeyedBatches:
                 f"{samples.name} has {count} samples, fewer than global_batch_size={global_batch_size}; "
                 "lower global_batch_size or add data"
             )
-        self.samples, self.seed, self.random_flip = samples, seed, random_flip
+        self.samples, self.seed, self.random_flip, self.label_dropout = samples, seed, random_flip, label_dropout
         self.global_batch_size, self.num_timesteps = global_batch_size, num_timesteps
         self._epochs: dict[int, np.ndarray] = {}
 
@@ -109,7 +115,18 @@ class KeyedBatches:
         t = keyed_generator(self.seed, "t", step).integers(self.num_timesteps, size=self.global_batch_size)[chosen]
         noise = normal(self.seed, "noise", step, rows, self.samples.sample_shape)
         quantiles = keyed_generator(self.seed, "t quantile", step).random(self.global_batch_size)[chosen]
-        return Batch(self.samples.batch(indices, flip), torch.from_numpy(t.copy()), noise, indices, quantiles)
+        x_start, labels = self.samples.batch(indices, flip), self._labels(step, indices, chosen)
+        return Batch(x_start, torch.from_numpy(t.copy()), noise, indices, quantiles, labels)
+
+    def _labels(self, step: int, indices: np.ndarray, chosen: slice) -> Tensor | None:
+        """Their classes, or the number of classes where the label is dropped."""
+        if self.samples.labels is None:
+            return None
+        labels = self.samples.labels[indices]
+        if self.label_dropout:
+            quantiles = keyed_generator(self.seed, "label dropout", step).random(self.global_batch_size)[chosen]
+            labels = np.where(quantiles < self.label_dropout, len(self.samples.label_names), labels)
+        return torch.from_numpy(labels)
 
 
 def share_of(global_batch_size: int, micro_steps: int, micro_step: int, rank: int, world_size: int) -> range:

@@ -211,15 +211,19 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def changes(then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]) -> list[str]:
+def changes(
+    then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines.
 
-    A switch that did not exist when the older one was written, and is off, is no difference.
+    An option that did not exist when the older one was written, and has its default value, is no difference.
     """
-    options = {name: value for name, value in now["options"].items() if name in then["options"] or value is not False}
+    known, defaults = then["options"], defaults or {}
+    options = {name: value for name, value in now["options"].items() if name in known or value != defaults.get(name)}
     pairs = {name: (then["options"].get(name), value) for name, value in options.items() if name not in free}
     pairs["number of processes"] = then["world_size"], now["world_size"]
-    pairs["data (sha256)"] = then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
+    for what, name in (("data", "fingerprint"), ("labels", "labels")):
+        pairs[f"{what} (sha256)"] = then["dataset"].get(name), now["dataset"].get(name)
     return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in pairs.items() if before != after]
 
 
@@ -231,12 +235,14 @@ def to_resume(
     free: Collection[str],
     allow_changes: bool,
     changed_data: Callable[[Path], str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
     `resume` is "latest" (the newest good one), "never", or a checkpoint's path. Raises ValueError where it was written
     by a run whose mathematics differ from `manifest`, unless `allow_changes`, which warns instead; CheckpointError
-    where a path given does not verify. `changed_data(run)` may tell how the data differ from those of a run's folder.
+    where a path given does not verify. `changed_data(run)` may tell how the data differ from those of a run's folder;
+    `defaults` are those of all options.
     """
     if resume == "never":
         return None
@@ -248,7 +254,7 @@ def to_resume(
     else:
         path = Path(resume)
         then = verify(path)
-    differences = changes(then, manifest, free)
+    differences = changes(then, manifest, free, defaults)
     if changed_data is not None and then["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
         phrase = changed_data(path.parent.parent)
         differences += [f"of the files {phrase}"] if phrase else []

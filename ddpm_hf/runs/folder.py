@@ -14,6 +14,7 @@ from ..machine import replaced
 from . import checkpoints
 from .data_files import DATA_FILES, changed_files, write_data_files
 from .log import cut_metrics
+from .options import option_defaults
 from .records import read_json
 from .state import TrainingState
 
@@ -79,6 +80,7 @@ class RunFolder:
                     self.manifest,
                     free=self.free,
                     allow_changes=self.allow_changes,
+                    defaults=option_defaults(),
                     changed_data=None if samples is None else lambda run: changed_files(run, samples),
                 )
             except (ValueError, OSError) as error:

@@ -44,6 +44,10 @@ class Part:
     samples: Samples
     indices: np.ndarray
 
+    def labels(self, rows: slice) -> Tensor | None:
+        """The classes of some of them, int64; None where samples have no labels."""
+        return None if self.samples.labels is None else torch.from_numpy(self.samples.labels[self.indices[rows]])
+
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
@@ -128,7 +132,6 @@ def some_of(indices: np.ndarray, count: int) -> np.ndarray:
 def load_given(options: TrainingOptions) -> Samples:
     """The samples of `eval_data_dir` or `eval_split`, read as those that are trained on."""
     other = copy.copy(options)
-    other.label_column = None  # which nothing here needs
     if options.eval_data_dir is not None:
         other.dataset_name, other.train_data_dir, other.dataset_split = None, options.eval_data_dir, "train"
         other.dataset_config = other.image_column = None
@@ -140,6 +143,12 @@ def load_given(options: TrainingOptions) -> Samples:
 def require_same_kind(held_out: Samples, samples: Samples) -> None:
     """Raises ValueError unless a network for `samples` takes the held-out ones, and their levels mean the same."""
     kinds = [f"{each.sample_shape} with {each.num_levels} levels" for each in (held_out, samples)]
+    if held_out.label_names != samples.label_names:
+        names = [", ".join(each.label_names) for each in (held_out, samples)]
+        raise ValueError(
+            f"the held-out samples of {held_out.name} have the classes {names[0]}, those of {samples.name}, which are "
+            f"trained on, {names[1]}; both must have the same"
+        )
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"the held-out samples of {held_out.name} are {kinds[0]}, those of {samples.name}, which are trained on, "
@@ -169,13 +178,21 @@ def _of_main(accelerator: Accelerator, compute: Any) -> Any:
 
 
 @torch.no_grad()
-def simple_losses(unet: Any, diffusion: GaussianDiffusion, x_start: Tensor, *, first_index: int) -> Tensor:
+def simple_losses(
+    unet: Any,
+    diffusion: GaussianDiffusion,
+    x_start: Tensor,
+    *,
+    first_index: int,
+    class_labels: Tensor | None = None,
+) -> Tensor:
     """L_simple (Eq. 14) of each sample, from one t of each quarter of the process: [B] float64, on the CPU.
 
     t and ε are keyed by the sample's index, which for x_start[0] is `first_index`. x_start [B, ...] in [−1, 1], or
     points, on the network's device. Of a network with a learned variance, which L_simple does not train, the first
-    half of the output counts.
+    half of the output counts. `class_labels` [B] are given to a conditional network.
     """
+    conditions = {} if class_labels is None else {"class_labels": class_labels}
     indices = range(first_index, first_index + len(x_start))
     quantiles = np.stack([keyed_generator(SEED, "evaluation t", 0, i).random(SIMPLE_DRAWS) for i in indices])
     t_bs = ((quantiles + np.arange(SIMPLE_DRAWS)) / SIMPLE_DRAWS * diffusion.num_timesteps).astype(np.int64)
@@ -184,7 +201,7 @@ def simple_losses(unet: Any, diffusion: GaussianDiffusion, x_start: Tensor, *, f
         t = torch.from_numpy(t_bs[:, draw]).to(x_start.device)
         noise = normal(SEED, "evaluation noise", draw, indices, tuple(x_start.shape[1:])).to(x_start.device)
         x_t = diffusion.q_sample(x_start, t, noise)
-        output = unet(x_t, t, return_dict=False)[0].float()[:, : x_t.shape[1]]
+        output = unet(x_t, t, **conditions, return_dict=False)[0].float()[:, : x_t.shape[1]]
         total += (output - diffusion.target(x_start, x_t, t, noise)).square().flatten(1).mean(dim=1).double().cpu()
     return total / SIMPLE_DRAWS
 
@@ -200,10 +217,10 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """L_simple and the variational bound of every sample of `parts`, with the averaged weights: [2, N] float64 each.
 
-    Called by all processes, which share the samples and all get the result. The bound, in bits/dim (for points of a
-    density), is estimated without bias from `num_terms` terms (`likelihood.bits_per_dim`). Nothing of it depends on
-    the step or on what was drawn before; `batch_size`, the most that the network sees at once, and the number of
-    processes count for the rounding of kernels only.
+    Called by all processes, which share the samples and all get the result. Samples with labels are evaluated given
+    theirs. The bound, in bits/dim (for points of a density), is estimated without bias from `num_terms` terms
+    (`likelihood.bits_per_dim`). Nothing of it depends on the step or on what was drawn before; `batch_size`, the most
+    that the network sees at once, and the number of processes count for the rounding of kernels only.
     """
     rank, world_size, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     size = min(_SAMPLES_PER_PIECE, batch_size)
@@ -212,9 +229,10 @@ def evaluate(
     with state.ema_weights(), evaluation_mode(state.unet):
         for name, first in pieces[rank::world_size]:
             samples, chosen = parts[name].samples, parts[name].indices[first : first + size]
+            labels = parts[name].labels(slice(first, first + size))
             x_start = to_model_range(samples.batch(chosen).to(device), samples.num_levels)
             own = values[name][:, first : first + len(chosen)]
-            own[0] = simple_losses(state.unet, scheduler.diffusion, x_start, first_index=first)
+            own[0] = simple_losses(state.unet, scheduler.diffusion, x_start, first_index=first, class_labels=labels)
             own[1] = bits_per_dim(
                 state.unet,
                 scheduler,
@@ -225,6 +243,7 @@ def evaluate(
                 num_timesteps_subset=min(num_terms, len(scheduler)),
                 batch_size=batch_size,
                 first_index=first,
+                class_labels=labels,
             ).total_b
     if world_size > 1:  # each has zeros where others have values, so that the sums are exact
         gathered: Any = {name: accelerator.reduce(own.to(device), reduction="sum") for name, own in values.items()}

@@ -186,13 +186,16 @@ class RunLog:
         """Whether both grids of `write_samples` are there; on the main process."""
         return all((self.folder / "samples" / f"step-{step}-{kind}.png").is_file() for kind in ("raw", "ema"))
 
-    def write_samples(self, step: int, kind: str, samples: Tensor) -> None:
-        """samples/step-N-kind.png from images [N, C, H, W] in [0, 1] or points [N, d], and to the tracker."""
+    def write_samples(self, step: int, kind: str, samples: Tensor, *, columns: int | None = None) -> None:
+        """samples/step-N-kind.png from images [N, C, H, W] in [0, 1] or points [N, d], and to the tracker.
+
+        `columns` of the grid, by default as many as rows.
+        """
         if not self.accelerator.is_main_process:
             return
         array = samples.cpu().numpy()
         if samples.ndim == 4:
-            picture = image_grid(DDPMPaperPipeline.numpy_to_pil(array.transpose(0, 2, 3, 1)))
+            picture = image_grid(DDPMPaperPipeline.numpy_to_pil(array.transpose(0, 2, 3, 1)), columns=columns)
         else:
             picture = point_density(array)
         path = self.folder / "samples" / f"step-{step}-{kind}.png"

@@ -6,7 +6,7 @@ Nothing imported here is slow, so that help and mistakes do not wait for torch.
 import importlib.util
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,9 @@ class TrainingOptions:
     image_column: str | None = option(None, "its column of images; none: the first")
     label_column: str | None = option(
         None, "the column of labels; label: the sub-folders of a folder; none: no labels are read"
+    )
+    label_dropout: float = option(
+        0.1, "with labels: the share of samples trained without theirs, for guidance; 0: none", at_least=0, below=1
     )
     train_data_dir: str | None = option(
         None, "a folder, or zip or tar file, of images, searched through", is_path=True
@@ -245,6 +248,11 @@ FREE_TO_CHANGE = {
         "skip_bad_images",
     ),
 }
+
+
+def option_defaults() -> dict[str, Any]:
+    """The default of every option of `TrainingOptions`, the paper's for CIFAR-10."""
+    return {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
 
 
 def averaging_lags(num_steps: int, ema_decay: float) -> str | None:

@@ -1,5 +1,6 @@
 """From options to what a run works with: data, network, process, optimizer, averaged weights."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -51,15 +52,25 @@ def load_data(options: TrainingOptions) -> Samples:
     )
 
 
-def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DDPMPaperUNet | DDPMPaperMLP:
-    """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,)."""
-    channels = sample_shape[0]
+def class_rows(options: TrainingOptions, num_classes: int) -> dict[str, int | None]:
+    """A network's rows for so many classes: the last is for "no label", where labels are dropped in training."""
+    if not num_classes:
+        return {"num_class_embeds": None, "null_class": None}
+    dropped = options.label_dropout > 0
+    return {"num_class_embeds": num_classes + dropped, "null_class": num_classes if dropped else None}
+
+
+def build_network(
+    options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0
+) -> DDPMPaperUNet | DDPMPaperMLP:
+    """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,), and so many classes."""
+    channels, rows = sample_shape[0], class_rows(options, num_classes)
     if options.random_flip and len(sample_shape) == 1:
         raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
     out_channels = 2 * channels if options.variance_type == "learned" else channels
     if len(sample_shape) == 1:
-        return DDPMPaperMLP(channels, out_channels, hidden_size=options.hidden_size, num_layers=options.num_layers)
+        return DDPMPaperMLP(channels, out_channels, options.hidden_size, options.num_layers, **rows)
     height, width = sample_shape[1:]
     return DDPMPaperUNet(
         sample_size=height if height == width else (height, width),
@@ -70,6 +81,7 @@ def build_network(options: TrainingOptions, sample_shape: tuple[int, ...]) -> DD
         attention_resolutions=tuple(options.attention_resolutions),
         dropout=options.dropout,
         norm_num_groups=options.norm_num_groups,
+        **rows,
     )
 
 
@@ -114,12 +126,31 @@ def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPM
     """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
     pipe = initial_pipeline(options)
     _check_channels(options, samples)
-    unet = build_network(options, samples.sample_shape)
+    unet = build_network(options, samples.sample_shape, len(samples.label_names))
     if pipe is not None:
-        unet.load_state_dict(pipe.unet.state_dict())
+        _take_weights(unet, pipe, options, samples)
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet, pipe.scheduler if pipe else build_scheduler(options, clip_sample=not samples.is_points)
+
+
+def _take_weights(unet: Any, pipe: DDPMPaperPipeline, options: TrainingOptions, samples: Samples) -> None:
+    """Give `unet` the weights of `init_from`. Raises ValueError where that has classes, and the data other ones.
+
+    A network without classes gets them: with vectors of 0 it begins as the function that it was.
+    """
+    weights, config = pipe.unet.state_dict(), pipe.unet.config
+    theirs, ours = pipe.id2label, dict(enumerate(samples.label_names))
+    if config["num_class_embeds"] is None:
+        if ours:
+            weights = {**weights, "class_embedding.weight": torch.zeros_like(unet.class_embedding.weight)}
+    elif theirs != ours or any(config[name] != unet.config[name] for name in ("num_class_embeds", "null_class")):
+        raise ValueError(
+            f"--init_from {options.init_from} has {config['num_class_embeds']} rows for the classes "
+            f"{', '.join(theirs.values()) or 'without names'}; the data have {', '.join(ours.values()) or 'none'}, "
+            f"--label_dropout {options.label_dropout:g}. Both must agree; --label_column says where labels are"
+        )
+    unet.load_state_dict(weights)
 
 
 def _check_channels(options: TrainingOptions, samples: Samples) -> None:
@@ -143,11 +174,12 @@ def training_state(
     ema_decay: float,
     history_of: int | None = None,
     compile: bool = False,
+    label_names: Sequence[str] = (),
 ) -> tuple[torch.nn.Module, TrainingState]:
     """`unet` wrapped by Accelerate, and it with averaged weights and Adam, on the device, before the first step.
 
     Adam's learning rate is 0 until `Updates` sets it. `history_of` is the number of timesteps of which a loss history
-    is kept, None for uniform t.
+    is kept, None for uniform t. `label_names` are those of a conditional network's classes.
     """
     unet.to(accelerator.device)
     # decay = min_decay: the first update copies and then the decay is constant, as in the paper's code
@@ -161,7 +193,8 @@ def training_state(
         unet.compile()
     model, optimizer = accelerator.prepare(unet, optimizer)
     history = None if history_of is None else LossHistory(history_of)
-    return model, TrainingState(unet, ema, optimizer, accelerator.scaler, history)
+    id2label = dict(enumerate(label_names)) or None
+    return model, TrainingState(unet, ema, optimizer, accelerator.scaler, history, id2label)
 
 
 def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> dict[str, Any]:
@@ -169,7 +202,7 @@ def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> di
 
     `options` is a dataclass or a dict of what JSON can hold.
     """
-    classes = {} if samples.labels is None else {"classes": samples.class_counts()}
+    classes = {} if samples.labels is None else {"classes": samples.class_counts(), "labels": samples.labels_sha256()}
     named = dict(options) if isinstance(options, dict) else asdict(options)
     return {
         "world_size": accelerator.num_processes,

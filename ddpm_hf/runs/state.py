@@ -28,9 +28,14 @@ class TrainingState:
     optimizer: Any  # torch's, or Accelerate's wrapper of it
     grad_scaler: Any | None = None  # of float16
     loss_history: LossHistory | None = None  # of importance sampling
+    id2label: dict[int, str] | None = None  # the classes' names, of a conditional network
     step: int = 0  # steps tried: the position in the data
     num_updates: int = 0  # steps made: fewer where float16 overflowed; learning rate and EMA go by these
     overflows_in_a_row: int = 0
+
+    def pipeline(self, scheduler: Any) -> DDPMPaperPipeline:
+        """A pipeline of the network, with the weights that it has when it is used."""
+        return DDPMPaperPipeline(self.unet, scheduler, self.id2label)
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -61,11 +66,10 @@ class TrainingState:
             "grad_scaler": None if self.grad_scaler is None else self.grad_scaler.state_dict(),
         }
         with self.ema_weights():
-            pipe = DDPMPaperPipeline(self.unet, scheduler)
             return checkpoints.write(
                 folder,
                 self.step,
-                save_pipeline=pipe.save_pretrained,
+                save_pipeline=self.pipeline(scheduler).save_pretrained,
                 tensors=tensors,
                 state=counters,
                 manifest=manifest,

@@ -48,7 +48,7 @@ class Updates:
         accelerator: Accelerator,
         model: torch.nn.Module,
         state: TrainingState,
-        losses: Callable[[Tensor, Tensor, Tensor], Tensor],
+        losses: Callable[..., Tensor],
         *,
         learning_rate: Callable[[int], float],
         num_parts: int = 1,
@@ -82,6 +82,7 @@ class Updates:
         """Add the gradient of a part's mean loss. A loss history draws t and weights the losses."""
         state, accelerator, part = self.state, self.accelerator, len(self._parts)
         batch, weights = batch.to(accelerator.device), ()
+        labels = () if batch.labels is None else (batch.labels,)
         if state.loss_history is not None:
             t, weight = (x.to(accelerator.device) for x in state.loss_history.draw(batch.quantiles))
             batch, weights = batch._replace(t=t), (weight,)
@@ -89,7 +90,7 @@ class Updates:
             index = part * accelerator.num_processes + accelerator.process_index
             torch.manual_seed(keyed_seed(self.dropout_seed, "dropout", state.step, index))
         with contextlib.nullcontext() if part == self.num_parts - 1 else accelerator.no_sync(self.model):
-            losses: Any = self._launch(self._add_gradient, batch.x_start, batch.t, batch.noise, *weights)
+            losses: Any = self._launch(self._add_gradient, batch.x_start, batch.t, batch.noise, *labels, *weights)
         self._parts.append((batch, losses))
         self.loss += (losses * weights[0] if weights else losses).mean() / self.num_parts
 
@@ -128,8 +129,11 @@ class Updates:
             self.recorded[work] = Recorded(work, self.accelerator.device)
         return self.recorded[work](*tensors)
 
-    def _add_gradient(self, x_start: Tensor, t: Tensor, noise: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-        losses = self.losses(x_start, t, noise)
+    def _add_gradient(self, x_start: Tensor, t: Tensor, noise: Tensor, *others: Tensor) -> Tensor:
+        """`others` are labels, where samples have some, and then weights, where a loss history draws t."""
+        weights = others[-1] if self.state.loss_history is not None else 1.0
+        labels = others[:-1] if self.state.loss_history is not None else others
+        losses = self.losses(x_start, t, noise, *labels)
         self.accelerator.backward((losses * weights).mean() / self.num_parts)
         return losses.detach()
 

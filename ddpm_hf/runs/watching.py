@@ -16,12 +16,11 @@ from accelerate.utils import broadcast_object_list
 
 from ..data import Samples
 from ..machine import Stopped, StopSignals
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..sampling import sample_together
 from .folder import RunFolder
 from .held_out import HeldOut, evaluate, numbers_of
 from .log import RunLog
-from .options import TrainingOptions, averaging_lags
+from .options import TrainingOptions, averaging_lags, option_defaults
 from .records import public_options
 from .report import Rows
 from .state import TrainingState
@@ -38,14 +37,23 @@ def write_grids(
     num_inference_steps: int | None = None,
     batch_size: int = 64,
 ) -> None:
-    """Grids of this step by the raw and the averaged weights: Algorithm 2, its seeds shared by all processes."""
-    pipe = DDPMPaperPipeline(state.unet, copy.deepcopy(scheduler))  # type: ignore[arg-type]
+    """Grids of this step by the raw and the averaged weights: Algorithm 2, its seeds shared by all processes.
+
+    With classes the seeds take them in turn.
+    """
+    pipe, num_classes = state.pipeline(copy.deepcopy(scheduler)), len(state.id2label or ())
     silent = None if log.accelerator.is_main_process else True  # none: in a terminal only
     pipe.set_progress_bar_config(desc="sampling", leave=False, disable=silent)
     options: Any = {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
-    log.write_samples(state.step, "raw", sample_together(log.accelerator, pipe, num_samples, **options))
+    options["class_labels"] = [seed % num_classes for seed in range(num_samples)] if num_classes else None
+
+    def write(kind: str) -> None:
+        samples = sample_together(log.accelerator, pipe, num_samples, **options)
+        log.write_samples(state.step, kind, samples, columns=num_classes if 1 < num_classes <= 20 else None)
+
+    write("raw")
     with state.ema_weights():
-        log.write_samples(state.step, "ema", sample_together(log.accelerator, pipe, num_samples, **options))
+        write("ema")
 
 
 @dataclass
@@ -140,7 +148,7 @@ def described_network(unet: torch.nn.Module) -> str:
 
 def differing_options(options: TrainingOptions) -> list[tuple[str, Any, Any]]:
     """(name, value, default) of each option that differs from its default, the paper's for CIFAR-10."""
-    defaults = {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
+    defaults = option_defaults()
     given = public_options(asdict(options)).items()
     return [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
 

@@ -192,7 +192,6 @@ REFUSED = {
     "resnet_time_scale_shift": "scale_shift",
     "add_attention": False,
     "class_embed_type": "timestep",
-    "num_class_embeds": 10,
 }
 
 
@@ -204,7 +203,14 @@ def test_what_the_papers_unet_cannot_express_is_refused(key, value):
 
 def test_every_option_of_stock_is_either_carried_over_or_refused():
     """So that an option of a later diffusers does not go unnoticed."""
-    carried = {"in_channels", "block_out_channels", "layers_per_block", "dropout", "norm_num_groups"}
+    carried = {
+        "in_channels",
+        "block_out_channels",
+        "layers_per_block",
+        "dropout",
+        "norm_num_groups",
+        "num_class_embeds",
+    }
     without_effect = {"num_train_timesteps"}  # with positional embeddings
     options = set(inspect.signature(UNet2DModel.__init__).parameters) - {"self"}
     assert options == REFUSED.keys() | carried | without_effect
