@@ -70,6 +70,23 @@ def progressive_x_start(
     return torch.stack(frames)
 
 
+def by_class(
+    pipe: DDPMPaperPipeline,
+    class_labels: Sequence[str | int],
+    *,
+    seeds: Sequence[int],
+    guidance_scale: float = 1.0,
+    num_inference_steps: int | None = None,
+) -> Tensor:
+    """Samples of each class from the same seeds, so that columns share their noise: [Y, B, C, H, W]."""
+    _require_images(pipe)
+    rows = []
+    for label in class_labels:
+        options: Any = {"class_labels": label, "guidance_scale": guidance_scale, "seeds": seeds}
+        rows += pipe(num_inference_steps=num_inference_steps, output_type="pt", return_dict=False, **options)
+    return torch.stack(rows).cpu()
+
+
 class SharedLatents(NamedTuple):
     """x_t at R timesteps of one chain, clamped for display, [R, C, H, W], and B samples from each, [R, B, C, H, W]."""
 

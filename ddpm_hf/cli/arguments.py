@@ -17,7 +17,9 @@ from . import draw_arguments
 from .shared_options import (
     Parser,
     add_checkpoint,
+    add_classes,
     add_device,
+    add_guidance,
     add_parser,
     add_skip_bad_images,
     add_work_arguments,
@@ -68,6 +70,8 @@ def sample(command: Parser) -> None:
     command.add_argument(
         "--seeds", type=parse_seeds, default=[0], metavar="0-15,20", help="one sample each; default: 0"
     )
+    add_classes(command, "of a checkpoint with classes, what to draw, in turn over the seeds")
+    add_guidance(command)
     command.add_argument("--steps", type=int, help="reverse steps; default: all the network was trained with")
     command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
     command.add_argument(
@@ -114,7 +118,7 @@ def draw(command: Parser) -> None:
 
 
 def evaluate(command: Parser) -> None:
-    """Measure a checkpoint: bits/dim of real images; FID, IS, KID and FD-DINOv2 of samples."""
+    """Measure a checkpoint: bits/dim of real images, or their classes; FID, IS, KID and FD-DINOv2 of samples."""
     command.description = (
         f"{command.description} On several processes: accelerate launch -m ddpm_hf.cli evaluate ... A run "
         "that was stopped goes on where it was. FID, IS, KID and FD-DINOv2 need the extra `eval`. ± is a standard "
@@ -122,15 +126,29 @@ def evaluate(command: Parser) -> None:
         "--num_samples; they differ where their difference is three times its standard error."
     )
     add_checkpoint(command)
-    command.add_argument("--metrics", nargs="+", choices=METRICS, default=["bpd"], help="default: bpd")
+    command.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        default=["bpd"],
+        help="classify: the share of images whose class has the lowest bound; default: bpd",
+    )
     command.add_argument(
         "--dataset", type=place, help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder"
     )
     command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
-    command.add_argument("--num_samples", type=int, default=50_000, help="drawn for all metrics but bpd")
-    command.add_argument("--num_images", type=int, help="for bpd, from the first; default: all of the split")
     command.add_argument(
-        "--num_timesteps_subset", type=int, help="for bpd: terms per image, an unbiased estimate; default: all"
+        "--label_column",
+        help="for a checkpoint with classes: where the data's labels are. bits/dim is then that given the class, and "
+        "samples have the classes of the data, from the first",
+    )
+    add_guidance(command)
+    command.add_argument("--num_samples", type=int, default=50_000, help="drawn for FID, IS, KID and FD-DINOv2")
+    command.add_argument("--num_images", type=int, help="for bpd and classify, from the first; default: all")
+    command.add_argument(
+        "--num_timesteps_subset",
+        type=int,
+        help="terms of the bound per image, an unbiased estimate; default: all for bpd, 50 for classify",
     )
     command.add_argument("--steps", dest="num_inference_steps", type=int, help="reverse steps; default: the model's")
     command.add_argument("--seed", type=int, default=0, help="of the bound's noise; samples have the seeds from here")

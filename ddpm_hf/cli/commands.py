@@ -22,6 +22,7 @@ from ..scheduler import paper_scheduler
 from ..short_chains import shortened
 from .arguments import SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
+from .classes import chosen_classes
 from .devices import default_device
 
 
@@ -44,10 +45,19 @@ def sample(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
     if args.fast:
         pipe = speed_up(pipe, dtype)
+    classes, count = chosen_classes(pipe, args.classes), len(args.seeds)
+    labels = classes and [classes[i % len(classes)] for i in range(count)]
     parts = []
-    for i in range(0, len(args.seeds), args.batch_size):
-        seeds = args.seeds[i : i + args.batch_size]
-        parts += pipe(seeds=seeds, num_inference_steps=args.steps, output_type="np", return_dict=False)
+    for i in range(0, count, args.batch_size):
+        part = slice(i, i + args.batch_size)
+        parts += pipe(
+            seeds=args.seeds[part],
+            class_labels=labels and labels[part],
+            guidance_scale=args.guidance,
+            num_inference_steps=args.steps,
+            output_type="np",
+            return_dict=False,
+        )
     samples = np.concatenate(parts)
     (output.parent if suffix else output).mkdir(parents=True, exist_ok=True)
     if suffix == ".npy":
@@ -92,6 +102,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The results of `Evaluator`, each printed and kept in evaluation.json as soon as it is there."""
+    args.guidance_scale = args.guidance
     protocol = Protocol(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Protocol)})
     accelerator = join_processes(cpu_threads=args.cpu_threads)
     is_folder = Path(args.checkpoint).is_dir()

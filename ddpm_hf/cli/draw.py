@@ -14,6 +14,7 @@ from ..data import Samples, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import paper_scheduler
+from .classes import ALL, chosen_classes, shown_classes
 
 WEIGHTS = [i / 10 for i in range(11)]  # λ of the interpolations, as in the paper's Figures 8 and 9
 NUM_NEAREST = 8
@@ -67,6 +68,26 @@ def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     )
     images = torch.cat([latents.x_t[:, None], latents.samples], dim=1)
     return _grid(images, _step_labels(timesteps), ["x_t", *_seed_labels(others)])
+
+
+def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """Samples of each class, one row each, from the same noise in each column."""
+    labels = chosen_classes(pipe, args.classes or [ALL])
+    assert labels is not None
+    options = {"seeds": args.seeds, "guidance_scale": args.guidance, "num_inference_steps": args.steps}
+    return _grid(figures.by_class(pipe, labels, **options), shown_classes(pipe, labels), _seed_labels(args.seeds))
+
+
+def guidance(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
+    """A sample of each class, one row each, at each guidance scale, one column each, all from the same noise."""
+    labels = chosen_classes(pipe, args.classes or [ALL])
+    assert labels is not None
+    columns = [
+        figures.by_class(pipe, labels, seeds=[args.seed], guidance_scale=scale, num_inference_steps=args.steps)
+        for scale in args.scales
+    ]
+    scales = [f"s = {scale:g}" for scale in args.scales]
+    return _grid(torch.cat(columns, dim=1), shown_classes(pipe, labels), scales)
 
 
 def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
@@ -147,7 +168,7 @@ def points(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 
 KINDS = {
     kind.__name__: kind
-    for kind in (progressive, shared, interpolate, coarse_to_fine, nearest, rate_distortion, points)
+    for kind in (progressive, shared, classes, guidance, interpolate, coarse_to_fine, nearest, rate_distortion, points)
 }
 
 

@@ -3,7 +3,16 @@
 The functions of the same names in `draw` draw, and stand in the same order.
 """
 
-from .shared_options import Parser, add_checkpoint, add_device, add_skip_bad_images, parse_seeds, place
+from .shared_options import (
+    Parser,
+    add_checkpoint,
+    add_classes,
+    add_device,
+    add_guidance,
+    add_skip_bad_images,
+    parse_seeds,
+    place,
+)
 
 
 def progressive(kind: Parser) -> None:
@@ -17,6 +26,29 @@ def shared(kind: Parser) -> None:
     """Samples that share x_t, for four t: the first seed's chain, continued from there by each other seed (Fig. 7)."""
     add_drawing(kind)
     add_drawn_seeds(kind, "0-8", "the first draws x_t, each other one sample of it")
+
+
+def classes(kind: Parser) -> None:
+    """Samples of each class of a conditional checkpoint, one row each; columns share their noise."""
+    add_drawing(kind)
+    add_classes(kind, "the rows; default: all of them")
+    add_guidance(kind)
+    add_drawn_seeds(kind, "0-9", "one column each")
+
+
+def guidance(kind: Parser) -> None:
+    """A sample of each class, one row each, at each guidance scale, one column each, from the same noise."""
+    add_drawing(kind)
+    add_classes(kind, "the rows; default: all of them")
+    kind.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[0.0, 1.0, 2.0, 4.0, 8.0],
+        metavar="S",
+        help="0 is without a label, 1 the class alone; default: 0 1 2 4 8",
+    )
+    add_noise_seed(kind)
 
 
 def interpolate(kind: Parser) -> None:
@@ -96,4 +128,4 @@ def add_sources(kind: Parser) -> None:
     )
 
 
-KINDS = (progressive, shared, interpolate, coarse_to_fine, nearest, rate_distortion, points)
+KINDS = (progressive, shared, classes, guidance, interpolate, coarse_to_fine, nearest, rate_distortion, points)

@@ -65,6 +65,20 @@ def add_checkpoint(
     command.add_argument("checkpoint", type=place, help=help)
 
 
+def add_classes(command: Parser, help: str) -> None:
+    command.add_argument("--classes", nargs="+", metavar="CLASS", help=f"{help}, by name or number, or all")
+
+
+def add_guidance(command: Parser) -> None:
+    command.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="guidance scale: 1 is the class alone, more is more typical and less diverse, for twice the time",
+    )
+
+
 def add_device(command: Parser) -> None:
     """None where it is not given, for `devices.usable_device`: whether this machine has it, only torch knows."""
     command.add_argument("--device")

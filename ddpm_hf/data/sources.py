@@ -229,7 +229,14 @@ def _fashion_mnist(split: str, label_column: str | None) -> Source | Samples:
     return replace(source, name="fashion_mnist", labels=labels)
 
 
-def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...], *, skip_bad_images: int = 0) -> Samples:
+def real_samples(
+    dataset: str,
+    split: str,
+    sample_shape: tuple[int, ...],
+    *,
+    label_column: str | None = None,
+    skip_bad_images: int = 0,
+) -> Samples:
     """The samples of a data set or of a folder of images; images are cropped and resized to `sample_shape`'s width.
 
     Raises ValueError where the samples then have another shape than `sample_shape`, and what `load_samples` raises.
@@ -237,7 +244,12 @@ def real_samples(dataset: str, split: str, sample_shape: tuple[int, ...], *, ski
     resolution = None if dataset in BUILT_IN else sample_shape[-1]
     name, folder = (None, dataset) if is_image_folder(dataset) else (dataset, None)
     samples = load_samples(
-        name, train_data_dir=folder, split=split, resolution=resolution, skip_bad_images=skip_bad_images
+        name,
+        train_data_dir=folder,
+        split=split,
+        label_column=label_column,
+        resolution=resolution,
+        skip_bad_images=skip_bad_images,
     )
     if samples.sample_shape != sample_shape:
         raise ValueError(f"samples of shape {sample_shape} are needed, {samples.name} has {samples.sample_shape}")

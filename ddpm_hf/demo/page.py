@@ -27,17 +27,20 @@ from .tasks import (
     Model,
     Report,
     bound,
+    chosen_class,
     enlarged,
     fitted,
     interpolate,
     is_animated,
     noise_and_back,
+    number,
     sample,
     seeds_in,
     whole,
 )
 
 MAX_SEEDS = {"samples": 64, "reconstructions": 16}  # a page is for several people
+MAX_GUIDANCE = 8
 MAX_WAITING = 20  # visitors in the queue; the next are turned away
 KEEP_FILES_S = 3600  # what visitors dropped, and pictures they were shown
 MAX_PICTURE_SIDE = 512
@@ -166,6 +169,7 @@ class Page:
         self.alone = threading.Lock()  # gradio starts the next work while a stopped one is still at its last step
         self._steps: list[Any] = []
         self._times: list[tuple[Any, bool, float]] = []
+        self._classes: list[Any] = []
 
     def build(self) -> Any:
         """The page, a gradio.Blocks."""
@@ -185,7 +189,7 @@ class Page:
             ):
                 with gr.Tab(title):
                     tab()
-            sliders = [*self._steps, *(slider for slider, *_ in self._times)]
+            sliders = [*self._steps, *(slider for slider, *_ in self._times), *self._classes]
             self.checkpoint.change(self._limits, self.checkpoint, sliders, queue=False, api_visibility="private")
             page.unload(self._stop_function())
         page.queue(max_size=MAX_WAITING, api_open=False)
@@ -222,7 +226,23 @@ class Page:
         """The sliders for another checkpoint."""
         model = self.models[name]
         steps = [gr.update(**self._steps_of(model)) for _ in self._steps]
-        return steps + [gr.update(**self._times_of(model, zero, share)) for _, zero, share in self._times]
+        times = [gr.update(**self._times_of(model, zero, share)) for _, zero, share in self._times]
+        return [*steps, *times, gr.update(**self._classes_of(model)), gr.update(visible=bool(model.classes))]
+
+    @staticmethod
+    def _classes_of(model: Model) -> dict[str, Any]:
+        names = list(model.classes)
+        return {"choices": names, "value": names[0] if names else None, "visible": bool(names)}
+
+    def _class_fields(self) -> tuple[Any, Any]:
+        """Which class is drawn, and how strongly it is guided towards; there only where the model has classes."""
+        label = gr.Dropdown(label="Class", info="what to draw", filterable=False, **self._classes_of(self._first()))
+        guidance = gr.Slider(
+            0, MAX_GUIDANCE, 1, step=0.5, label="Guidance", info="1 is the class alone; more is more typical",
+            visible=bool(self._first().classes),
+        )  # fmt: skip
+        self._classes += [label, guidance]
+        return label, guidance
 
     def _image_field(self) -> tuple[Any, Any]:
         """Where an image is dropped, and what is put behind a transparent one."""
@@ -311,6 +331,8 @@ class Page:
             scheduler = gr.Dropdown(
                 list(self.schedulers), value="ddpm", label="Scheduler", info="ddpm: the paper's", filterable=False
             )
+        with gr.Row():
+            label, guidance = self._class_fields()
         start = self._start("Draw samples")
         with gr.Row():
             grid = gr.Image(
@@ -325,20 +347,24 @@ class Page:
                 frames = gr.HTML("<p>Draw samples, then choose a moment.</p>", js_on_load=None)
         moment.change(None, moment, None, js=SHOW_FRAME, queue=False, api_visibility="private")
 
-        def work(report: Report, model: Model, text: str, steps: Any, scheduler: str, moment: Any) -> tuple:
+        def work(
+            report: Report, model: Model, text: str, steps: Any, scheduler: str, label: Any, scale: Any, moment: Any
+        ) -> tuple:
             shown = whole("Moment", moment, 1, NUM_FRAMES + 1)
             drawn = sample(
                 model,
                 seeds=seeds_in(text, self.parse_seeds, MAX_SEEDS["samples"]),
                 steps=whole("Steps", steps, 1, model.num_timesteps),
                 scheduler=self.schedulers[scheduler],
+                label=chosen_class(model, label),
+                guidance=number("Guidance", scale, 0, MAX_GUIDANCE),
                 report=report,
             )
             last = len(drawn.frames)
             shown = min(shown, last)
             return drawn.grid, frames_html(drawn.frames, shown), gr.update(maximum=last, value=shown)
 
-        self._runs(start, work, [seeds, steps, scheduler, moment], [grid, frames, moment])
+        self._runs(start, work, [seeds, steps, scheduler, label, guidance, moment], [grid, frames, moment])
 
     def _interpolate_tab(self) -> None:
         gr.Markdown(

@@ -35,6 +35,8 @@ SHOWN_SEEDS = 16  # how many of the seeds a frame shows
 WEIGHTS = [i / 8 for i in range(9)]
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
+ANY_CLASS = "any"
+
 Report = Callable[[float], None]
 
 
@@ -61,6 +63,14 @@ class Model(NamedTuple):
     def default_steps(self) -> int:
         """The number of reverse steps of its own chain."""
         return self.process.chain().num_timesteps
+
+    @property
+    def classes(self) -> dict[str, int | None]:
+        """What can be asked for: the numbers of the classes by name, "any" for no label; empty without classes."""
+        count, null_class = self.pipe.unet.config.get("num_class_embeds") or 0, self.pipe.null_class
+        names = {n: self.pipe.id2label.get(n, f"class {n}") for n in range(count) if n != null_class}
+        any_class: dict[str, int | None] = {} if null_class is None else {ANY_CLASS: None}
+        return {**any_class, **{name: n for n, name in names.items()}} if count else {}
 
 
 def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[str, Model]:
@@ -154,20 +164,32 @@ def _counted(report: Report, total: int) -> Callable[..., None]:
     return count
 
 
-def sample(model: Model, *, seeds: Sequence[int], steps: int, scheduler: str | None, report: Report) -> Samples:
+def sample(
+    model: Model,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    scheduler: str | None,
+    report: Report,
+    label: str | None = None,
+    guidance: float = 1.0,
+) -> Samples:
     """Algorithm 2, or another sampler of the same process: `scheduler` is a class of diffusers, None the model's own.
 
-    Raises ValueError for steps or seeds that the pipeline refuses.
+    `label` is one of `model.classes`, None where it has none; without a label nothing is guided. Raises ValueError for
+    what the pipeline refuses.
     """
     own = model.pipe.scheduler
     chosen = getattr(diffusers, scheduler).from_config(own.config) if scheduler else own
+    number = model.classes[label] if label is not None else None
+    guided: Any = {"class_labels": number, "guidance_scale": 1.0 if number is None else guidance}
     pipe = DDPMPaperPipeline(model.pipe.unet, chosen)
     pipe.set_progress_bar_config(disable=True)
     chain, (noise, generators) = pipe.own_scheduler(steps), figures.initial_noise(pipe, seeds)
     diffusion, total = model.process.diffusion, len(chain.timesteps)
     shown = {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}
     frames, x = [], noise * chain.init_noise_sigma
-    for i, step in enumerate(pipe.reverse_process(x, generator=generators, scheduler=chain)):
+    for i, step in enumerate(pipe.reverse_process(x, generator=generators, scheduler=chain, **guided)):
         if i in shown:
             t = min(max(round(float(step.t)), 0), diffusion.num_timesteps - 1)  # some samplers' are fractions
             x_t = step.x_t[:SHOWN_SEEDS]
@@ -288,6 +310,22 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     ):
         raise ValueError(f"{name}: give a whole number from {least} to {most}")
     return int(value)
+
+
+def number(name: str, value: Any, least: float, most: float) -> float:
+    """A number from the page. Raises ValueError unless it is in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name}: give a number from {least} to {most}")
+    return float(value)
+
+
+def chosen_class(model: Model, label: Any) -> str | None:
+    """A class from the page, None of a model without. Raises ValueError for another model's."""
+    if not model.classes:
+        return None
+    if label not in model.classes:
+        raise ValueError("Class: choose one of this checkpoint's")
+    return label
 
 
 def seeds_in(text: str, parse_seeds: Callable[[str], list[int]], at_most: int) -> list[int]:

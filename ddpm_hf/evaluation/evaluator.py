@@ -5,9 +5,10 @@ of seeds (the last one is filled up, and cut afterwards). A run that was killed 
 Statistics are computed by the main process from the pieces in their order.
 """
 
+import hashlib
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,19 @@ from tqdm.auto import tqdm
 from ..data import Samples, default_cache_dir, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
 from ..inference import speed_up
-from ..likelihood import BoundTerms, bits_per_dim, rate_distortion
+from ..likelihood import BoundTerms, bits_per_dim, class_bounds_bpd
 from ..runs import checkpoints, environment, read_json, read_options, weights_sha256
 from ..scheduler import paper_scheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 from . import errors, metrics
-from .protocol import LEAST_SAMPLES, OF_SAMPLES, SPREAD, Protocol
+from .bounds import bound_result, class_result
+from .protocol import LEAST_SAMPLES, OF_IMAGES, OF_SAMPLES, SPREAD, Protocol
 from .resumable import Pieces
 
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_PIECE = 16
+CLASSIFYING_TERMS = 50  # of the bound, per image and class
 
 
 def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerprint: str) -> bool:
@@ -83,7 +86,7 @@ class Evaluator:
     def _check(self) -> None:
         """Raises ValueError where data, sizes or packages do not fit, before hours of work."""
         for metric in self.protocol.metrics:
-            if metric != "bpd":
+            if metric not in OF_IMAGES:
                 if len(self.pipe.sample_shape) != 3:
                     raise ValueError(f"{metric} is for images, and the model draws points {self.pipe.sample_shape}")
                 metrics.require_packages()
@@ -92,13 +95,20 @@ class Evaluator:
             if metric != "is" and len(self.data(metric)) < LEAST_SAMPLES[metric]:
                 name, size = self.data(metric).name, len(self.data(metric))
                 raise ValueError(f"{metric} needs {LEAST_SAMPLES[metric]} real images; {name} has {size}")
+            if self.protocol.label_column is not None:
+                self.classes(metric)
 
     def run(self) -> Iterator[dict[str, Any]]:
         """The result of each metric once it is known, on the main process; all processes must iterate."""
         for metric in self.protocol.metrics:
-            if metric == "bpd":
+            if metric == "classify":
+                measured = self.classified()
+            elif metric == "bpd":
                 self._warn_of_training_data()
-                measured = _bound_result(self.bound_terms(), self.bound_settings())
+                measured = bound_result(self.bound_terms(), self.bound_settings())
+                if self.protocol.label_column is not None:
+                    measured["name"] = "bits/dim given the class"
+                    measured["protocol"]["label_column"] = self.protocol.label_column
             else:
                 measured = self.of_samples(metric)
             if self.accelerator.is_main_process:
@@ -115,9 +125,35 @@ class Evaluator:
                     self.protocol.dataset,
                     split,
                     self.pipe.sample_shape,
+                    label_column=self.protocol.label_column,
                     skip_bad_images=self.protocol.skip_bad_images,
                 )
         return self._data[split]
+
+    def classes(self, metric: str) -> Tensor | None:
+        """The model's number for the class of each sample of a metric's data, int64 [N]; None without labels.
+
+        Classes agree by name where the model has names. Raises ValueError where the model lacks one.
+        """
+        if self.protocol.label_column is None:
+            return None
+        samples, names = self.data(metric), {name: number for number, name in self.pipe.id2label.items()}
+        count = self.pipe.unet.config.get("num_class_embeds") or 0
+        numbers = [names.get(name) if names else number for number, name in enumerate(samples.label_names)]
+        missing = [
+            name
+            for name, number in zip(samples.label_names, numbers, strict=True)
+            if number is None or number >= count
+        ]
+        if missing:
+            has = f"has the classes {', '.join(names)}" if names else f"has {count} classes"
+            raise ValueError(f"{samples.name} has images of {', '.join(missing)}, and the model {has}")
+        return torch.tensor(numbers)[torch.from_numpy(samples.labels)]
+
+    def _conditions(self, metric: str) -> dict[str, Any]:
+        """What identifies the labels in work that is kept; nothing without them."""
+        classes = self.classes(metric)
+        return {} if classes is None else {"classes": hashlib.sha256(classes.numpy().tobytes()).hexdigest()}
 
     def _pieces(self, kind: str, count: int, **identity: Any) -> Pieces:
         return Pieces(self.work_dir, kind, {**identity, "environment": self.environment}, count)
@@ -149,7 +185,7 @@ class Evaluator:
 
     def bound_terms(self) -> BoundTerms:
         """The bound of the data set's first `num_images` images; called by all processes, and the same in each."""
-        samples, settings = self.data("bpd"), self.bound_settings()
+        samples, settings, classes = self.data("bpd"), self.bound_settings(), self.classes("bpd")
         num_images = min(self.protocol.num_images or len(samples), len(samples))
         chain = paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps)
         terms_per_image = self.protocol.num_timesteps_subset or chain.num_timesteps
@@ -158,11 +194,14 @@ class Evaluator:
             first = piece * IMAGES_PER_PIECE
             indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
             x_start = to_model_range(samples.batch(list(indices)), samples.num_levels)
+            labels = None if classes is None else classes[list(indices)]
             quiet = not self.accelerator.is_main_process
             total = len(indices) * terms_per_image
             with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=quiet) as bar:
                 model = self.pipe.unet, self.pipe.scheduler
-                terms = bits_per_dim(*model, x_start, first_index=first, on_progress=bar.update, **settings)
+                terms = bits_per_dim(
+                    *model, x_start, class_labels=labels, first_index=first, on_progress=bar.update, **settings
+                )
             return terms._asdict()
 
         pieces = self._pieces(
@@ -172,10 +211,43 @@ class Evaluator:
             data=samples.fingerprint,
             num_images=num_images,
             **{name: value for name, value in settings.items() if name != "clip_denoised"},  # in the scheduler's
+            **self._conditions("bpd"),
         )
         pieces.complete(self.accelerator, compute)
         parts = list(pieces)
         return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
+
+    def classified(self) -> dict[str, Any]:
+        """How many of the data set's first `num_images` images have the lowest bound given their own class."""
+        samples, settings, truth = self.data("classify"), self.bound_settings(), self.classes("classify")
+        assert truth is not None
+        settings["num_timesteps_subset"] = self.protocol.num_timesteps_subset or min(
+            CLASSIFYING_TERMS,
+            paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps).num_timesteps,
+        )
+        num_images = min(self.protocol.num_images or len(samples), len(samples))
+        known = sorted(set(range(self.pipe.unet.config["num_class_embeds"])) - {self.pipe.null_class})
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            first = piece * IMAGES_PER_PIECE
+            indices = list(range(first, min(first + IMAGES_PER_PIECE, num_images)))
+            x_start = to_model_range(samples.batch(indices), samples.num_levels)
+            model = self.pipe.unet, self.pipe.scheduler
+            return {"bounds": class_bounds_bpd(*model, x_start, known, first_index=first, **settings)}
+
+        identity = {name: value for name, value in settings.items() if name != "clip_denoised"}
+        pieces = self._pieces(
+            "classify",
+            math.ceil(num_images / IMAGES_PER_PIECE),
+            model=self.model_identity,
+            data=samples.fingerprint,
+            num_images=num_images,
+            **identity,
+        )
+        pieces.complete(self.accelerator, compute)
+        bounds = torch.cat([piece["bounds"] for piece in pieces])
+        settings["label_column"] = self.protocol.label_column
+        return class_result(bounds, known, truth[:num_images], settings)
 
     # ---- metrics of samples ----------------------------------------------------------------------------------------
 
@@ -191,12 +263,14 @@ class Evaluator:
             samples = self.data(metric)
             reference = self._features(extractor, None, len(samples), samples=samples)
             details["num_reference"] = len(samples)
-        drawn = self._features(extractor, self._sample_pieces(), protocol.num_samples)
+        drawn = self._features(extractor, self._sample_pieces(metric), protocol.num_samples)
         if not self.accelerator.is_main_process:
             return {}
         value, spread = self._statistic(metric, drawn, reference)
         name = metrics.metric_name(OF_SAMPLES[metric], protocol.num_samples)
         details["num_samples"] = protocol.num_samples
+        if protocol.label_column is not None:
+            details |= {"label_column": protocol.label_column, "guidance_scale": protocol.guidance_scale}
         return {"name": name, "value": value, "spread": spread, "spread_is": SPREAD[metric], "protocol": details}
 
     def _extractor(self, name: str) -> Any:
@@ -228,20 +302,36 @@ class Evaluator:
     def _seeds(self) -> str:
         return f"{self.protocol.seed}-{self.protocol.seed + self.protocol.num_samples - 1}"
 
-    def _sample_pieces(self) -> Pieces:
-        """uint8 images of one micro-batch of seeds each; the last is filled up with further seeds."""
+    def _sample_pieces(self, metric: str) -> Pieces:
+        """uint8 images of one micro-batch of seeds each; the last is filled up with further seeds.
+
+        With labels each seed has that of one image of the data, the first seed that of the first.
+        """
+        classes = self.classes(metric)
         size, first_seed, pipe = self.protocol.batch_size, self.protocol.seed, self.pipe
         if isinstance(pipe.unet, DDPMPaperUNet) and pipe.device.type == "cuda":
             pipe = speed_up(pipe)  # the same network in the same precision; on a CPU it would be another sum
 
         def compute(piece: int) -> dict[str, Tensor]:
             seeds = range(first_seed + piece * size, first_seed + (piece + 1) * size)
-            steps = self.protocol.num_inference_steps
-            images = pipe(seeds=seeds, num_inference_steps=steps, output_type="pt", return_dict=False)[0]
+            labels = None if classes is None else classes[[(seed - first_seed) % len(classes) for seed in seeds]]
+            images = pipe(
+                seeds=seeds,
+                class_labels=labels,
+                guidance_scale=self.protocol.guidance_scale,
+                num_inference_steps=self.protocol.num_inference_steps,
+                output_type="pt",
+                return_dict=False,
+            )[0]
             return {"images": (255 * images).round().to(torch.uint8)}
 
         count = math.ceil(self.protocol.num_samples / size)
-        pieces = self._pieces("samples", count, model=self.model_identity, first_seed=first_seed, batch_size=size)
+        guided = (
+            {} if classes is None else {"guidance_scale": self.protocol.guidance_scale, **self._conditions(metric)}
+        )
+        pieces = self._pieces(
+            "samples", count, model=self.model_identity, first_seed=first_seed, batch_size=size, **guided
+        )
         pieces.complete(self.accelerator, compute)
         return pieces
 
@@ -293,31 +383,3 @@ class Evaluator:
             "environment": {**self.environment, "num_processes": self.accelerator.num_processes},
             "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-
-
-def _curve(terms: BoundTerms) -> dict[str, list[float]]:
-    """The rate-distortion curve, to six digits."""
-    steps, rate, rmse = rate_distortion(terms)
-    rounded = [[float(f"{x:.6g}") for x in values] for values in (rate, rmse)]
-    return {"num_reverse_steps": steps.tolist(), "rate_bpd": rounded[0], "rmse": rounded[1]}
-
-
-def _bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean bits/dim with its standard error, its parts, and the settings that it depends on."""
-    total = terms.total_b
-    return {
-        "name": "bits/dim",
-        "value": total.mean().item(),
-        "spread": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else None,
-        "parts": {
-            "prior_bpd": terms.prior_b.mean().item(),
-            "kl_bpd": terms.terms_bt[:, 1:].sum(dim=1).mean().item(),
-            "decoder_bpd": terms.terms_bt[:, 0].mean().item(),
-        },
-        **({} if settings["num_timesteps_subset"] else {"rate_distortion": _curve(terms)}),
-        "protocol": {
-            "num_images": len(total),
-            **{name: value for name, value in settings.items() if name != "batch_size"},
-            "clip_denoised": bool(settings["clip_denoised"]),
-        },
-    }

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from .. import data  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
 
-METRICS = ("bpd", "fid", "is", "kid", "fd_dinov2")
+METRICS = ("bpd", "classify", "fid", "is", "kid", "fd_dinov2")
+OF_IMAGES = ("bpd", "classify")  # and no samples
 OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
 # What stands behind the ± of a result.
 SPREAD = {
@@ -14,7 +15,7 @@ SPREAD = {
     "fd_dinov2": "standard error, by 50 random halves of the samples",
 }
 # KID draws subsets of 1000, IS makes ten splits.
-LEAST_SAMPLES = {"bpd": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
+LEAST_SAMPLES = {"bpd": 1, "classify": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,12 @@ class Protocol:
     """What is measured, and how. The fields are the options of `ddpm-hf evaluate`.
 
     dataset: a name that `data.load_samples` takes, or a folder of images.
-    split: of the data set; None: "test" for bits/dim and "train" for the other metrics, as the paper's FID.
+    split: of the data set; None: "test" for what is measured of images, "train" for samples, as the paper's FID.
+    label_column: where the data's labels are, for a conditional model; None: it is evaluated without labels.
+    guidance_scale: of the samples, which have the labels of the data, from the first.
     num_samples: how many are drawn for FID, IS, KID and FD-DINOv2, of the seeds `seed`, `seed` + 1, ….
-    num_images: how many images, from the first, for bits/dim; None: all.
-    num_timesteps_subset: terms of the bound per image; None: all, else an unbiased estimate.
+    num_images: how many images, from the first, for bits/dim and to classify; None: all.
+    num_timesteps_subset: terms of the bound per image, an unbiased estimate; None: all, and 50 to classify.
     num_inference_steps: reverse steps; None: the checkpoint's own chain.
     weights: "ema" or "raw" of a training run's checkpoint; None: what the pipeline has.
     extractor: of FID, IS and KID: "inception", or module:factory (see `metrics.load_extractor`).
@@ -36,6 +39,8 @@ class Protocol:
     dataset: str | None
     metrics: tuple[str, ...] = ("bpd",)
     split: str | None = None
+    label_column: str | None = None
+    guidance_scale: float = 1.0
     num_samples: int = 50_000
     num_images: int | None = None
     num_timesteps_subset: int | None = None
@@ -53,13 +58,18 @@ class Protocol:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for metric in set(self.metrics) - {"bpd"}:
+        for metric in set(self.metrics) - set(OF_IMAGES):
             if self.num_samples < LEAST_SAMPLES[metric]:
                 raise ValueError(f"num_samples={self.num_samples}: {metric} needs at least {LEAST_SAMPLES[metric]}")
         if not 0 <= self.seed <= 2**32 - self.num_samples - self.batch_size:
             raise ValueError(f"seed={self.seed} must lie in [0, 2**32) with room for {self.num_samples} samples")
         if self.dataset is None and set(self.metrics) != {"is"}:
             raise ValueError("dataset is missing: every metric but `is` compares with real images")
+        if self.label_column is None and ("classify" in self.metrics or self.guidance_scale != 1):
+            what = "classify" if "classify" in self.metrics else f"guidance_scale={self.guidance_scale}"
+            raise ValueError(f"{what} needs the labels of the data: --label_column says where they are")
+        if self.label_column is not None and self.dataset is None:
+            raise ValueError("label_column needs a dataset, whose labels samples get")
 
     def split_for(self, metric: str) -> str:
         assert self.dataset is not None
@@ -67,4 +77,4 @@ class Protocol:
             if self.split not in (None, "train"):
                 raise ValueError(f"split={self.split!r}: the folder {self.dataset} has none; give another folder")
             return "train"
-        return self.split or ("test" if metric == "bpd" else "train")
+        return self.split or ("test" if metric in OF_IMAGES else "train")

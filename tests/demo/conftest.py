@@ -26,3 +26,12 @@ def grey(checkpoints) -> Model:
 @pytest.fixture(scope="session")
 def colour(checkpoints) -> Model:
     return load([str(checkpoints / "colour")], "cpu")["colour"]
+
+
+@pytest.fixture(scope="session")
+def pets(tiny_unet, tiny_scheduler, tmp_path_factory) -> Model:
+    """A checkpoint with three classes, of which two have names, and a row for no label."""
+    folder = tmp_path_factory.mktemp("pets") / "pets"
+    unet = tiny_unet(num_class_embeds=4, null_class=3)
+    DDPMPaperPipeline(unet, tiny_scheduler(), id2label={0: "cat", 1: "dog"}).save_pretrained(folder)
+    return load([str(folder)], "cpu")["pets"]

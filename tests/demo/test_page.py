@@ -122,8 +122,19 @@ def test_sliders_follow_the_checkpoint(grey):
     page.build()
     updates = page._limits("grey")
     assert [(u["minimum"], u["maximum"], u["value"]) for u in updates[:3]] == [(1, 10, 10)] * 3
-    assert [(u["minimum"], u["maximum"], u["step"]) for u in updates[3:]] == [(0, 10, 1), (1, 10, 1)]
-    assert all(u["minimum"] < u["value"] < u["maximum"] for u in updates[3:])
+    assert [(u["minimum"], u["maximum"], u["step"]) for u in updates[3:5]] == [(0, 10, 1), (1, 10, 1)]
+    assert all(u["minimum"] < u["value"] < u["maximum"] for u in updates[3:5])
+
+
+def test_classes_follow_the_checkpoint(grey, pets):
+    """Their fields are there only where there are classes."""
+    page = page_of({"grey": grey, "pets": pets})
+    page.build()
+    label, guidance = page._limits("pets")[5:]
+    assert (label["choices"], label["value"], label["visible"]) == (["any", "cat", "dog", "class 2"], "any", True)
+    assert guidance["visible"]
+    label, guidance = page._limits("grey")[5:]
+    assert (label["choices"], label["value"], label["visible"], guidance["visible"]) == ([], None, False, False)
 
 
 def test_the_number_of_terms_is_never_none(grey):

@@ -114,6 +114,33 @@ def test_a_learned_variance_is_no_part_of_x_start(tiny_unet, tiny_scheduler):
     assert same(drawn.frames[0].x_start, image_grid(as_pictures(expected), min_side=256))
 
 
+@pytest.mark.parametrize(
+    ("label", "guidance", "options"),
+    [
+        ("dog", 2.0, {"class_labels": "dog", "guidance_scale": 2.0}),
+        ("class 2", 1.0, {"class_labels": 2}),
+        ("any", 5.0, {}),  # nothing to guide towards
+    ],
+)
+def test_classes_are_drawn_as_the_pipeline_draws_them(pets, label, guidance, options):
+    drawn = demo_tasks.sample(
+        pets, seeds=range(4), steps=10, scheduler=None, report=ignored, label=label, guidance=guidance
+    )
+    images = pets.pipe(seeds=range(4), output_type="pt", **options).images
+    expected = image_grid(as_pictures(images), min_side=192)
+    assert np.abs(np.asarray(drawn.grid).astype(int) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_classes_of_the_page(pets, grey):
+    assert demo_tasks.chosen_class(pets, "cat") == "cat" and demo_tasks.chosen_class(grey, "cat") is None
+    with pytest.raises(ValueError, match="Class: choose one"):
+        demo_tasks.chosen_class(pets, "fox")
+    assert demo_tasks.number("Guidance", 2.5, 0, 8) == 2.5
+    for value in (9, -1, True, "2", float("nan")):
+        with pytest.raises(ValueError, match="Guidance: give a number from 0 to 8"):
+            demo_tasks.number("Guidance", value, 0, 8)
+
+
 @pytest.mark.parametrize(("t", "steps", "taken"), [(0, 10, 0), (5, 10, 5), (6, 5, 5), (10, 10, 10)])
 def test_interpolation_is_that_of_the_figure(colour, t, steps, taken):
     found, ends, between = demo_tasks.interpolate(colour, ends=(3, 5), t=t, steps=steps, noise_seed=7, report=ignored)

@@ -1,0 +1,29 @@
+"""Classes on the command line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+ALL = "all"
+
+
+def chosen_classes(pipe: Any, words: Sequence[str] | None) -> list[str | int] | None:
+    """The classes that `--classes` names, by name or number, `all` for every one; None where it is not given.
+
+    Raises ValueError where the checkpoint has no classes.
+    """
+    if words is None:
+        return None
+    count = pipe.unet.config.get("num_class_embeds")
+    if not count:
+        raise ValueError(f"--classes {' '.join(words)}: the checkpoint has no classes; it was trained without labels")
+    if list(words) == [ALL]:
+        return [number for number in range(count) if number != pipe.null_class]
+    names = pipe.id2label.values()
+    return [int(word) if word not in names and word.isdecimal() else word for word in words]
+
+
+def shown_classes(pipe: Any, classes: Sequence[str | int]) -> list[str]:
+    """Their names, or "class 3", in ASCII, of at most 16 letters."""
+    names = pipe.id2label
+    texts = [names.get(each, f"class {each}") if isinstance(each, int) else each for each in classes]
+    return [text.encode("ascii", "replace").decode()[:16] for text in texts]

@@ -1,0 +1,54 @@
+"""The results of what is measured of real images: their bound, and their classes by their bounds."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..likelihood import BoundTerms, rate_distortion
+
+
+def _curve(terms: BoundTerms) -> dict[str, list[float]]:
+    """The rate-distortion curve, to six digits."""
+    steps, rate, rmse = rate_distortion(terms)
+    rounded = [[float(f"{x:.6g}") for x in values] for values in (rate, rmse)]
+    return {"num_reverse_steps": steps.tolist(), "rate_bpd": rounded[0], "rmse": rounded[1]}
+
+
+def bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean bits/dim with its standard error, its parts, and the settings that it depends on."""
+    total = terms.total_b
+    return {
+        "name": "bits/dim",
+        "value": total.mean().item(),
+        "spread": (total.std() / math.sqrt(len(total))).item() if len(total) > 1 else None,
+        "parts": {
+            "prior_bpd": terms.prior_b.mean().item(),
+            "kl_bpd": terms.terms_bt[:, 1:].sum(dim=1).mean().item(),
+            "decoder_bpd": terms.terms_bt[:, 0].mean().item(),
+        },
+        **({} if settings["num_timesteps_subset"] else {"rate_distortion": _curve(terms)}),
+        "protocol": {
+            "num_images": len(total),
+            **{name: value for name, value in settings.items() if name != "batch_size"},
+            "clip_denoised": bool(settings["clip_denoised"]),
+        },
+    }
+
+
+def class_result(bounds: Tensor, classes: list[int], truth: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """How many images have their lowest bound given their own class, of `bounds` [N, Y] given each of `classes`."""
+    guesses = torch.tensor(classes)[bounds.argmin(dim=1)]
+    share, count = float((guesses == truth).double().mean()), len(bounds)
+    return {
+        "name": "accuracy of classes by their bounds",
+        "value": share,
+        "spread": math.sqrt(share * (1 - share) / count),
+        "protocol": {
+            "num_images": count,
+            **{name: value for name, value in settings.items() if name != "batch_size"},
+            "clip_denoised": bool(settings["clip_denoised"]),
+        },
+    }
