@@ -33,6 +33,7 @@ from .uploaded import files_to_upload
 
 logger = logging.getLogger(__name__)
 
+MOST_SHOWN, MAX_CLASSES = 30, 2**16  # classes: in the table, and at all
 TAGS = ["ddpm", "diffusion", "arxiv:2006.11239"]
 
 
@@ -82,11 +83,13 @@ def model_card(
         "deviations": deviations,
         "evaluation": [_evaluation_row(result) for result in results],
         "environment": list(manifest.get("environment", {}).items()),
+        **_classes(unet, read_json(model / "model_index.json"), manifest),
     }
     code = {  # inside code, where an escape would show: made of checked names and constants
         "repo_id": repo_id,
         "revision_argument": f', revision="{revision}"' if revision else "",
         "output_argument": ', output_type="np"' if is_points else "",
+        **_labels_argument(unet),
         "command": _command(options, world_size),
     }
     own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
@@ -94,7 +97,7 @@ def model_card(
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=[_eval_result(result, own_steps) for result in results] or None,
         library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
+        pipeline_tag=None if _numbers(unet) else "unconditional-image-generation",
         tags=list(TAGS),
         datasets=[dataset] if is_public_dataset(dataset) else None,
         license=license,
@@ -102,6 +105,30 @@ def model_card(
     template = files("ddpm_hf.hub").joinpath("card_template.md").read_text(encoding="utf-8")
     card = ModelCard.from_template(data, template_str=template, **_shown_all(facts), **code)
     return str(card)
+
+
+def _numbers(unet: Mapping[str, Any]) -> list[int]:
+    """The numbers of a network's classes; none where its configuration is not what a network has."""
+    rows, null_class = unet.get("num_class_embeds"), unet.get("null_class")
+    known = type(rows) is int and rows <= MAX_CLASSES  # the file may be anybody's
+    return [number for number in range(rows if known else 0) if number != null_class]
+
+
+def _classes(unet: Mapping[str, Any], index: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The first classes as rows, with what they are called and how many samples each had, and how many others are."""
+    names, counts = index.get("id2label") or {}, manifest.get("dataset", {}).get("classes", {})
+    rows = [(n, names.get(str(n), ""), counts.get(names.get(str(n)), "")) for n in _numbers(unet)]
+    return {"classes": rows[:MOST_SHOWN], "more_classes": len(rows[MOST_SHOWN:]) or None}
+
+
+def _labels_argument(unet: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that draw by class, by number: names are somebody's text, and this stands inside code."""
+    numbers = _numbers(unet)[:4]
+    labels = [numbers[i % len(numbers)] for i in range(16)] if numbers else []
+    return {
+        "needs_labels": bool(numbers) and unet.get("null_class") is None,
+        "labels_argument": f"class_labels={labels}" if labels else "",
+    }
 
 
 def is_public_dataset(name: str) -> bool:

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import json
+import math
 import shutil
 import tempfile
 import threading
@@ -32,6 +33,7 @@ CARRIED = {
     "DDPMPaperScheduler": ("scheduling_ddpm_paper", DDPMPaperScheduler),
 }
 Generators = torch.Generator | list[torch.Generator] | None
+ClassLabels = str | int | Sequence[str | int | None] | Tensor | None
 # The files of a saved pipeline, all that `push_to_hub` uploads; `*` stays within one folder.
 PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
@@ -95,8 +97,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
     """Sampling from a DDPM (Algorithm 2): images, or points in R^d.
 
     Args:
-        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or any unconditional diffusers `UNet2DModel`.
+        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or a diffusers `UNet2DModel`, with or without classes.
         scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
+        id2label: the names of a conditional network's classes, by their numbers; saved in model_index.json.
 
     x_t is float32 throughout, also when the network runs in half precision.
 
@@ -111,10 +114,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
     _own_card: bytes | None = None
 
     def __init__(
-        self, unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel, scheduler: DDPMPaperScheduler | SchedulerMixin
+        self,
+        unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel,
+        scheduler: DDPMPaperScheduler | SchedulerMixin,
+        id2label: dict | None = None,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        if id2label is not None:
+            self.register_to_config(id2label=_checked_names(id2label, unet))
         self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
         self._last = [False, 0]
 
@@ -148,6 +156,63 @@ class DDPMPaperPipeline(DiffusionPipeline):
         size = config.get("sample_size") or ()
         return (config.in_channels, *((size, size) if isinstance(size, int) else size))
 
+    # ---- classes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The names of the classes by their numbers; empty where there are none, or they have no names."""
+        return dict(self.config.get("id2label") or {})
+
+    @property
+    def null_class(self) -> Any:
+        """The number that stands for "no label"; None where the network has none, or knows no classes."""
+        return self.unet.config.get("null_class")
+
+    def class_numbers(self, class_labels: ClassLabels, batch_size: int) -> Tensor | None:
+        """Classes by name or number, None for no label → int64 [B], on the network's device; None for None.
+
+        One stands for all samples. Raises ValueError for what the network does not know.
+        """
+        if class_labels is None:
+            return None
+        if not isinstance(class_labels, Tensor) or class_labels.shape != (batch_size,):
+            labels = _plain(class_labels)
+            several = labels if isinstance(labels, list) else [labels] * batch_size
+            _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
+            class_labels = torch.tensor([self._class_number(label) for label in several])
+        if class_labels.device.type == "cpu":  # those on a GPU were looked at on their way there
+            for extreme in (class_labels.min(), class_labels.max()):
+                self._class_number(extreme.item())
+        return class_labels.to(self._execution_device)
+
+    def _class_number(self, label: Any) -> int:
+        count, names = self.unet.config.get("num_class_embeds"), self.id2label
+        _check(count, f"class_labels: the network is unconditional, and cannot draw {label!r}")
+        if label is None:
+            _check(
+                self.null_class is not None, "class_labels: this network has no null_class; each sample needs a label"
+            )
+            return self.null_class
+        if isinstance(label, str):
+            named = [number for number, name in names.items() if name == label]
+            listed = ", ".join(list(names.values())[:30]) if names else "without names, give numbers"
+            _check(named, f"class_labels: {label!r} is none of the classes: {listed}")
+            return named[0]
+        _check(_is_whole(label, 0, count - 1), f"class_labels: {label!r} is no number from 0 to {count - 1}")
+        return int(label)
+
+    def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
+        number = isinstance(guidance_scale, int | float) and math.isfinite(guidance_scale)
+        _check(
+            number, f"guidance_scale={guidance_scale!r} must be a finite number; 1 is the conditional network alone"
+        )
+        if class_labels is None:
+            unlabelled = self.null_class is not None or not self.unet.config.get("num_class_embeds")
+            _check(unlabelled, "this network needs class_labels: it has no null_class, for samples without a label")
+            _check(guidance_scale == 1, f"guidance_scale={guidance_scale} needs class_labels, towards which to guide")
+        unguided = guidance_scale == 1 or self.null_class is not None
+        _check(unguided, f"guidance_scale={guidance_scale} needs a network with a null_class; this one has none")
+
     # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
 
     def own_scheduler(self, num_inference_steps: int | None = None) -> Any:
@@ -168,22 +233,57 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
         return scheduler
 
-    def reverse_step(self, x: Tensor, t: Any, *, scheduler: Any = None, generator: Generators = None) -> ReverseStep:
+    def model_output(
+        self, x_t: Tensor, t: Any, class_labels: ClassLabels = None, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """f_θ(x_t, t), or f_θ(x_t, t, y), or guided f_∅ + s (f_y − f_∅), from one batch of both: float32 [B, C, ...].
+
+        Ho & Salimans 2022 (arXiv 2207.12598), Eq. 6, in which s is 1 + w. Whatever the network predicts, x_0, v or ε,
+        is affine in ε, so that this guides ε. Of learned variances, the second half of the channels, y's are taken.
+        """
+        x_t, labels = x_t.to(self.unet.dtype), self.class_numbers(class_labels, len(x_t))
+        if labels is None:
+            return self.unet(x_t, _per_sample(t, x_t)).sample.float()
+        if guidance_scale == 1:
+            return self.unet(x_t, _per_sample(t, x_t), class_labels=labels).sample.float()
+        both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
+        outputs = self.unet(both, _per_sample(t, both), class_labels=torch.cat([labels, none])).sample.float()
+        conditional, unconditional = outputs.chunk(2)
+        guided, channels = torch.lerp(unconditional, conditional, guidance_scale), x_t.shape[1]
+        return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
+
+    def reverse_step(
+        self,
+        x: Tensor,
+        t: Any,
+        *,
+        scheduler: Any = None,
+        generator: Generators = None,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
+    ) -> ReverseStep:
         """x_{t−1} = μ_θ(x_t, t) + σ_t z and x̂_0 from x_t = `x` (Algorithm 2, lines 3–4), asking the network once.
 
-        `x` [B, *sample_shape] is float32, `t` one of the timesteps of `scheduler`, by default the pipeline's. Where
-        the caller records gradients, they flow back to x.
+        `x` [B, *sample_shape] is float32, `t` one of the timesteps of `scheduler`, by default the pipeline's; classes
+        and guidance as of a call. Where the caller records gradients, they flow back to x.
         """
         scheduler = self.scheduler if scheduler is None else scheduler
         with evaluation_mode(self.unet):
             x_t = scheduler.scale_model_input(x, t)
-            model_output = self.unet(x_t.to(self.unet.dtype), _per_sample(t, x)).sample.float()
+            model_output = self.model_output(x_t, t, class_labels, guidance_scale)
         options = {"generator": generator} if _takes_generator(type(scheduler)) else {}
         stepped = scheduler.step(model_output, t, x, **options)
         return ReverseStep(t, x_t, model_output, stepped.get("pred_original_sample"), stepped.prev_sample)
 
     def reverse_process(
-        self, x_t: Tensor, *, generator: Generators = None, scheduler: Any = None, from_timestep: int | None = None
+        self,
+        x_t: Tensor,
+        *,
+        generator: Generators = None,
+        scheduler: Any = None,
+        from_timestep: int | None = None,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
     ) -> Iterator[ReverseStep]:
         """Algorithm 2 from x_t down to x_0: one `ReverseStep` after the other, each computed when it is asked for.
 
@@ -192,9 +292,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
             generator: from which z is drawn, or one per sample; see `seeded_generators`.
             scheduler: with the timesteps to take, as `own_scheduler` makes it; by default with the model's own.
             from_timestep: t of `x_t`, 0-based, one of these timesteps; by default their first.
+            class_labels, guidance_scale: as of a call.
 
         Gradients are not recorded. Raises ValueError for a timestep that is not in the chain.
         """
+        self._check_guidance(class_labels, guidance_scale)
+        labels = self.class_numbers(class_labels, len(x_t))
         scheduler = self.own_scheduler() if scheduler is None else scheduler
         ours = hasattr(scheduler, "diffusion")
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
@@ -203,7 +306,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):
                 with torch.no_grad():
-                    step = self.reverse_step(x, timesteps[position], scheduler=scheduler, generator=generator)
+                    step = self.reverse_step(
+                        x, timesteps[position], scheduler=scheduler, generator=generator,
+                        class_labels=labels, guidance_scale=guidance_scale,
+                    )  # fmt: skip
                 position += 1
                 step.next_t = following = timesteps[position] if position < len(timesteps) else None
                 progress.update()
@@ -218,6 +324,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self,
         batch_size: int | None = None,
         *,
+        class_labels: ClassLabels = None,
+        guidance_scale: float = 1.0,
         seeds: Sequence[int] | None = None,
         generator: Generators = None,
         num_inference_steps: int | None = None,
@@ -230,7 +338,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """Draw samples.
 
         Args:
-            batch_size: how many; follows from `seeds`, a list of generators or `latents` where given, else 1.
+            batch_size: how many; follows from lists of seeds, labels or generators or `latents` where given, else 1.
+            class_labels: what to draw, by name or number: one for all samples or a list with one for each, in which
+                None stands for no label. By default no sample has one.
+            guidance_scale: s of f_∅ + s (f_y − f_∅). 1 is the conditional network alone; above, samples are more
+                typical of their class and less diverse, for twice the work. It is 1 + w in Ho & Salimans 2022.
             seeds: one integer in [0, 2³²) per sample, e.g. `range(16)`. Excludes `generator`. A seed's noise is
                 bit-identical whatever the batch, process or device; its image is so up to the rounding of the kernels
                 that batch size and number of threads select (about 1e-5). (Stock's DPMSolverSDEScheduler draws
@@ -252,7 +364,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         called = callback_on_step_end is None or callable(callback_on_step_end)
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
         device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
-        batch_size, generator = self._check_inputs(batch_size, seeds, generator, latents, output_type)
+        self._check_guidance(class_labels, guidance_scale)
+        labels = _plain(class_labels)
+        sizes = {"batch_size": batch_size, "class_labels": len(labels) if isinstance(labels, list) else None}
+        batch_size, generator = self._check_inputs(sizes, seeds, generator, latents, output_type)
+        guidance: Any = {"class_labels": class_labels, "guidance_scale": guidance_scale}
         if latents is None:
             shape = (batch_size, *self.sample_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -262,7 +378,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self._running[thread] = self._last = call = [False, len(scheduler.timesteps)]
         try:
             with evaluation_mode(self.unet):  # once for all steps
-                for i, step in enumerate(self.reverse_process(x, generator=generator, scheduler=scheduler)):
+                steps = self.reverse_process(x, generator=generator, scheduler=scheduler, **guidance)
+                for i, step in enumerate(steps):
                     if callback_on_step_end is not None:
                         returned = callback_on_step_end(self, i, step.t, {"latents": step.x})
                         step.x = returned.get("latents", step.x) if returned else step.x
@@ -278,9 +395,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
     def _check_inputs(
-        self, batch_size: int | None, seeds: Any, generator: Any, latents: Any, output_type: str
+        self, sizes: dict[str, int | None], seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
-        """The batch size that the arguments agree on, and the generators to draw from."""
+        """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
         known, shape = output_type in OUTPUT_TYPES, self.sample_shape
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
@@ -298,7 +415,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
             _check(fits, f"latents have shape {tuple(latents.shape)}; expected [B, {shape}]")
             _check(torch.isfinite(latents).all(), "latents must be finite, and hold NaN or infinity")
         sizes = {
-            "batch_size": batch_size,
+            **sizes,
             "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
             "latents": None if latents is None else len(latents),
         }
@@ -408,6 +525,25 @@ def _position(t: Any, timesteps: list[Any]) -> int:
         nearest = min(timesteps, key=lambda other: abs(other - t))
         raise ValueError(f"timestep {t} is not one of this chain's {len(timesteps)}; the nearest of them is {nearest}")
     return timesteps.index(t)
+
+
+def _plain(class_labels: Any) -> Any:
+    """Labels as Python has them: a list with one for each sample, or one label, or None."""
+    labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+    return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else labels
+
+
+def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
+    """`id2label` with numbers as keys, which JSON has as text. Raises ValueError where the network lacks one."""
+    _check(isinstance(id2label, Mapping), f"id2label={id2label!r} must map numbers of classes to names")
+    count, null_class = unet.config.get("num_class_embeds") or 0, unet.config.get("null_class")
+    names = {int(key) if str(key).isdecimal() else key: name for key, name in id2label.items()}
+    for key, name in names.items():
+        known = _is_whole(key, 0, count - 1) and key != null_class
+        _check(known, f"id2label: {key!r} is none of the {count - (null_class is not None)} classes of the network")
+        _check(isinstance(name, str), f"id2label: the name of {key} is {name!r}, and must be text")
+    _check(len(set(names.values())) == len(names), "id2label: two classes have the same name")
+    return names
 
 
 @functools.cache

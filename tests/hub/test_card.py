@@ -212,3 +212,64 @@ def test_cards_of_the_papers_configurations(config):
     assert card.data.library_name == "diffusers" and "arxiv:2006.11239" in card.data.tags
     assert "No weights are released" in card.text and "published" in card.text
     assert f"accelerate launch training/train.py --config training/configs/{config}.yaml" in card.text
+
+
+# ---- classes -------------------------------------------------------------------------------------------------------
+
+
+def write_labelled(folder: Path, unet: Any, scheduler: Any, names: dict[int, str], counts: dict[str, int]) -> Path:
+    DDPMPaperPipeline(unet, scheduler, id2label=names).save_pretrained(folder)
+    (folder / "options.yaml").write_text(yaml.safe_dump({"dataset_name": "pets", "train_data_dir": None}))
+    (folder / "train_state").mkdir(exist_ok=True)
+    manifest = {"step": 3, "options": {}, "dataset": {"classes": counts}}
+    (folder / "train_state" / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_classes_and_how_to_draw_them(tiny_unet, tiny_scheduler, tmp_path):
+    unet = tiny_unet(num_class_embeds=3, null_class=2)
+    folder = write_labelled(tmp_path, unet, tiny_scheduler(), {0: "cat", 1: "dog"}, {"cat": 1234, "dog": 5})
+    card = ModelCard(model_card(folder, folder, "tester/pets"))
+    assert "| 0 | cat | 1,234 |\n| 1 | dog | 5 |\n" in card.text
+    assert "samples = pipe(seeds=range(16)).images" in card.text
+    (line,) = re.findall(r"^by_class = (.*)", card.text, flags=re.MULTILINE)
+    pipe: Any = DDPMPaperPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(eval(line, {"pipe": pipe})) == 16  # the card's own words run
+    assert "unconditional" not in card.text and "pipeline_tag" not in card.data.to_dict()
+
+
+def test_a_network_that_needs_labels_is_given_them(tiny_unet, tiny_scheduler, tmp_path):
+    folder = write_labelled(tmp_path, tiny_unet(num_class_embeds=2), tiny_scheduler(), {0: "cat"}, {})
+    card = ModelCard(model_card(folder, folder, "tester/pets"))
+    lines = re.findall(r"^samples = (.*)", card.text, flags=re.MULTILINE)
+    pipe: Any = DDPMPaperPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    assert len(lines) == 2 and all(len(eval(line, {"pipe": pipe})) == 16 for line in lines)
+    assert "guidance_scale" not in card.text and "| 1 |  |  |" in card.text
+
+
+def test_many_classes_are_counted_and_impossible_numbers_ignored(tiny_unet, tiny_scheduler, tmp_path):
+    folder = write_labelled(tmp_path, tiny_unet(num_class_embeds=40), tiny_scheduler(), {}, {})
+    card = ModelCard(model_card(folder, folder, "tester/pets"))
+    assert "| 29 |" in card.text and "| 30 |" not in card.text and "And 10 more" in card.text
+    config = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
+    for rows in (10**15, "many", -3, True, [1]):
+        (folder / "unet" / "config.json").write_text(json.dumps({**config, "num_class_embeds": rows}))
+        assert "| class |" not in ModelCard(model_card(folder, folder, "tester/pets")).text
+
+
+def test_hostile_names_of_classes_stay_names(tiny_unet, tiny_scheduler, tmp_path):
+    unet = tiny_unet(num_class_embeds=10)
+
+    def card(names: Sequence[str]) -> ModelCard:
+        unique = {i: f"{name}{i}" for i, name in enumerate(names)}
+        counts = dict.fromkeys(unique.values(), 7)
+        folder = write_labelled(tmp_path, unet, tiny_scheduler(), unique, counts)
+        return ModelCard(model_card(folder, folder, "tester/x"))
+
+    harmless = card(["harmless"] * 10)
+    for values in groups(10):
+        hostile = card(values)
+        assert hostile.data.to_dict() == harmless.data.to_dict()
+        assert_same_shape(hostile, harmless, values)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 MAX_SIZE, MAX_LAYERS = 2**16, 1000  # a mistyped number must not allocate all memory
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
 Time = int | float | Tensor
+ClassLabels = int | Tensor | None
 
 
 def sinusoidal_embedding(timestep: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -81,14 +82,49 @@ class TimeEmbedding(nn.Module):
         if not isinstance(timestep, Tensor):
             if not isinstance(timestep, int | float):
                 raise ValueError(f"timestep={timestep!r} must be a number or a tensor")
-            timestep = torch.full((len(sample),), timestep, device=sample.device)
-        if timestep.numel() not in (1, len(sample)):
-            expected = f"expected one, or one per sample, ({len(sample)},)"
+            timestep = torch.full((sample.shape[0],), timestep, device=sample.device)
+        if timestep.numel() not in (1, sample.shape[0]):  # not `len`, of which torch.export would make a constant
+            expected = f"expected one, or one per sample, ({sample.shape[0]},)"
             raise ValueError(f"timestep has shape {tuple(timestep.shape)}; {expected}")
-        timestep = timestep.to(sample.device).reshape(-1).expand(len(sample))
+        timestep = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
         dtype = torch.promote_types(sample.dtype, torch.float32)  # bfloat16 cannot tell t from t + 1
         embedding = sinusoidal_embedding(timestep, self.linear_1.in_features, dtype).to(sample.dtype)
         return self.linear_2(F.silu(self.linear_1(embedding)))
+
+
+class ClassEmbedding(nn.Embedding):
+    """One learned vector for each class, which is added to the time embedding: [B] → [B, 4 ch]. Not in the paper.
+
+    Args:
+        num_embeddings: rows: the classes, and one more where `null_class` is given.
+        embedding_dim: of the time embedding.
+        null_class: the row that stands for "no label", None where every sample needs one.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, null_class: int | None):
+        super().__init__(num_embeddings, embedding_dim)
+        self.null_class = null_class
+
+    def forward(self, class_labels: ClassLabels, temb: Tensor) -> Tensor:
+        """`temb` [B, 4 ch] with the vector of each sample's class added."""
+        return temb + super().forward(self.rows(class_labels, temb.shape[0], temb.device)).to(temb.dtype)
+
+    def rows(self, class_labels: ClassLabels, batch_size: int, device: torch.device) -> Tensor:
+        """Each sample's row, integers [B]. Labels on the CPU are looked at, before they move. Raises ValueError."""
+        if class_labels is None:
+            missing = "this network needs class_labels: no row stands for an unlabelled sample (null_class)"
+            _check(self.null_class is not None, missing)
+            class_labels = self.null_class
+        labels, last = torch.as_tensor(class_labels), self.num_embeddings - 1
+        expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
+        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        _check(whole, f"class_labels={class_labels!r} must be {expected}")
+        fits = labels.ndim <= 1 and labels.numel() in (1, batch_size)
+        _check(fits, f"class_labels has shape {tuple(labels.shape)}; expected {expected}")
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            known = bool(((labels >= 0) & (labels <= last)).all())
+            _check(known, f"class_labels={class_labels!r} must be {expected}")
+        return labels.to(device).reshape(-1).expand(batch_size)
 
 
 class ResnetBlock(nn.Module):
@@ -222,6 +258,21 @@ class _PaperModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ["norm"]
 
+    time_embedding: TimeEmbedding
+    class_embedding: ClassEmbedding | None
+
+    def _class_embedding(self, channels: int) -> ClassEmbedding | None:
+        num_class_embeds = self.config["num_class_embeds"]
+        return num_class_embeds and ClassEmbedding(num_class_embeds, channels, self.config["null_class"])
+
+    def _embedding(self, timestep: Time, class_labels: ClassLabels, sample: Tensor) -> Tensor:
+        """Of t, and of the classes where the network has some: [B, 4 ch]."""
+        temb = self.time_embedding(timestep, sample)
+        if self.class_embedding is not None:
+            return self.class_embedding(class_labels, temb)
+        _check(class_labels is None, "class_labels: this network is unconditional (num_class_embeds is None)")
+        return temb
+
     def _init_weights(self, near_zero: set[Any]) -> None:
         """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
         for module in self.modules():
@@ -278,6 +329,8 @@ class DDPMPaperUNet(_PaperModel):
         attention_resolutions: levels whose longer side is one of these have attention; the middle always has.
         dropout: before the second convolution of every residual block (0.1 for CIFAR-10, 0 at 256²).
         norm_num_groups: groups of every GroupNorm; divides every number of channels.
+        num_class_embeds: rows of the class embedding, for a network that is conditional on labels; None: it is not.
+        null_class: which of these rows means "no label", None if none does.
     """
 
     _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
@@ -293,6 +346,8 @@ class DDPMPaperUNet(_PaperModel):
         attention_resolutions: tuple[int, ...] = (16,),
         dropout: float = 0.0,
         norm_num_groups: int = 32,
+        num_class_embeds: int | None = None,
+        null_class: int | None = None,
     ):
         super().__init__()
         _check_unet_config(self.config)
@@ -302,6 +357,7 @@ class DDPMPaperUNet(_PaperModel):
         common = {"time_channels": 4 * base, "num_groups": norm_num_groups, "dropout": dropout}
 
         self.time_embedding = TimeEmbedding(base)
+        self.class_embedding = self._class_embedding(4 * base)
         self.conv_in = nn.Conv2d(in_channels, base, 3, padding=1)
         self.down_blocks = nn.ModuleList()
         channels, skip_channels, layers = base, [base], layers_per_block
@@ -324,18 +380,21 @@ class DDPMPaperUNet(_PaperModel):
         residual += [m.to_out[0] for m in self.modules() if isinstance(m, SelfAttention)]
         self._init_weights(near_zero={self.conv_out, *residual})
 
-    def forward(self, sample: Tensor, timestep: Time, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
-        """ε_θ(x_t, t), or what else the network was trained to predict.
+    def forward(
+        self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """ε_θ(x_t, t) or ε_θ(x_t, t, y), or what else the network was trained to predict.
 
         `sample` [B, in_channels, H, W] in about [-1, 1] plus noise, H and W divisible by 2^(levels − 1) (those of
-        `sample_size` are only what it was trained on); `timestep` 0-based, one for all or [B]. Returns
-        [B, out_channels, H, W] as `.sample`, or in a 1-tuple. Raises ValueError for other shapes.
+        `sample_size` are only what it was trained on); `timestep` 0-based, one for all or [B]; `class_labels`
+        integers, one for all or [B], by default `null_class`. Returns [B, out_channels, H, W] as `.sample`, or in a
+        1-tuple. Raises ValueError for other shapes, and for labels that are unknown, or missing where needed.
         """
         _check_sample(sample, self.conv_in.in_channels, "H", "W")
         factor = 2 ** (len(self.down_blocks) - 1)
         if sample.shape[2] % factor or sample.shape[3] % factor:
             raise ValueError(f"height and width {tuple(sample.shape[2:])} must be divisible by {factor}")
-        temb = self.time_embedding(timestep, sample)
+        temb = self._embedding(timestep, class_labels, sample)
         x = self.conv_in(sample)
         skips = (x,)
         for block in self.down_blocks:
@@ -373,13 +432,22 @@ class DDPMPaperMLP(_PaperModel):
         out_channels: d, or 2 d for a learned variance.
         hidden_size: width of the residual stream, even.
         num_layers: number of residual blocks.
+        num_class_embeds, null_class: as of `DDPMPaperUNet`.
     """
 
     _no_split_modules = ["PointBlock"]
     gradient_checkpointing = False
 
     @register_to_config
-    def __init__(self, in_channels: int = 2, out_channels: int = 2, hidden_size: int = 128, num_layers: int = 3):
+    def __init__(
+        self,
+        in_channels: int = 2,
+        out_channels: int = 2,
+        hidden_size: int = 128,
+        num_layers: int = 3,
+        num_class_embeds: int | None = None,
+        null_class: int | None = None,
+    ):
         super().__init__()
         _check_whole(in_channels=in_channels)
         _check_whole(num_layers=num_layers, at_most=MAX_LAYERS)
@@ -387,17 +455,21 @@ class DDPMPaperMLP(_PaperModel):
         _check(out_channels in (in_channels, 2 * in_channels), f"out_channels={out_channels} {allowed}")
         even = isinstance(hidden_size, int) and hidden_size % 2 == 0 and hidden_size >= 4
         _check(even, f"hidden_size={hidden_size!r} must be even and >= 4")
+        _check_classes(num_class_embeds, null_class)
         self.time_embedding = TimeEmbedding(hidden_size)
+        self.class_embedding = self._class_embedding(4 * hidden_size)
         self.linear_in = nn.Linear(in_channels, hidden_size)
         self.blocks = nn.ModuleList([PointBlock(hidden_size) for _ in range(num_layers)])
         self.norm_out = nn.LayerNorm(hidden_size)
         self.linear_out = nn.Linear(hidden_size, out_channels)
         self._init_weights(near_zero={self.linear_out, *(block.linear_2 for block in self.blocks)})
 
-    def forward(self, sample: Tensor, timestep: Time, return_dict: bool = True) -> UNet2DOutput | tuple[Tensor]:
-        """`sample` [B, in_channels], `timestep` 0-based, one for all or [B] → [B, out_channels], as `.sample`."""
+    def forward(
+        self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """`sample` [B, in_channels] → [B, out_channels], as `.sample`; the rest as of `DDPMPaperUNet.forward`."""
         _check_sample(sample, self.linear_in.in_features)
-        temb = self.time_embedding(timestep, sample)
+        temb = self._embedding(timestep, class_labels, sample)
         x = self.linear_in(sample)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -422,6 +494,18 @@ def _check_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         _check(whole and value >= 1, f"{name}={value!r} must be an integer and at least 1")
         _check(value <= at_most, f"{name}={value!r} must be at most {at_most}")
+
+
+def _check_classes(num_class_embeds: Any, null_class: Any) -> None:
+    if num_class_embeds is not None:
+        _check_whole(num_class_embeds=num_class_embeds)
+    rows = 0 if num_class_embeds is None else num_class_embeds
+    known = null_class is None or (type(null_class) is int and 0 <= null_class < rows)
+    _check(
+        known,
+        f"null_class={null_class!r} must be one of the {rows} rows that num_class_embeds={num_class_embeds} "
+        "gives, or None",
+    )
 
 
 def _check_sample(sample: Any, channels: int, *sides: str) -> None:
@@ -461,3 +545,4 @@ def _check_unet_config(config: Mapping[str, Any]) -> None:
     allowed = f"must be in_channels={c.in_channels}, or twice that (learned variance)"
     _check(c.out_channels in (c.in_channels, 2 * c.in_channels), f"out_channels={c.out_channels} {allowed}")
     _check(0 <= c.dropout < 1, f"dropout={c.dropout} must lie in [0, 1)")
+    _check_classes(c.num_class_embeds, c.null_class)
