@@ -5,11 +5,11 @@
     python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json    # print it, and renew docs/data.md
 
 Every file is written here, and its right pixels come from how it was made, from a second decoder, or from a law such as
-"equal to the same file without metadata". An input is right where the samples equal these within one level, or where it
-is refused in one line that names the file, what was found and what to do, or where what is special is said in one line;
-`benchmarks/hard/` has for each what is accepted. `--against` takes a commit, or the folder of a checkout. Each kind is
-loaded in a process of its own, and what concerns `train.py` is started as users start it. The exit code is 1 where
-something is not right now.
+"equal to the same file without metadata". An input is right where the samples equal these within one level, or where
+it is refused in one line that names the file, what was found and what to do, or where what is special is said in one
+line; `benchmarks/hard/` has for each what is accepted. `--against` takes a commit, or the folder of a checkout. Each
+kind is loaded in a process of its own, and what concerns `train.py` is started as users start it. The exit code is 1
+where something is not right now.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def trained(tree: Path, member: Member, place: Path) -> dict[str, Any]:
 
 def environment(tree: Path, place: Path) -> dict[str, str]:
     caches = {"HF_HOME": str(place / "hf"), "DDPM_HF_CACHE": str(place / "cache"), "HF_HUB_OFFLINE": "1"}
-    return os.environ | caches | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    return os.environ | caches | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
 
 
 # ---- what is right -------------------------------------------------------------------------------------------------

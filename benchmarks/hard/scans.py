@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -76,7 +77,9 @@ def _(new: Folders) -> Iterator[Member]:
         yield member(f"int8, {compression}", data, "signed")
     colours = np.zeros((6, 8, 3), np.int8)
     yield member("int8 in colour", tiff(colours, photometric="rgb"), "signed")
-    undefined = tiff(np.zeros((6, 8), np.uint8), extratags=[(339, 3, 1, 4, True)])
+    signed = tiff(np.zeros((6, 8), np.int8))
+    place = signed.index(struct.pack("<HHI", 339, 3, 1)) + 8  # the value of SampleFormat
+    undefined = signed[:place] + struct.pack("<H", 4) + signed[place + 2 :]
     yield member("undefined, 8 bits", undefined, "an undefined sample format")
 
 
