@@ -45,7 +45,10 @@ def load(task: dict, pixels: Path) -> dict:
                 "is_refusal": isinstance(error, ValueError),
             }
     logging.getLogger("ddpm_hf").removeHandler(handler)
-    return {**result, "said": handler.lines + [str(each.message) for each in caught if issubclass(each.category, UserWarning)]}
+    return {
+        **result,
+        "said": handler.lines + [str(each.message) for each in caught if issubclass(each.category, UserWarning)],
+    }
 
 
 def main() -> None:

@@ -139,7 +139,7 @@ def _(new: Folders) -> Iterator[Member]:
     yield member("the case", (4, 4), (1, 1, 2, 2), colours, 1, RED, listed=True)
     frames = [(0, 0, 1, 1), (3, 3, 1, 1), (0, 2, 4, 2), (2, 0, 2, 4), (1, 0, 3, 4)]
     for i, (frame, (palette, behind), clear) in enumerate(product(frames, ((colours, RED), (greys, GREY)), (None, 0))):
-        name = f"frame {frame}, {'grey' if palette is greys else 'colour'}, {'nothing' if clear is None else 'blue'} clear"
+        name = f"frame {frame}, {'grey' if palette is greys else 'colour'}, entry {clear} is clear"
         yield member(name, (4, 4), frame, palette, i % 4, behind, clear)
 
 

@@ -144,9 +144,11 @@ def _(new: Folders) -> Iterator[Member]:
         folder = new()
         (folder / "zipped").mkdir()
         write(folder / "zipped")
-        answer = Answer(pictures(*range(count)), in_order=call is not None and "train_data_dir" in call)
-        call = call if call is not None or dataset else {"dataset_name": "zipped"}
-        return Member(name, folder, (answer,), call or {}, dataset, listed=listed)
+        answers = [Answer(pictures(*range(count)), in_order=call is not None and "train_data_dir" in call)]
+        if call is None and not dataset:  # by `datasets`, which takes folders in an archive for labels
+            call = {"dataset_name": "zipped"}
+            answers.append(Answer(refused=r"zipped.*; pass the archive itself: train_data_dir='zipped/train.zip'"))
+        return Member(name, folder, tuple(answers), call or {}, dataset, listed=listed)
 
     yield member("the case", lambda folder: write_zip(folder / "train.zip", names), listed=True)
     spellings = {
