@@ -5,7 +5,7 @@
     python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json    # print it, and renew docs/data.md
 
 Every file is written here, and its right pixels come from how it was made, from a second decoder, or from a law such
-as "equal to the same file without metadata". An input is right where the samples equal these within one level, or where
+as "equal to the same file without metadata". An input is right where the samples equal these within one level, where
 it is refused in one line that names the file, what was found and what to do, or where what is special is said in one
 line; `benchmarks/hard/` has for each what is accepted. `--against` takes a commit, or the folder of a checkout. Each
 kind is loaded in a process of its own, and what concerns `train.py` is started as users start it. The exit code is 1

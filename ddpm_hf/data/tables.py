@@ -234,8 +234,8 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
             reason = f"the cache of datasets, {cache}, cannot be written ({error})"
             raise ValueError(f"{given}: {reason}; set HF_HOME or HF_DATASETS_CACHE to a folder that can") from error
         if path.is_dir() and isinstance(error, FileNotFoundError):
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"{given}: datasets finds no data in this folder ({reason}); {_other_way(path)}") from error
+            found = f"datasets finds no data in this folder ({str(error).splitlines()[0]})"
+            raise ValueError(f"{given}: {found}; {_other_way(path)}") from error
         if not isinstance(error, FileNotFoundError | ConnectionError):
             raise
         if path.exists():

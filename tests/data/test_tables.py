@@ -191,7 +191,7 @@ def test_an_archive_that_datasets_cannot_take_is_refused_with_the_way_that_can(f
 
 def test_a_folder_without_data_is_called_a_folder(tmp_path):
     (tmp_path / "notes.xyz").touch()
-    with pytest.raises(ValueError, match="finds no data in this folder.*; train_data_dir takes all images of a folder"):
+    with pytest.raises(ValueError, match="finds no data in this folder.*; train_data_dir takes all images"):
         load_samples(tmp_path)
 
 
