@@ -81,6 +81,6 @@ def test_evaluations_count_as_grids_do():
     both = watching(sample_every=5, **evaluations)
     assert both[0] == "2 grids of samples take about 40 s each" and both[-1] == "all of it takes about 4 min"
     assert watching(2, 8, sample_every=0, **evaluations)[0].startswith(
-        "1 evaluations on held-out samples take about 12 s"
+        "1 evaluation of held-out samples takes about 12 s"
     )
     assert watching(sample_every=0) == watching(sample_every=0, parts=False, held_out_every=2) == []
