@@ -2,7 +2,7 @@
 
     python benchmarks/hard_inputs.py --against f8006bc --output benchmarks/results/hard_inputs.json     # ten minutes
     python benchmarks/hard_inputs.py --only tiff-four-bands --wrong        # this tree alone, each that is not right
-    python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json    # print it, and renew docs/data.md
+    python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json    # print the table of results
 
 Every file is written here, and its right pixels come from how it was made, from a second decoder, or from a law such
 as "equal to the same file without metadata". An input is right where the samples equal these within one level, where
@@ -22,15 +22,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hard import KINDS, ROOT, Answer, Member, images, members_of, places, scans, tables  # noqa: F401
-from speed import hard_inputs_tables, report
-from speed.documents import rewrite_documents
+from speed import report
 
 CHILD = Path(__file__).parent / "hard" / "child.py"
 TINY = """--config training/configs/folder64.yaml --resolution 16 --block_out_channels 16 16 --norm_num_groups 8
@@ -143,7 +142,7 @@ def tried(name: str, trees: Mapping[str, Path], print_wrong: bool) -> dict[str, 
     """How many members of a kind are right in each tree."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder).resolve()
-        row: dict[str, Any] = {"kind": name, "meaning": KINDS[name][0], "members": [], "seen": {}}
+        row: dict[str, Any] = {"kind": name, "meaning": KINDS[name][0], "members": []}
         for tree_name, tree in trees.items():
             members = members_of(name, place / tree_name)
             page = (tree / "docs" / "data.md").read_text()
@@ -183,17 +182,44 @@ def checkout(against: str | None) -> Iterator[Path | None]:
             subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def table(results: dict[str, Any]) -> str:
+    """One line for each kind, with the listed inputs and those made beside them."""
+    rows = results["rows"]
+    trees = [name for name in ("before", "now") if name in rows[0]["members"][0]]
+    heads = [f"right {'now' if name == 'now' else 'at ' + results['against']}" for name in trees]
+    header = ("kind", "listed", *heads, "others", *heads, "seen now")
+    lines = []
+    for row in rows:
+        columns = [f"`{row['kind']}`: {row['meaning']}"]
+        for listed in (True, False):
+            columns += _counts([each for each in row["members"] if each["listed"] is listed], trees)
+        seen = Counter(each["seen"] for each in row["members"])
+        lines.append([*columns, ", ".join(f"{word} {count}" for word, count in seen.most_common())])
+    total = ["all"]
+    for listed in (True, False):
+        total += _counts([each for row in rows for each in row["members"] if each["listed"] is listed], trees)
+    seen = Counter(each["seen"] for row in rows for each in row["members"])
+    lines.append([*total, ", ".join(f"{word} {count}" for word, count in seen.most_common())])
+    return report.markdown(header, lines)
+
+
+def _counts(members: Sequence[dict[str, Any]], trees: Sequence[str]) -> list[str]:
+    return [str(len(members)), *(str(sum(each[name] for each in members)) for name in trees)]
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--against", metavar="COMMIT", help="a commit, or the folder of a checkout, to compare with")
     parser.add_argument("--only", nargs="+", choices=sorted(KINDS), metavar="NAME", help="these kinds alone")
     parser.add_argument("--wrong", action="store_true", help="show what came of each input that is not right now")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there, as JSON")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of results, and renew the docs")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of results")
     args = parser.parse_args(argv)
     if args.table:
-        print(hard_inputs_tables.table(report.read_json(args.table)))
-        rewrite_documents()
+        print(table(report.read_json(args.table)))
         return 0
     with checkout(args.against) as earlier:
         trees = {"now": ROOT} if earlier is None else {"before": earlier, "now": ROOT}
@@ -206,7 +232,7 @@ def main(argv: list[str]) -> int:
     results = {"kind": "hard inputs", "against": against, **report.surroundings(), "rows": rows}
     if args.output:
         report.write_json(args.output, results)
-    print(hard_inputs_tables.table(results))
+    print(table(results))
     return int(any(not each["now"] for row in rows for each in row["members"]))
 
 
