@@ -2,7 +2,7 @@
 
     python benchmarks/hard_inputs.py --against f8006bc --output benchmarks/results/hard_inputs.json     # ten minutes
     python benchmarks/hard_inputs.py --only tiff-four-bands --wrong        # this tree alone, each that is not right
-    python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json    # print the table of results
+    python benchmarks/hard_inputs.py --table benchmarks/results/hard_inputs.json --each    # print each, and a table
 
 Every file is written here, and its right pixels come from how it was made, from a second decoder, or from a law such
 as "equal to the same file without metadata". An input is right where the samples equal these within one level, where
@@ -149,21 +149,37 @@ def tried(name: str, trees: Mapping[str, Path], print_wrong: bool) -> dict[str, 
             results = loaded(tree, members, place / f"{tree_name}_results")
             verdicts = [judged(*pair, page) for pair in zip(members, results, strict=True)]
             row["members"] = row["members"] or [{"name": m.name, "listed": m.listed} for m in members]
-            for entry, (is_right, seen) in zip(row["members"], verdicts, strict=True):
-                entry[tree_name] = is_right
+            for entry, member, result, verdict in zip(row["members"], members, results, verdicts, strict=True):
+                entry[tree_name] = verdict[0]
+                entry[f"{tree_name}_outcome"] = outcome(member, result, page).replace(str(place / tree_name), "…")
                 if tree_name == "now":
-                    entry["seen"] = seen
-            if print_wrong and tree_name == "now":
-                show_wrong(members, results, verdicts)
+                    entry["seen"] = verdict[1]
+                    if print_wrong and not verdict[0]:
+                        print(f"  WRONG {member.name}: {outcome(member, result, page, 1500)}", file=sys.stderr)
     return row
 
 
-def show_wrong(members: list[Member], results: list[dict[str, Any]], verdicts: list[tuple[bool, str]]) -> None:
-    for member, result, (is_right, _) in zip(members, results, verdicts, strict=True):
-        if not is_right:
-            shape = None if result["pixels"] is None else result["pixels"].shape
-            error = f"{result['error']}: {result['message'][:1500]}" if result["error"] else f"samples {shape}"
-            print(f"  WRONG {member.name}: {error}; said {result['said'][-5:]}", file=sys.stderr)
+def outcome(member: Member, result: Mapping[str, Any], page: str, length: int = 200) -> str:
+    """In a line what came of it: the error, or how far the samples are off, and what was said last."""
+    if result["error"]:
+        lines = result["message"].splitlines()
+        return f"{result['error']}: {lines[0] if lines else ''}"[:length] + f" (of {len(lines)} lines)" * (
+            len(lines) > 1
+        )
+    parts, found = [], result["pixels"]
+    right = next((answer.pixels for answer in member.answers if answer.pixels is not None), None)
+    if found is not None:
+        parts = [f"samples {found.shape}"]
+        if right is not None and right.shape == found.shape and equal(found, Answer(right, in_order=False)):
+            parts.append("equal")
+        elif right is not None:
+            alike = right.shape == found.shape
+            parts.append(f"off by {np.abs(found - right).max():.0f}" if alike else f"right are {right.shape}")
+    if result["said"]:
+        parts.append(f"said: {result['said'][-1]}")
+    if not all(re.search(answer.documented, page) for answer in member.answers):
+        parts.append("docs/data.md does not say so")
+    return ", ".join(parts)[:length]
 
 
 @contextmanager
@@ -206,8 +222,26 @@ def table(results: dict[str, Any]) -> str:
     return report.markdown(header, lines)
 
 
+def lines_of(results: dict[str, Any]) -> Iterator[str]:
+    """Each input with what came of it in each tree; those that are listed are marked."""
+    for row in results["rows"]:
+        yield f"\n{row['kind']}: {row['meaning']}"
+        for each in row["members"]:
+            yield f"  {'*' if each['listed'] else '-'} {each['name']}"
+            for tree in ("before", "now"):
+                if tree in each:
+                    name = results["against"] if tree == "before" else tree
+                    yield f"      {name}, {'right' if each[tree] else 'WRONG'}: {each[f'{tree}_outcome']}"
+
+
 def _counts(members: Sequence[dict[str, Any]], trees: Sequence[str]) -> list[str]:
     return [str(len(members)), *(str(sum(each[name] for each in members)) for name in trees)]
+
+
+def show(results: dict[str, Any], each: bool) -> None:
+    if each:
+        print("\n".join(lines_of(results)), end="\n\n")
+    print(table(results))
 
 
 def main(argv: list[str]) -> int:
@@ -217,9 +251,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--wrong", action="store_true", help="show what came of each input that is not right now")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there, as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of results")
+    parser.add_argument("--each", action="store_true", help="print each input before the table")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(report.read_json(args.table)))
+        show(report.read_json(args.table), args.each)
         return 0
     with checkout(args.against) as earlier:
         trees = {"now": ROOT} if earlier is None else {"before": earlier, "now": ROOT}
@@ -232,7 +267,7 @@ def main(argv: list[str]) -> int:
     results = {"kind": "hard inputs", "against": against, **report.surroundings(), "rows": rows}
     if args.output:
         report.write_json(args.output, results)
-    print(table(results))
+    show(results, args.each)
     return int(any(not each["now"] for row in rows for each in row["members"]))
 
 

@@ -10,12 +10,12 @@ MEASURES = {"wall_s": ("wall s", 2), "cpu_s": ("CPU s", 2), "memory_mib": ("MiB"
 
 def table(results: dict[str, Any], only: str | None = None) -> str:
     """Medians with quartiles; `only` is not used."""
-    header = ["sides", "workers", "rounds"]
+    header = ["sides", "files", "workers", "rounds"]
     for name, _ in MEASURES.values():
         header += [f"{name} before", "now", "ratio"]
     lines = []
     for row in results["rows"]:
-        columns = [row["sides"], str(row["num_workers"]), str(row["rounds"])]
+        columns = [row["sides"], f"{row['files']:,}", str(row["num_workers"]), str(row["rounds"])]
         for measure, (_, digits) in MEASURES.items():
             columns += [_quartiles(row[f"{measure}_{name}"], digits) for name in ("before", "now")]
             columns.append(_quartiles(row[f"{measure}_ratio"], 2))
