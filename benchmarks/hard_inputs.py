@@ -231,7 +231,7 @@ def lines_of(results: dict[str, Any]) -> Iterator[str]:
             for tree in ("before", "now"):
                 if tree in each:
                     name = results["against"] if tree == "before" else tree
-                    yield f"      {name}, {'right' if each[tree] else 'WRONG'}: {each[f'{tree}_outcome']}"
+                    yield f"      {name}, {'right' if each[tree] else 'WRONG'}: {each.get(f'{tree}_outcome', '')}"
 
 
 def _counts(members: Sequence[dict[str, Any]], trees: Sequence[str]) -> list[str]:
