@@ -269,7 +269,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
                            allow_changes=options.allow_changes, keep_checkpoints=options.keep_checkpoints,
                            samples=samples)  # fmt: skip
         if options.dry_run:
-            DryRun(options, accelerator, run.batches, run.updates, folder).show()
+            DryRun(options, accelerator, run.batches, run.updates, folder, held_out).show()
             return
         held.enter_context(folder).resume(run.state, options=to_yaml(options))
     except ModuleNotFoundError as error:

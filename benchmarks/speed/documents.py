@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cost_tables, few_steps_tables
+from . import cost_tables, decoding_tables, few_steps_tables
 from .networks import ROOT
 from .report import read_json, speed_table
 
@@ -15,6 +15,7 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "speed": speed_table,
     "few steps": few_steps_tables.table,
     "cost": cost_tables.table,
+    "decoding": decoding_tables.table,
 }
 
 

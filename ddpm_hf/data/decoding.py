@@ -35,6 +35,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from .headers import BadImage, Header, read_header, unknown_reason
+from .resizing import WORTH_IT, lanczos
 
 # The Pillow formats that are read, and their file extensions. No others are: some of Pillow's readers start external
 # programs (EPS) or read documents (PDF), and a file's content need not match its name.
@@ -137,7 +138,7 @@ def decode(file: str | Path | BinaryIO, options: DecodeOptions, *, measure_8_bit
                 upright, box = _upright(image, header)
                 levels, largest = _eight_bits(upright, header, options.max_value, measure_8_bits)
                 shown = _grey_or_rgb(levels, box, options, header.is_grey, image.format in _WITHOUT_GREY)
-                pixels = _as_array(_crop_and_resize(shown, options.resolution))
+                pixels = _crop_and_resize(shown, options.resolution)
     except (BadImage, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -292,15 +293,18 @@ def _has_equal_channels(image: Image.Image) -> bool:
 # ---- the size -------------------------------------------------------------------------------------------------------
 
 
-def _crop_and_resize(image: Image.Image, resolution: int | None) -> Image.Image:
+def _crop_and_resize(image: Image.Image, resolution: int | None) -> np.ndarray:
+    """uint8 [C, H, W] of an image of mode L or RGB."""
     if resolution is None:
-        return image
+        return _as_array(image)
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
+    if side >= WORTH_IT * resolution:
+        return lanczos(image, left, top, side, resolution)
     # Crop first: scaling a 10 x 100,000 strip as a whole would make a huge image only to throw it away.
     square = (left, top, left + side, top + side)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square)
+    return _as_array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=square))
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

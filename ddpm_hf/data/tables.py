@@ -15,7 +15,7 @@ import numpy as np
 from .arrays import array_data
 from .decoding import BadImage
 from .folders import METADATA, listing
-from .samples import BUILT_IN, Samples
+from .samples import ARCHIVES, BUILT_IN, Samples
 from .source import Labels, Source, printable, row_names, sha256_of
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def table_source(
         name, table = "in-memory", dataset
     else:
         folder = Path(dataset) if Path(dataset).is_dir() else None
-        name = Path(dataset).name if Path(dataset).exists() else str(dataset)
+        name = Path(os.path.abspath(dataset)).name if Path(dataset).exists() else str(dataset)
         table = _load_table(dataset, split, config)
     notes = []
     if table.format["type"] is not None:
@@ -225,13 +225,17 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
             return datasets.load_dataset("parquet", data_files=str(path), split=split)
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _saved(datasets.load_from_disk(str(path)), split)
-        return datasets.load_dataset(str(dataset), config, split=split)
+        # "." has no name, which `datasets` would ask for
+        return datasets.load_dataset(os.path.abspath(path) if path.is_dir() else str(dataset), config, split=split)
     except EmptyDatasetError as error:
         raise ValueError(f"{given}: found, but it holds no data files") from error
     except OSError as error:
         if not _can_be_made(cache := _cache_folder()):
             reason = f"the cache of datasets, {cache}, cannot be written ({error})"
             raise ValueError(f"{given}: {reason}; set HF_HOME or HF_DATASETS_CACHE to a folder that can") from error
+        if path.is_dir() and isinstance(error, FileNotFoundError):
+            found = f"datasets finds no data in this folder ({str(error).splitlines()[0]})"
+            raise ValueError(f"{given}: {found}; {_other_way(path)}") from error
         if not isinstance(error, FileNotFoundError | ConnectionError):
             raise
         if path.exists():
@@ -242,10 +246,20 @@ def _load_table(dataset: str | os.PathLike[str], split: str, config: str | None)
     except (ValueError, RuntimeError, DatasetsError) as error:  # unknown splits and configurations, damaged files
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         if path.is_dir() and "split" in reason.lower():
-            reason += f" (the words {SPLIT_WORDS} in names make splits; train_data_dir takes all images of a folder)"
+            reason += f" (the words {SPLIT_WORDS} in names make splits; {_other_way(path)})"
+        elif path.is_dir() and "class label" in reason:
+            reason += f" (folders in an archive are taken for labels; {_other_way(path)})"
         raise ValueError(
             f"{given} with split={split!r}, dataset_config={config!r} cannot be loaded: {reason}"
         ) from error
+
+
+def _other_way(folder: Path) -> str:
+    """How to read what `datasets` cannot."""
+    archives = sorted(path for path in folder.iterdir() if path.suffix.lower() in ARCHIVES)
+    if len(archives) == 1:
+        return f"pass the archive itself: train_data_dir={str(archives[0])!r}"
+    return "train_data_dir takes all images of a folder"
 
 
 def _saved(loaded: Any, split: str) -> datasets.Dataset:

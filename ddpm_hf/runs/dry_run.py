@@ -14,6 +14,7 @@ from ..pictures import as_pictures, image_grid, labelled_grid, point_density
 from .batches import Batch, KeyedBatches
 from .checkpoints import MANIFEST
 from .folder import RunFolder
+from .held_out import HeldOut, network_samples
 from .options import TrainingOptions
 from .records import read_json
 from .report import duration
@@ -37,6 +38,7 @@ class DryRun:
         options, accelerator, samples: of the run.
         batches, updates: which it would train by; one update is measured, so its weights change.
         folder: of the run, not entered.
+        held_out: what it would be evaluated on.
     """
 
     def __init__(
@@ -46,9 +48,10 @@ class DryRun:
         batches: KeyedBatches,
         updates: Updates,
         folder: RunFolder,
+        held_out: HeldOut | None = None,
     ):
         self.options, self.accelerator = options, accelerator
-        self.batches, self.updates, self.folder = batches, updates, folder
+        self.batches, self.updates, self.folder, self.held_out = batches, updates, folder, held_out
         self.samples: Samples = batches.samples
 
     def show(self) -> None:
@@ -66,7 +69,7 @@ class DryRun:
                 start = f"is trained to step {step:,} already; more with --num_steps"
         except ValueError as error:
             refusal, start = error, f"would be refused: {error}"
-        cost = self.cost(self.options.num_steps - step)  # on every process, as the gradient is exchanged
+        cost = self.cost(step)  # on every process, as the gradient is exchanged
         if self.accelerator.is_main_process:
             for name, lines in self.sections(cost, f"the run {start}").items():
                 for i, line in enumerate(lines):
@@ -110,8 +113,8 @@ class DryRun:
         }
         return {name: lines for name, lines in sections.items() if lines}
 
-    def cost(self, num_steps: int) -> list[str]:
-        """Time and memory of `num_steps` steps, from one update with as large a part of a micro-batch as is quick."""
+    def cost(self, first_step: int) -> list[str]:
+        """Time and memory of the steps after one, from an update with as large a part of a micro-batch as is quick."""
         updates, device = self.updates, self.accelerator.device
         size = self.batches.global_batch_size // self.accelerator.num_processes // updates.num_parts
         updates.recorded = None  # no CUDA graphs: they pay off after many steps
@@ -135,27 +138,45 @@ class DryRun:
             x_start = to_model_range(batch.x_start, self.samples.num_levels).to(device)
             forward, _ = self._measured(lambda: network(x_start, batch.t.to(device)))
         per_step = updates.num_parts * gradient * size / part + finish
-        num_grids = num_steps // self.options.sample_every if self.options.sample_every else 0
-        steps = self.options.sample_steps or self.options.num_train_timesteps
-        grid = 2 * steps * self.options.num_samples / self.accelerator.num_processes * forward / part
         parameters = sum(p.numel() for p in network.parameters())
         memory = 20 * parameters + kept * size / part
         if device.type == "cuda":
             memory = torch.cuda.max_memory_allocated(device) + kept * (size / part - 1)
         rate = size * updates.num_parts * self.accelerator.num_processes / per_step
-        left = f"{num_steps:,} steps" if num_steps > 0 else "no step"
+        num_steps = max(self.options.num_steps - first_step, 0)
+        left = f"{num_steps:,} steps" if num_steps else "no step"
         lines = [
             f"{per_step:.3g} s a step ({rate:,.3g} samples/s), measured with {part} of {size} samples of a "
-            f"micro-batch: {left} take about {duration(max(num_steps, 0) * per_step)}"
+            f"micro-batch: {left} take about {duration(num_steps * per_step)}",
+            *self.watching(first_step, num_steps * per_step, forward / part),
         ]
-        if num_grids > 0:
-            lines.append(f"{num_grids} grids of samples take about {duration(grid)} each")
         where = "GPU memory" if device.type == "cuda" else "memory"
         data = _bytes(self.samples.array.nbytes)
         lines.append(
             f"about {_bytes(memory)} of {where} for weights, averages, Adam and activations, {data} for the data"
         )
         return lines
+
+    def watching(self, first_step: int, steps_s: float, forward_s: float) -> list[str]:
+        """Times of the grids and evaluations after a step, and of all with `steps_s` of training; none without them.
+
+        `forward_s` is what the network takes for one sample.
+        """
+        options, held_out = self.options, self.held_out
+        timesteps = options.num_train_timesteps
+        kinds = {"grid": (options.sample_every, 2 * (options.sample_steps or timesteps) * options.num_samples)}
+        if held_out is not None and held_out.parts:
+            kinds["evaluation"] = options.eval_every, network_samples(held_out.parts, timesteps)
+        of = {"grid": "samples", "evaluation": "held-out samples"}
+        lines, total = [], steps_s
+        for name, (every, num_samples) in kinds.items():
+            count = times_due(every, first_step, options.num_steps)
+            seconds = num_samples / self.accelerator.num_processes * forward_s
+            total += count * seconds
+            if count:
+                each = f"takes about {duration(seconds)}" if count == 1 else f"take about {duration(seconds)} each"
+                lines.append(f"{count} {name}{'s' if count > 1 else ''} of {of[name]} {each}")
+        return [*lines, f"all of it takes about {duration(total)}"] if lines else []
 
     def _rows(self, size: int) -> Batch:
         return self.batches.rows(0, range(size))
@@ -180,6 +201,13 @@ class DryRun:
     def _wait(self) -> None:
         if self.accelerator.device.type == "cuda":
             torch.cuda.synchronize(self.accelerator.device)
+
+
+def times_due(every: int, first_step: int, num_steps: int) -> int:
+    """How often something is due in the steps after `first_step`: at the multiples of `every`, and at the end."""
+    if not every or first_step >= num_steps:
+        return 0
+    return num_steps // every - first_step // every + (num_steps % every > 0)
 
 
 def statistics(samples: Samples) -> list[str]:

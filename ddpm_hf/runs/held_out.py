@@ -251,6 +251,11 @@ def evaluate(
     return values
 
 
+def network_samples(parts: Mapping[str, Part], num_timesteps: int) -> int:
+    """How many samples the network sees in one `evaluate`, each as often as it is seen."""
+    return sum(len(part.indices) for part in parts.values()) * (SIMPLE_DRAWS + min(BOUND_TERMS, num_timesteps))
+
+
 def numbers_of(values: Mapping[str, Tensor], identity: str) -> dict[str, Any]:
     """The means of what `evaluate` returned, as they stand in metrics.jsonl.
 

@@ -88,7 +88,7 @@ def _packed_rows(samples: np.ndarray, bits: int) -> bytes:
     return rows
 
 
-def _png(samples: np.ndarray, bits: int, colour_type: int, interlaced: bool, *chunks: bytes) -> bytes:
+def png(samples: np.ndarray, bits: int, colour_type: int, interlaced: bool, *chunks: bytes) -> bytes:
     height, width = samples.shape[:2]
     parts = [samples[y::dy, x::dx] for y, x, dy, dx in _ADAM7] if interlaced else [samples]
     rows = b"".join(_packed_rows(part, bits) for part in parts if part.size)
@@ -117,7 +117,7 @@ def png_cells() -> Iterator[Cell]:
         if orientation > 1:
             entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
             chunks.append(png_chunk(b"eXIf", b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)))
-        data = _png(samples, bits, colour_type, interlaced, *chunks)
+        data = png(samples, bits, colour_type, interlaced, *chunks)
         decoded = as_samples(imagecodecs.png_decode(data))
         yield Cell(
             "PNG",
@@ -145,7 +145,7 @@ _TIFF_KINDS = {  # samples, photometric interpretation, depths
 _ALPHAS = {"none": None, "alpha": "unassalpha", "premultiplied alpha": "assocalpha", "undeclared band": "unspecified"}
 
 
-def _tiff(samples: np.ndarray, bits: int, **options) -> bytes:
+def tiff(samples: np.ndarray, bits: int, **options) -> bytes:
     buffer = io.BytesIO()
     array = samples[..., 0] if samples.shape[-1] == 1 else samples
     if options.get("planarconfig") == "separate":
@@ -208,7 +208,7 @@ def _tiff_kind(order, compression, planes, tiled, kind, bits, alpha) -> Iterator
     layout = f"{'big' if order == '>' else 'little'}-endian, {compression or 'uncompressed'}"
     layout += ", separate planes" * (planes == "separate") + ", tiles" * tiled
     for orientation in ORIENTATIONS if plain else (1,):
-        data = _tiff(
+        data = tiff(
             samples.astype(np.uint32) if bits == 32 else samples,
             bits,
             **options,
@@ -234,7 +234,7 @@ def _tiff_kind(order, compression, planes, tiled, kind, bits, alpha) -> Iterator
 def tiff_odd_cells() -> Iterator[Cell]:
     """Signed, float and undefined samples, more bands than colours, YCbCr: what has no certain meaning, or is rare."""
     for order, dtype in product("<>", ("i1", "i2", "i4", "f2", "f4", "f8", "u4", "c8")):
-        data = _tiff(np.zeros((HEIGHT, WIDTH, 1), np.dtype(dtype)), 8, byteorder=order, photometric="minisblack")
+        data = tiff(np.zeros((HEIGHT, WIDTH, 1), np.dtype(dtype)), 8, byteorder=order, photometric="minisblack")
         layout = f"{'big' if order == '>' else 'little'}-endian, uncompressed"
         kind = {"i": "signed", "f": "float", "u": "grey", "c": "complex"}[dtype[0]]
         yield Cell("TIFF", kind, 8 * int(dtype[1]), layout, "none", 1, data, None)
@@ -245,18 +245,18 @@ def tiff_odd_cells() -> Iterator[Cell]:
             continue
         samples = noise(HEIGHT, WIDTH, bands, bits=bits)
         options = {"extrasamples": ["unspecified"] * (bands - (3 if photometric == "rgb" else 1))}
-        data = _tiff(samples, bits, photometric=photometric, planarconfig=planes, **options)
+        data = tiff(samples, bits, photometric=photometric, planarconfig=planes, **options)
         layout = "little-endian, uncompressed" + ", separate planes" * (planes == "separate")
         yield Cell("TIFF", "several bands", bits, layout, "none", 1, data, None)
     for kind, (channels, photometric, _) in _TIFF_KINDS.items():
         options = {"colormap": noise(3, 256, seed=1).astype(np.uint16) * 257} if kind == "palette" else {}
-        data = _tiff(noise(HEIGHT, WIDTH, channels), 8, photometric=photometric, bigtiff=True, **options)
+        data = tiff(noise(HEIGHT, WIDTH, channels), 8, photometric=photometric, bigtiff=True, **options)
         decoded, full = _tiff_samples(data, kind, 8)
         inverted = kind == "grey, white is 0"
         yield Cell("TIFF", kind, 8, "BigTIFF", "none", 1, data, decoded, full, inverted=inverted)
     for compression in (None, "lzw", "jpeg"):
         samples = smooth(3)
-        data = _tiff(samples, 8, photometric="ycbcr", compression=compression)
+        data = tiff(samples, 8, photometric="ycbcr", compression=compression)
         decoded = tifffile.imread(io.BytesIO(data)) if compression == "jpeg" else None
         layout = f"little-endian, {compression or 'uncompressed'}"
         yield Cell("TIFF", "YCbCr", 8, layout, "none", 1, data, decoded)

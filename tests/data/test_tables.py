@@ -175,6 +175,26 @@ def test_a_zip_in_a_folder_is_read_through_datasets(folder, tmp_path):
     assert samples.fingerprint == load_samples(train_data_dir=folder).fingerprint
 
 
+@pytest.mark.parametrize("names", [["a/0.png", "b/1.png"], ["a.b/0.c.png", "a.b/1.c.png"]])
+def test_an_archive_that_datasets_cannot_take_is_refused_with_the_way_that_can(folder, tmp_path, names):
+    """It takes folders in an archive for labels, and dots in their names for no images."""
+    (tmp_path / "zipped").mkdir()
+    with zipfile.ZipFile(tmp_path / "zipped" / "train.zip", "w") as archive:
+        for name, path in zip(names, sorted(folder.glob("*.png")), strict=False):
+            archive.write(path, name)
+    way = tmp_path / "zipped" / "train.zip"
+    with pytest.raises(ValueError, match=f"pass the archive itself: train_data_dir='{way}'") as error:
+        load_samples(tmp_path / "zipped")
+    assert "\n" not in str(error.value) and "neither a folder" not in str(error.value)
+    assert len(load_samples(train_data_dir=way)) == 2
+
+
+def test_a_folder_without_data_is_called_a_folder(tmp_path):
+    (tmp_path / "notes.xyz").touch()
+    with pytest.raises(ValueError, match="finds no data in this folder.*; train_data_dir takes all images"):
+        load_samples(tmp_path)
+
+
 def test_images_at_addresses_are_read(folder):
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     handler.log_message = lambda *arguments: None  # pyright: ignore[reportAttributeAccessIssue]
@@ -225,6 +245,15 @@ def test_formats_that_datasets_does_not_know_are_counted(folder, caplog):
 def test_nothing_is_said_of_a_folder_that_is_whole(folder, caplog):
     samples = load_samples(folder)
     assert len(samples) == 6 and not caplog.text and samples.notes == ()
+
+
+@pytest.mark.parametrize(("place", "given"), [("", "."), ("deep", ".."), ("", "deep/..")])
+def test_the_working_folder_has_its_own_name(folder, monkeypatch, place, given):
+    (folder / "deep").mkdir()
+    expected = load_samples(folder)
+    monkeypatch.chdir(folder / place)
+    samples = load_samples(given)
+    assert samples.fingerprint == expected.fingerprint and samples.name == expected.name == folder.name
 
 
 @pytest.mark.parametrize("place", ["/proc/none", "file/below"])

@@ -28,7 +28,7 @@ from ddpm_hf.runs import (
     hold_out,
     numbers_of,
 )
-from ddpm_hf.runs.held_out import NUM_GROUPS, SEED, overlap_found, simple_losses
+from ddpm_hf.runs.held_out import NUM_GROUPS, SEED, network_samples, overlap_found, simple_losses
 
 GREY = {"in_channels": 1, "block_out_channels": (8,), "attention_resolutions": ()}
 
@@ -219,6 +219,14 @@ def test_few_terms_are_the_estimate_of_the_bound(accelerator, tiny_unet, tiny_sc
     with state.ema_weights():
         estimate = bits_per_dim(state.unet, scheduler, x_start, seed=SEED, num_timesteps_subset=4).total_b
     torch.testing.assert_close(values["train"][1], estimate, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("num_timesteps", [5, 10, 30])
+def test_the_samples_that_the_network_sees_are_counted(accelerator, tiny_unet, tiny_scheduler, parts, num_timesteps):
+    state, seen = state_of(tiny_unet(**GREY, out_channels=1)), []
+    state.unet.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    evaluate(accelerator, state, tiny_scheduler(num_train_timesteps=num_timesteps), parts, batch_size=4)
+    assert sum(seen) == network_samples(parts, num_timesteps)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "previous_sample"])

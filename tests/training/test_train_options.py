@@ -103,6 +103,7 @@ def test_a_dry_run_says_what_would_happen_and_draws_the_data(tmp_path, capsys, c
     assert [path.name for path in run.iterdir()] == ["contact_sheet.png"] and len(shown.splitlines()) < 30
     assert "1,437 samples found in digits, 1,437 used" in shown and "levels 0 to 16 of 0 to 16" in shown
     assert "0 136, 1 154" in shown and "would begin anew" in shown and "6 steps take about" in shown
+    assert "evaluations" not in shown
     train(run, num_steps=3)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".in_use"}
     train(run, dry_run=True)
