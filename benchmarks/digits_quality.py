@@ -78,9 +78,10 @@ def seed_ranges(num_ranges: int = NUM_RANGES, num_samples: int = NUM_SAMPLES) ->
     return [range(first, first + num_samples) for first in RANGE_STEP * np.arange(1, num_ranges + 1)]
 
 
-def drawn(pipe: DDPMPaperPipeline, seeds: range, steps: int | None) -> np.ndarray:
-    """Samples on the data's scale 0 … 16, [N, 64]."""
-    images: Any = pipe(seeds=[int(seed) for seed in seeds], num_inference_steps=steps, output_type="np").images  # type: ignore[union-attr]
+def drawn(pipe: DDPMPaperPipeline, seeds: range, steps: int | None, **options: Any) -> np.ndarray:
+    """Samples on the data's scale 0 … 16, [N, 64]; `options` as of the pipeline's call."""
+    seeds_given = [int(seed) for seed in seeds]
+    images: Any = pipe(seeds=seeds_given, num_inference_steps=steps, output_type="np", **options).images  # type: ignore[union-attr]
     return images.reshape(len(seeds), -1) * 16
 
 

@@ -543,7 +543,7 @@ def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
         _check(known, f"id2label: {key!r} is none of the {count - (null_class is not None)} classes of the network")
         _check(isinstance(name, str), f"id2label: the name of {key} is {name!r}, and must be text")
     _check(len(set(names.values())) == len(names), "id2label: two classes have the same name")
-    return names
+    return dict(sorted(names.items()))  # JSON has them sorted as text
 
 
 @functools.cache

@@ -35,6 +35,7 @@ from training import train as train_py
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = ROOT / "model_cards" / "ddpm-digits"
+LABELLED = ROOT / "model_cards" / "ddpm-digits-labels"
 TINY = ["--block_out_channels", "16", "32", "--norm_num_groups", "4", "--global_batch_size", "16"]
 TINY += ["--num_train_timesteps", "20", "--beta_end", "0.5", "--warmup_steps", "4", "--ema_decay", "0.5"]
 
@@ -128,8 +129,9 @@ BOUND = ("--objective", "vlb", "--variance_type", "learned", "--prediction_type"
         BOUND,
         ("--objective", "vlb", "--timestep_sampling", "loss_history", "--num_train_timesteps", "3"),
         ("--config", str(train_py.CONFIGS / "points.yaml"), "--hidden_size", "16"),
+        ("--label_column", "label"),
     ],
-    ids=["float32", "bf16", "two parts", "bound", "importance", "points"],
+    ids=["float32", "bf16", "two parts", "bound", "importance", "points", "labels"],
 )
 def test_recorded_training_steps_are_the_same_bits(tmp_path, options):
     """Weights, averages, both of Adam's moments and losses, with dropout, while the learning rate rises."""
@@ -226,6 +228,19 @@ def test_speed_up_records_the_network_for_each_batch_size(digits):
     for pipe in (fast, gpu):
         pipe.scheduler = HeunDiscreteScheduler.from_config(digits.scheduler.config)
     torch.testing.assert_close(*(draw(pipe, [1, 2], num_inference_steps=10) for pipe in (fast, gpu)), **close)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_speed_up_with_labels(scale):
+    """The recorded network is given the labels of each batch; guided, both halves."""
+    labelled = DDPMPaperPipeline.from_pretrained(LABELLED)
+    gpu = on_gpu(labelled)
+    fast = speed_up(gpu)
+    for labels in ([3, 3, 3], [0, None, 9], [7, 1, 2]):
+        options = {"class_labels": labels, "guidance_scale": scale, "num_inference_steps": 50}
+        drawn = [draw(pipe, range(3), **options) for pipe in (fast, gpu, labelled)]
+        torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-3)
+        torch.testing.assert_close(drawn[1], drawn[2], rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("compile", [False, True])

@@ -235,6 +235,12 @@ def test_it_travels_with_its_names(pipe, tmp_path):
         torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
 
 
+def test_many_names_keep_their_order(tiny_unet, tiny_scheduler, tmp_path):
+    names = {i: f"class of {i}" for i in range(12)}
+    DDPMPaperPipeline(tiny_unet(num_class_embeds=12), tiny_scheduler(), id2label=names).save_pretrained(tmp_path)
+    assert list(DDPMPaperPipeline.from_pretrained(tmp_path).id2label.items()) == list(names.items())
+
+
 def test_an_unnamed_pipeline_says_nothing_of_names(tiny_unet, tiny_scheduler, tmp_path):
     DDPMPaperPipeline(tiny_unet(), tiny_scheduler()).save_pretrained(tmp_path)
     assert "id2label" not in (tmp_path / "model_index.json").read_text()

@@ -142,6 +142,7 @@ NOT_RUN = {
     r"benchmarks/(run|few_steps|codec)\.py(?! --(table|plot))": (
         "minutes; tests/repository/test_benchmarks.py runs their parts"
     ),
+    r"benchmarks/labels_quality\.py": "minutes; tests/repository/test_labels_quality.py runs its parts",
     r"benchmarks/decoding\.py(?! --table)": "half an hour",
     r"benchmarks/hard_inputs\.py": "minutes; tests/repository/test_hard_inputs.py runs some kinds",
     r"benchmarks/short_chains\.py": "ten minutes; tests/test_short_chains.py",
@@ -159,6 +160,8 @@ LESS = {
     "ddpm-hf sample model_cards": "--steps 4",
     "ddpm-hf sample runs": "--steps 4",
     "ddpm-hf draw progressive": "--steps 10",
+    "ddpm-hf draw classes": "--steps 4 --seeds 0",
+    "ddpm-hf draw guidance": "--steps 4 --scales 0 2",
     "ddpm-hf draw shared": "--steps 4",
     "ddpm-hf draw interpolate": "--seeds 0",
     "ddpm-hf draw coarse_to_fine": "--steps 8",
@@ -232,6 +235,8 @@ def checkout(tmp_path_factory) -> Path:
         "few_digits": digits[:6],
         "digits/train": digits[:16],
         "digits/test": digits[16:],
+        "pets/cat": noise[:8],
+        "pets/dog": noise[8:16],
     }.items():
         (folder / name).mkdir(parents=True)
         for number, pixels in enumerate(pictures):
