@@ -8,8 +8,8 @@ Printed are tables in Markdown; with --output the numbers are kept as JSON.
 
 quality, at each guidance scale, of 1,000 samples, a hundred of each class, in 50 steps:
 
-- read as asked, by each of two classifiers (see digits_quality.py), ± the binomial standard error; beside it the share
-  of real digits that the same classifier reads right, of those that it has not seen;
+- read as asked, by each of two classifiers (see digits_quality.py), ± the standard error, by Laplace's rule; beside it
+  the share of real digits that the same classifier reads right, of those that it has not seen;
 - spread: the samples' variance within their class, summed over pixels, over that of the real digits; ± by a bootstrap
   over samples.
 
@@ -47,8 +47,7 @@ def quality(pipe: DDPMPaperPipeline, scale: float) -> dict[str, Any]:
     images = drawn(pipe, seeds, STEPS, class_labels=labels.tolist(), guidance_scale=scale)
     row: dict[str, Any] = {"scale": scale}
     for classifier in classifiers():
-        share = float((classifier.probabilities(images).argmax(1) == labels).mean())
-        row[classifier.name.removeprefix("sure, ")] = [share, math.sqrt(share * (1 - share) / len(labels))]
+        row[classifier.name.removeprefix("sure, ")] = share_of(classifier.probabilities(images).argmax(1) == labels)
     random = np.random.default_rng(0)
     by_class = [images[labels == label] for label in range(10)]
     resampled = [
@@ -58,6 +57,12 @@ def quality(pipe: DDPMPaperPipeline, scale: float) -> dict[str, Any]:
     of_real = spread([real[truth == label] for label in range(10)])
     row["spread"] = [spread(by_class) / of_real, float(np.std(resampled, ddof=1)) / of_real]
     return row
+
+
+def share_of(right: np.ndarray) -> list[float]:
+    """A share and its standard error, by Laplace's rule: also that of 1 is not sure."""
+    likely = (right.sum() + 1) / (len(right) + 2)
+    return [float(right.mean()), math.sqrt(likely * (1 - likely) / len(right))]
 
 
 def spread(by_class: list[np.ndarray]) -> float:

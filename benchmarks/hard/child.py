@@ -37,7 +37,7 @@ def load(task: dict, pixels: Path) -> dict:
             names = {"datasets": datasets, "np": np, "Image": Image, "Path": Path}
             first = [eval(task["dataset"], names)] if task["dataset"] else []
             caught.clear()  # of making the input
-            np.save(pixels, load_samples(*first, **task["call"]).array)
+            np.save(pixels, load_samples(*first, **task["call"]).array, allow_pickle=False)
         except BaseException as error:
             result = {
                 "error": type(error).__name__,

@@ -53,7 +53,7 @@ def sample(args: argparse.Namespace) -> None:
         parts += pipe(
             seeds=args.seeds[part],
             class_labels=labels and labels[part],
-            guidance_scale=args.guidance,
+            guidance_scale=args.guidance_scale,
             num_inference_steps=args.steps,
             output_type="np",
             return_dict=False,
@@ -102,7 +102,6 @@ def convert(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """The results of `Evaluator`, each printed and kept in evaluation.json as soon as it is there."""
-    args.guidance_scale = args.guidance
     protocol = Protocol(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Protocol)})
     accelerator = join_processes(cpu_threads=args.cpu_threads)
     is_folder = Path(args.checkpoint).is_dir()

@@ -74,7 +74,7 @@ def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     """Samples of each class, one row each, from the same noise in each column."""
     labels = chosen_classes(pipe, args.classes or [ALL])
     assert labels is not None
-    options = {"seeds": args.seeds, "guidance_scale": args.guidance, "num_inference_steps": args.steps}
+    options = {"seeds": args.seeds, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
     return _grid(figures.by_class(pipe, labels, **options), shown_classes(pipe, labels), _seed_labels(args.seeds))
 
 

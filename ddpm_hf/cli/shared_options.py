@@ -72,6 +72,7 @@ def add_classes(command: Parser, help: str) -> None:
 def add_guidance(command: Parser) -> None:
     command.add_argument(
         "--guidance",
+        dest="guidance_scale",
         type=float,
         default=1.0,
         metavar="S",

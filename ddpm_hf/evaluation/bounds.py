@@ -41,11 +41,14 @@ def bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, An
 def class_result(bounds: Tensor, classes: list[int], truth: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
     """How many images have their lowest bound given their own class, of `bounds` [N, Y] given each of `classes`."""
     guesses = torch.tensor(classes)[bounds.argmin(dim=1)]
-    share, count = float((guesses == truth).double().mean()), len(bounds)
+    right, count = int((guesses == truth).sum()), len(bounds)
+    likely = (right + 1) / (
+        count + 2
+    )  # by Laplace's rule: that all were right does not say that no other would be wrong
     return {
         "name": "accuracy of classes by their bounds",
-        "value": share,
-        "spread": math.sqrt(share * (1 - share) / count),
+        "value": right / count,
+        "spread": math.sqrt(likely * (1 - likely) / count),
         "protocol": {
             "num_images": count,
             **{name: value for name, value in settings.items() if name != "batch_size"},

@@ -24,8 +24,6 @@ class Protocol:
 
     dataset: a name that `data.load_samples` takes, or a folder of images.
     split: of the data set; None: "test" for what is measured of images, "train" for samples, as the paper's FID.
-    label_column: where the data's labels are, for a conditional model; None: it is evaluated without labels.
-    guidance_scale: of the samples, which have the labels of the data, from the first.
     num_samples: how many are drawn for FID, IS, KID and FD-DINOv2, of the seeds `seed`, `seed` + 1, ….
     num_images: how many images, from the first, for bits/dim and to classify; None: all.
     num_timesteps_subset: terms of the bound per image, an unbiased estimate; None: all, and 50 to classify.
@@ -34,13 +32,13 @@ class Protocol:
     extractor: of FID, IS and KID: "inception", or module:factory (see `metrics.load_extractor`).
     skip_bad_images: how many of a folder's or a table's may be left out. What is measured follows from those that
         were, which the data's fingerprint and `num_skipped` of a result tell, and not from how many might have been.
+    label_column: where the data's labels are, for a conditional model; None: it is evaluated without labels.
+    guidance_scale: of the samples, which have the labels of the data, from the first.
     """
 
     dataset: str | None
     metrics: tuple[str, ...] = ("bpd",)
     split: str | None = None
-    label_column: str | None = None
-    guidance_scale: float = 1.0
     num_samples: int = 50_000
     num_images: int | None = None
     num_timesteps_subset: int | None = None
@@ -50,6 +48,8 @@ class Protocol:
     weights: str | None = None
     extractor: str = "inception"
     skip_bad_images: int = 0
+    label_column: str | None = None
+    guidance_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if unknown := set(self.metrics) - set(METRICS):

@@ -110,8 +110,9 @@ def model_card(
 def _numbers(unet: Mapping[str, Any]) -> list[int]:
     """The numbers of a network's classes; none where its configuration is not what a network has."""
     rows, null_class = unet.get("num_class_embeds"), unet.get("null_class")
-    known = type(rows) is int and rows <= MAX_CLASSES  # the file may be anybody's
-    return [number for number in range(rows if known else 0) if number != null_class]
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows > MAX_CLASSES:  # the file may be anybody's
+        return []
+    return [number for number in range(rows) if number != null_class]
 
 
 def _classes(unet: Mapping[str, Any], index: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,10 +216,11 @@ def changes(
 ) -> list[str]:
     """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines.
 
-    An option that did not exist when the older one was written, and has its default value, is no difference.
+    An option that did not exist when the older one was written, and is off or has its default value, is no difference.
     """
     known, defaults = then["options"], defaults or {}
-    options = {name: value for name, value in now["options"].items() if name in known or value != defaults.get(name)}
+    off = {name: (False, defaults.get(name)) for name in now["options"].keys() - known.keys()}
+    options = {name: value for name, value in now["options"].items() if value not in off.get(name, ())}
     pairs = {name: (then["options"].get(name), value) for name, value in options.items() if name not in free}
     pairs["number of processes"] = then["world_size"], now["world_size"]
     for what, name in (("data", "fingerprint"), ("labels", "labels")):

@@ -78,7 +78,10 @@ def test_what_commands_do_stands_in_the_order_of_their_options():
 # ---- `~` -----------------------------------------------------------------------------------------------------------
 
 # What takes any text and is no path; an option that is in neither this list nor a path must be sorted.
-NO_PATHS = {"device", "split", "extractor", "repo_id", "revision", "license", "host", "words"}
+NO_PATHS = {
+    *("device", "split", "extractor", "repo_id", "revision", "license", "host", "words"),
+    *("classes", "label_column"),
+}
 
 
 def takes_text(action: argparse.Action) -> bool:
@@ -203,6 +206,7 @@ def test_the_options_of_evaluate_are_those_of_the_protocol():
         assert (tuple(found) if isinstance(found, list) else found) == default, field.name
     words = "--metrics bpd kid --dataset d --split s --num_samples 2000 --num_images 3 --num_timesteps_subset 4"
     words += " --steps 5 --seed 6 --batch_size 7 --weights raw --extractor a:b --skip_bad_images 8"
+    words += " --label_column l --guidance 9"
     args = build_parser().parse_args(["evaluate", "x", *words.split()])
     given = {field.name: getattr(args, field.name) for field in dataclasses.fields(Protocol)}
-    assert Protocol(**given) == Protocol("d", ["bpd", "kid"], "s", 2000, 3, 4, 5, 6, 7, "raw", "a:b", 8)  # type: ignore[arg-type]
+    assert Protocol(**given) == Protocol("d", ["bpd", "kid"], "s", 2000, 3, 4, 5, 6, 7, "raw", "a:b", 8, "l", 9)  # type: ignore[arg-type]

@@ -15,7 +15,10 @@ pytest.importorskip("torchmetrics")
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"metrics": ("bpd", "fdi")}, r"metrics \['fdi'\] are unknown; choose among bpd, fid, is, kid, fd_dinov2"),
+        (
+            {"metrics": ("bpd", "fdi")},
+            r"metrics \['fdi'\] are unknown; choose among bpd, classify, fid, is, kid, fd_dinov2",
+        ),
         ({"num_samples": 0}, "num_samples=0 must be at least 1"),
         ({"num_images": 0}, "num_images=0 must be at least 1"),
         ({"num_timesteps_subset": -1}, "num_timesteps_subset=-1 must be at least 1"),
@@ -38,10 +41,10 @@ def test_a_protocol_that_makes_no_sense_is_refused(changed, message):
 
 def test_the_protocol_of_published_values_is_the_default():
     """50,000 samples; FID against the training set and bits/dim of the test set, as in Table 1."""
-    protocol = Protocol(dataset="uoft-cs/cifar10", metrics=METRICS)
+    protocol = Protocol(dataset="uoft-cs/cifar10", metrics=METRICS, label_column="label")
     assert protocol.num_samples == 50_000 and protocol.extractor == "inception"
     assert {metric: protocol.split_for(metric) for metric in METRICS} == {
-        "bpd": "test", "fid": "train", "is": "train", "kid": "train", "fd_dinov2": "train"
+        "bpd": "test", "classify": "test", "fid": "train", "is": "train", "kid": "train", "fd_dinov2": "train"
     }  # fmt: skip
     assert Protocol(dataset="x", split="validation").split_for("bpd") == "validation"
 

@@ -291,7 +291,6 @@ STOCK_TABLE = [
     ({"resnet_time_scale_shift": "scale_shift"}, f"resnet_time_scale_shift='scale_shift', {CANNOT}'default'"),
     ({"add_attention": False}, f"add_attention=False, {CANNOT}True"),
     ({"class_embed_type": "timestep"}, f"class_embed_type='timestep', {CANNOT}None"),
-    ({"num_class_embeds": 3}, f"num_class_embeds=3, {CANNOT}None"),
     ({"sample_size": None}, f"sample_size=None, {CANNOT}a side or (height, width)"),
     ({"out_channels": 5}, "out_channels=5 must be in_channels=3, or twice that"),
     ({"sample_size": 7}, "sample_size=7", HALVED),

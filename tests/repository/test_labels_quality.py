@@ -28,7 +28,7 @@ def test_real_digits_are_read_as_asked_and_have_their_own_spread(monkeypatch):
     row = labels_quality.quality(pipe, 1.0)
     for name in ("SVC γ = 0.001", "SVC C = 10"):
         share, error = row[name]
-        assert share > 0.97 and error == pytest.approx((share * (1 - share) / 1000) ** 0.5)
+        assert share > 0.97 and 0.001 <= error < 0.006
     assert row["spread"][0] == pytest.approx(1, abs=0.05)
     swapped = images[np.where(np.arange(1000) % 2, chosen, np.roll(chosen, 1))]
     monkeypatch.setattr(labels_quality, "drawn", lambda *args, **options: swapped)

@@ -28,7 +28,8 @@ BANNED_CALLS = {
 }
 # file, call: why it may stay
 ALLOWED = {
-    ("benchmarks/speed/checkpoint.py", "self.stock.accelerator.save_state"): "the peer's own way, timed beside ours"
+    ("benchmarks/speed/checkpoint.py", "self.stock.accelerator.save_state"): "the peer's own way, timed beside ours",
+    ("benchmarks/hard/child.py", "eval"): "tables as a user would make them, in words of that benchmark's own files",
 }
 MUST_BE_SAFE = {"np.load": ("allow_pickle", False), "np.save": ("allow_pickle", False)}
 SAFE_LOADERS = {"yaml.BaseLoader", "yaml.SafeLoader", "BaseLoader", "SafeLoader"}

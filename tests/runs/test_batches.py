@@ -38,7 +38,7 @@ def assert_same(one: Batch, other: Batch) -> None:
 
 
 def joined(parts: list[Batch]) -> Batch:
-    x_start, t, noise, indices, quantiles = zip(*parts, strict=True)
+    x_start, t, noise, indices, quantiles, _ = zip(*parts, strict=True)
     tensors = (torch.cat(x) for x in (x_start, t, noise))
     return Batch(*tensors, np.concatenate(indices), np.concatenate(quantiles))
 

@@ -474,3 +474,6 @@ def test_a_switch_newer_than_the_checkpoint_is_off():
 
     assert differences(convert_channels=False, held_out_every=None) == []
     assert differences(convert_channels=True) == ["convert_channels was None, is True"]
+    assert differences(label_dropout=0.1) == ["label_dropout was None, is 0.1"]
+    now = {**common, "options": {"learning_rate": 1e-3, "label_dropout": 0.1}}
+    assert checkpoints.changes(then, now, free=(), defaults={"label_dropout": 0.1}) == []
