@@ -16,10 +16,11 @@ from ddpm_hf.likelihood import bits_per_dim, discretized_log_likelihood_nats, ga
 from ddpm_hf.objectives import simple_loss
 from ddpm_hf.short_chains import shortened
 
-from .lab import FIRST, SECOND, Answers, Lab, bootstrapped, bound, bound_terms, estimate, x_start_mse
+from .lab import FIRST, NUM_IMAGES, SECOND, Answers, Lab, bootstrapped, bound, bound_terms, estimate, x_start_mse
 
 CHAIN_LENGTHS = (2, 4, 10, 25, 50, 100, 250, 500, 1000)
 LAST_STEPS = 10
+PAPER_RMSE, PAPER_DISTORTION = 0.95, 1.97  # published for CIFAR-10 (Section 4.3): of x̂_0 on [0, 255], L_0 in bits/dim
 
 
 def width_mismatch_bpd(diffusion: GaussianDiffusion) -> float:
@@ -33,7 +34,10 @@ def width_mismatch_bpd(diffusion: GaussianDiffusion) -> float:
 
 def chains(lab: Lab) -> dict[str, Any]:
     """Of each network: bounds of chains by their number of steps, and what the last ten steps cost and save."""
-    found: dict[str, Any] = {"width_fixed_large": width_mismatch_bpd(lab.diffusion(variance_type="fixed_large"))}
+    found: dict[str, Any] = {
+        "num_images": {name: NUM_IMAGES[name]["test"] for name in (FIRST, SECOND)},
+        "width_fixed_large": width_mismatch_bpd(lab.diffusion(variance_type="fixed_large")),
+    }
     for name in (FIRST, SECOND):
         answers, own = lab.answers(name, "test"), {}
         mse = x_start_mse(lab.answers(name, "train"), lab.diffusion())
@@ -72,8 +76,17 @@ def to_levels(x_start: Tensor) -> Tensor:
 
 def rounding(lab: Lab) -> dict[str, Any]:
     """The bound with x̂_0 rounded for t ≤ a limit that was chosen on training images; and L_0 at 256 levels."""
-    found: dict[str, Any] = {"floor_256": floor_bpd(lab.diffusion(), 256), "floor_17": floor_bpd(lab.diffusion(), 17)}
     diffusion = lab.diffusion(variance_type="fixed_large")
+    own_log_variance = float(diffusion.posterior_log_variance_clipped[0])
+    found: dict[str, Any] = {
+        "floor_256": decoder_bpd(0.0, own_log_variance, 256),
+        "floor_17": decoder_bpd(0.0, own_log_variance, 17),
+        "sigma": math.exp(0.5 * own_log_variance) * 127.5,
+        "paper_rmse": PAPER_RMSE,
+        "paper_distortion": PAPER_DISTORTION,
+        "of_rmse": decoder_bpd(PAPER_RMSE / 127.5, own_log_variance, 256),
+        "of_rmse_best": best_decoder_bpd(PAPER_RMSE / 127.5, 256),
+    }
     for name in (FIRST, SECOND):
         both = {}
         for split in ("train", "test"):
@@ -100,12 +113,18 @@ def rounding(lab: Lab) -> dict[str, Any]:
     return found
 
 
-def floor_bpd(diffusion: GaussianDiffusion, num_levels: int) -> float:
-    """L_0 of a perfect x̂_0 at a level between the ends, with σ_0² = β̃_1 as the paper's code has it, in bits/dim."""
-    level = torch.zeros(1, dtype=torch.float64)
-    log_variance = float(diffusion.posterior_log_variance_clipped[0])
-    nats = -discretized_log_likelihood_nats(level, level, log_variance, num_levels=num_levels)
-    return nats.item() / math.log(2)
+def decoder_bpd(deviation: float, log_variance: float, num_levels: int) -> float:
+    """E[L_0] at a level between the ends where x̂_0 is off by N(0, deviation²), in bits/dim."""
+    z = torch.linspace(-8, 8, 2001, dtype=torch.float64)
+    density = torch.exp(-0.5 * z.square()) / math.sqrt(2 * math.pi)
+    nats = -discretized_log_likelihood_nats(torch.zeros_like(z), deviation * z, log_variance, num_levels=num_levels)
+    return torch.trapezoid(density * nats, z).item() / math.log(2)
+
+
+def best_decoder_bpd(deviation: float, num_levels: int) -> float:
+    """The least of that over all widths of the decoder."""
+    widths = np.geomspace(0.3, 3, 400) * deviation
+    return min(decoder_bpd(deviation, 2 * math.log(width), num_levels) for width in widths)
 
 
 # ---- the loss by t -------------------------------------------------------------------------------------------------

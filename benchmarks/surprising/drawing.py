@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from digits_quality import gaussian_of
+from digits_quality import classifiers, gaussian_of
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -48,10 +48,25 @@ def clipping(lab: Lab) -> dict[str, Any]:
         answers = lab.answers(name, "test")
         own: dict[str, Any] = {"bound": estimate(bound(answers, diffusion, clip=False) - bound(answers, diffusion))}
         for steps in STEPS:
-            clipped, free = (distances(lab.samples(name, steps, clip_sample=clip)) for clip in (True, False))
+            ranges = [lab.samples(name, steps, clip_sample=clip) for clip in (True, False)]
+            clipped, free = map(distances, ranges)
             own |= {f"clipped_{steps}": estimate(clipped), f"free_less_clipped_{steps}": estimate(free - clipped)}
+            spread = [[spread_of(images) for images in own_ranges] for own_ranges in ranges]
+            own |= {f"spread_clipped_{steps}": estimate(spread[0]), f"spread_free_less_clipped_{steps}": difference(*spread)}
+            sure = [[classifiers()[0].sure_of(images) for images in own_ranges] for own_ranges in ranges]
+            own |= {f"sure_clipped_{steps}": estimate(sure[0]), f"sure_free_less_clipped_{steps}": difference(*sure)}
         found[name] = own
     return found
+
+
+def spread_of(images: np.ndarray) -> float:
+    """The variance of images [N, 64], summed over pixels, over that of all real digits."""
+    return float(images.var(axis=0).sum() / load_digits().data.var(axis=0).sum())
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, float]:
+    """The second less the first, paired."""
+    return estimate(np.subtract(second, first))
 
 
 def widths(lab: Lab) -> dict[str, Any]:

@@ -116,8 +116,8 @@ def chaos(lab: Lab) -> dict[str, Any]:
 
 
 def growth(apart: Mapping[str, list[float]], run: int) -> float:
-    """In how many steps the distance grows tenfold: the line through its logarithm at the marks up to 125."""
-    marks = [mark for mark in MARKS if mark <= 125]
+    """In how many steps the distance grows tenfold: the line through its logarithm from step 50 to 200."""
+    marks = [mark for mark in MARKS if 50 <= mark <= 200]
     slope = np.polyfit(marks, [np.log10(apart[str(mark)][run]) for mark in marks], 1)[0]
     return float(1 / slope)
 

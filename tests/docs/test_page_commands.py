@@ -142,6 +142,7 @@ NOT_RUN = {
     r"benchmarks/(run|few_steps|codec)\.py(?! --(table|plot))": (
         "minutes; tests/repository/test_benchmarks.py runs their parts"
     ),
+    r"benchmarks/surprises\.py(?! --page)": "an hour; tests/docs/test_surprises.py",
     r"benchmarks/short_chains\.py": "ten minutes; tests/test_short_chains.py",
     r"benchmarks/points_quality\.py": "it fails, as it should, for the untrained points that are at hand here",
 }
