@@ -37,7 +37,7 @@ def chains(found: Found) -> Surprise:
         "More reverse steps give a lower bound",
         f"4 chosen steps: {pm(of(first, 'chosen_17', 4))} bits/dim; all 1000: {pm(first['fixed_large'])}",
         (
-            f"""The bound by the number of steps, which are chosen by dynamic programming with widths σ_t² fitted
+            """The bound by the number of steps, which are chosen by dynamic programming with widths σ_t² fitted
             to the network (`ddpm-hf shorten`), with the digits' 17 levels and with bins as narrow as those of
             256:""",
             table(("steps", "first, 17", "second, 17", "first, 256", "second, 256"), [*rows, fixed]),
@@ -90,8 +90,8 @@ def rounding(found: Found) -> Surprise:
         the levels. A small error of x̂_0 is expensive there, as the KL term divides its square by σ_t².""",
         """It is general for data with few levels, and both trainings agree. For 256 levels it says nothing, since
         the noise of the last step is as wide as their distance.""",
-        """For coarse levels pass a function as `clip_denoised` to `likelihood.bits_per_dim`; what it does at
-        small t only is worth having. Off by default: the paper clips and does not round.""",
+        f"""For data with few levels `likelihood.bits_per_dim(…, round_below={first["limit"] + 1})` does it: a
+        limit that training images choose. It is off by default, as the paper clips and does not round.""",
         ("rounding",),
     )
 

@@ -19,7 +19,8 @@ from ddpm_hf.evaluation.frechet import Gaussian, distance_of_gaussians
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork
 from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 
-from .lab import FIRST, SECOND, Lab, bound, estimate
+from .lab import FIRST, SECOND, YOUNG, Lab, bound, end_of, estimate
+from .training import YOUNG_STEPS, baseline, network_with
 
 COMPONENTS = (5, 10, 20, 40)
 STEPS = (10, 50)
@@ -42,17 +43,23 @@ def distances(ranges: Sequence[np.ndarray], num_components: int = 20) -> np.ndar
 
 def clipping(lab: Lab) -> dict[str, Any]:
     """With x̂_0 unclipped less with it clipped: the bound, paired by image, and the distance, paired by seeds."""
-    found: dict[str, Any] = {}
     diffusion = lab.diffusion(variance_type="fixed_large")
-    for name in (FIRST, SECOND):
-        answers = lab.answers(name, "test")
-        own: dict[str, Any] = {"bound": estimate(bound(answers, diffusion, clip=False) - bound(answers, diffusion))}
+    lab.add(YOUNG, network_with(baseline(lab, 0)["weights"][str(YOUNG_STEPS)]))
+    found: dict[str, Any] = {"young_steps": YOUNG_STEPS}
+    for name in (FIRST, SECOND, YOUNG):
+        own: dict[str, Any] = {}
+        if name != YOUNG:
+            answers = lab.answers(name, "test")
+            own["bound"] = estimate(bound(answers, diffusion, clip=False) - bound(answers, diffusion))
         for steps in STEPS:
             ranges = [lab.samples(name, steps, clip_sample=clip) for clip in (True, False)]
             clipped, free = map(distances, ranges)
             own |= {f"clipped_{steps}": estimate(clipped), f"free_less_clipped_{steps}": estimate(free - clipped)}
             spread = [[spread_of(images) for images in own_ranges] for own_ranges in ranges]
-            own |= {f"spread_clipped_{steps}": estimate(spread[0]), f"spread_free_less_clipped_{steps}": difference(*spread)}
+            own |= {
+                f"spread_clipped_{steps}": estimate(spread[0]),
+                f"spread_free_less_clipped_{steps}": difference(*spread),
+            }
             sure = [[classifiers()[0].sure_of(images) for images in own_ranges] for own_ranges in ranges]
             own |= {f"sure_clipped_{steps}": estimate(sure[0]), f"sure_free_less_clipped_{steps}": difference(*sure)}
         found[name] = own
@@ -70,51 +77,52 @@ def difference(first: Sequence[float], second: Sequence[float]) -> dict[str, flo
 
 
 def widths(lab: Lab) -> dict[str, Any]:
-    """The distance with fixed_small less that with fixed_large, by steps and by the number of components."""
+    """The distance with fixed_small less that with fixed_large, by steps and by the number of components.
+
+    And by groups of components, how much too widely the samples spread: their deviation less that of real digits.
+    """
     found: dict[str, Any] = {}
-    for name in (FIRST, SECOND):
-        for steps in STEPS:
-            small = lab.samples(name, steps, variance_type="fixed_small")
-            large = lab.samples(name, steps, clip_sample=True)
-            found.setdefault(name, {})[str(steps)] = {
-                str(number): {
-                    "small_less_large": estimate(distances(small, number) - distances(large, number)),
-                    "large": estimate(distances(large, number)),
-                }
-                for number in COMPONENTS
-            }
+    for steps in STEPS:
+        gaps: dict[int, list[float]] = {number: [] for number in COMPONENTS}
+        for name in (FIRST, SECOND):
+            kinds = {"fixed_small": {"variance_type": "fixed_small"}, "fixed_large": {"clip_sample": True}}
+            ranges = {kind: lab.samples(name, steps, **changes) for kind, changes in kinds.items()}
+            own: dict[str, Any] = {kind: excess_deviations(images) for kind, images in ranges.items()}
+            for number in COMPONENTS:
+                gap = distances(ranges["fixed_small"], number) - distances(ranges["fixed_large"], number)
+                own[f"small_less_large_{number}"] = estimate(gap)
+                gaps[number] += gap.tolist()
+            found.setdefault(name, {})[str(steps)] = own
+        found.setdefault("both", {})[str(steps)] = {str(number): estimate(gap) for number, gap in gaps.items()}
     return found
+
+
+def excess_deviations(ranges: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+    """By the last component of a group, the mean deviation of samples in its components less that of real digits."""
+    pca = real_in(max(COMPONENTS))[0]
+    real = pca.transform(load_digits().data).std(axis=0)
+    excess = [pca.transform(images).std(axis=0) - real for images in ranges]
+    groups = zip((0, *COMPONENTS), COMPONENTS, strict=False)
+    return {str(last): estimate([row[first:last].mean() for row in excess]) for first, last in groups}
 
 
 # ---- what becomes of an error --------------------------------------------------------------------------------------
 
 TIMES = (980, 900, 740, 500, 260, 100, 20)
 NUM_CHAINS, NUM_LONG_CHAINS = 96, 24  # in 50 steps, and in more
-PUSHES = {"small": 1.0, "large": 8.0}  # lengths over 64 pixels: 0.125 and 1 in each, root mean square
 
 
-def end_of(pipe: DDPMPaperPipeline, x_t: Tensor, scheduler: Any, from_timestep: int | None = None) -> Tensor:
-    """x_0 from x_t, by the noise of the seeds 0, 1, … that follows x_T."""
-    generators = seeded_generators(range(len(x_t)))
-    x = x_t
-    for step in pipe.reverse_process(x_t, generator=generators, scheduler=scheduler, from_timestep=from_timestep):
-        x = step.x
-    return x
-
-
-def gains(pipe: DDPMPaperPipeline, steps: int, x_start: Tensor) -> dict[str, dict[str, dict[str, float]]]:
-    """By the push and by t, how long the difference in x_0 is that a push of x_t leaves, over the push's length."""
-    found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in PUSHES}
+def gains(pipe: DDPMPaperPipeline, steps: int, x_start: Tensor) -> dict[str, dict[str, float]]:
+    """By t, how long the difference in x_0 is that a push of x_t by length 1 in a random direction leaves."""
+    found = {}
     diffusion = GaussianDiffusion(pipe.scheduler.betas.double().numpy())
     for t in TIMES:
         generator = torch.Generator().manual_seed(t)
-        noise, direction = (torch.randn(x_start.shape, generator=generator).double() for _ in range(2))
-        direction /= direction.flatten(1).norm(dim=1).view(-1, *(1,) * (x_start.ndim - 1))
+        noise, push = (torch.randn(x_start.shape, generator=generator).double() for _ in range(2))
+        push /= push.flatten(1).norm(dim=1).view(-1, *(1,) * (x_start.ndim - 1))
         x_t = diffusion.q_sample(x_start, t, noise)
-        pushed = [x_t, *(x_t + length * direction for length in PUSHES.values())]
-        end, *others = (end_of(pipe, x.float(), pipe.own_scheduler(steps), from_timestep=t) for x in pushed)
-        for (name, length), other in zip(PUSHES.items(), others, strict=True):
-            found[name][str(t)] = estimate((other - end).flatten(1).norm(dim=1) / length)
+        ends = [end_of(pipe, x.float(), pipe.own_scheduler(steps), from_timestep=t) for x in (x_t, x_t + push)]
+        found[str(t)] = estimate((ends[1] - ends[0]).flatten(1).norm(dim=1))
     return found
 
 

@@ -21,8 +21,10 @@ from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, GaussianDiffusion
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.inference import speed_up
 from ddpm_hf.likelihood import prior_bpd, vb_terms_bpd
+from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 
 FIRST, SECOND = "first", "second"  # trainings of the same recipe from the seeds 0 and 1
+YOUNG = "young"  # one that was stopped early
 NUM_RANGES, RANGE_SIZE = 6, 256  # of seeds, for samples
 NUM_IMAGES = {FIRST: {"test": 360, "train": 128}, SECOND: {"test": 128, "train": 64}}  # asked about at every t
 ANSWERS_SEED = 0
@@ -88,6 +90,15 @@ def x_start_mse(answers: Answers, diffusion: GaussianDiffusion) -> np.ndarray:
     return np.array(found)
 
 
+def end_of(pipe: DDPMPaperPipeline, x_t: Tensor, scheduler: Any, from_timestep: int | None = None) -> Tensor:
+    """x_0 from x_t, by the noise of the seeds 0, 1, … that follows x_T."""
+    generators = seeded_generators(range(len(x_t)))
+    x = x_t
+    for step in pipe.reverse_process(x_t, generator=generators, scheduler=scheduler, from_timestep=from_timestep):
+        x = step.x
+    return x
+
+
 # ---- estimates -----------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +149,11 @@ class Lab:
     @cached_property
     def fast(self) -> dict[str, DDPMPaperPipeline]:
         return {name: speed_up(pipe) for name, pipe in self.pipes.items()}
+
+    def add(self, name: str, unet: Any) -> None:
+        """Another network, to draw `samples` with."""
+        self.fast[name] = speed_up(DDPMPaperPipeline(unet, self.scheduler()))
+        self.fast[name].set_progress_bar_config(disable=True)
 
     def diffusion(self, **changes: Any) -> GaussianDiffusion:
         return self.scheduler(**changes).diffusion

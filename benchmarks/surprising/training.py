@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from speed.training import training_script
 from torch import Tensor, nn
 
-from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf import DDPMPaperPipeline, GaussianDiffusion
 from ddpm_hf.data import Samples, to_model_range
 from ddpm_hf.likelihood import prior_bpd
 from ddpm_hf.objectives import simple_loss
@@ -22,13 +22,13 @@ from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 from ddpm_hf.runs import batches_of, build_network, make_accelerator
 
 from .bound import losses_at
-from .drawing import end_of
-from .lab import FIRST, Answers, Lab, ask, bound_terms, estimate, train
+from .lab import FIRST, Answers, Lab, ask, bound_terms, end_of, estimate, train
 
 SEEDS = (0, 1, 2)
 NUM_STEPS, WARMUP_STEPS = 300, 100  # of short runs; the warm-up is the recipe's
 MARKS = (25, 50, 75, 100, 125, 150, 200, 250, 300)  # where weights are kept
 DECAYS = (0.98, 0.995, 0.9999)
+YOUNG_STEPS = 100  # after which a network is drawn with that is trained too little
 NUM_DRAWS = 20  # of t and ε for each held-out image
 
 
@@ -182,8 +182,9 @@ NUM_MEMORISED, MEMORISING_STEPS, NUM_OTHERS = 16, 2000, 64
 
 def memorising(lab: Lab) -> dict[str, Any]:
     """Networks that were trained on sixteen images: bound and L_simple of these and of held-out ones."""
-    found: dict[str, Any] = {}
     diffusion, samples = lab.diffusion(variance_type="fixed_large"), lab.splits["train"]
+    weights = bound_weights(diffusion)
+    found: dict[str, Any] = {"weight_at_1_over_500": float(weights[1] / weights[500])}
     others = lab.images("test", NUM_OTHERS)
     for first in (0, NUM_MEMORISED):
         few = replace(samples, array=samples.array[first : first + NUM_MEMORISED])
@@ -191,15 +192,23 @@ def memorising(lab: Lab) -> dict[str, Any]:
         run = short_run(lab, f"sixteen-from-{first}", options, few)
         unet = network_with(run["averages"]["0.995"])
         own: dict[str, Any] = {}
-        for kind, x_start in (("own", to_model_range(torch.from_numpy(few.array), 17).double()), ("others", others)):
+        for kind, x_start in (
+            ("own", to_model_range(few.batch(range(NUM_MEMORISED)), few.num_levels).double()),
+            ("others", others),
+        ):
             label = f"answers-sixteen-from-{first}-{kind}.pt"
             answers = Answers(x_start, lab.kept(label, lambda x=x_start, u=unet: ask(u, lab.diffusion(), x)))
             own[kind] = both_measures(answers, diffusion)
-        own["l_simple_ratio"] = own["others"]["l_simple"]["value"] / own["own"]["l_simple"]["value"]
         found[f"from_{first}"] = own
     usual = lab.answers(FIRST, "test")
     found["usual"] = both_measures(Answers(usual.x_start[:NUM_OTHERS], usual.outputs[:, :NUM_OTHERS]), diffusion)
     return found
+
+
+def bound_weights(diffusion: GaussianDiffusion) -> np.ndarray:
+    """The weight of ‖ε − ε̂‖² in the bound's term at t, which L_simple drops (Eq. 12): [T]; t = 0 has none."""
+    error_of_x_start = (1 - diffusion.alphas_cumprod) / diffusion.alphas_cumprod
+    return diffusion.posterior_mean_coef1**2 * error_of_x_start / (2 * np.exp(diffusion.model_log_variance))
 
 
 def both_measures(answers: Answers, diffusion: Any) -> dict[str, Any]:
