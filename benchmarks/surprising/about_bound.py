@@ -100,28 +100,35 @@ def loss_by_t(found: Found) -> Surprise:
     own = found["loss_by_t"]
     first, second = own[FIRST], own[SECOND]
     for one in (first, second):
+        single, batch = (one[f"gradient_ratio_{size}"]["value"] for size in (1, 128))
         require(one["explained_by_t"]["value"] > 0.7, "most of the loss's variance is t's")
-        require(one["loss_ratio"] > 20 * one["gradient_ratio"]["value"], "losses differ far more than gradients")
+        require(0.5 < single / one["loss_ratio"] ** 0.5 < 2, "gradients of single images go with the root of the loss")
+        require(batch < 0.7 * single, "gradients of batches differ less than those of single images")
     return Surprise(
-        "Most of the loss's noise is t, and gradients hardly differ where losses do",
-        "The training loss is noisy because of the images and of ε",
-        f"{pm(first['explained_by_t'], 0, 100)} % of its variance is t's",
+        "Most of the loss's noise is t, and the gradient knows little of the loss's size",
+        "The training loss is noisy because of the images and of ε, and large losses at small t drown the rest",
+        f"{pm(first['explained_by_t'], 0, 100)} % of the variance is t's; losses at t < 10 are "
+        f"{first['loss_ratio']:.0f} times those at t ≥ 900, gradients of batches {pm(first['gradient_ratio_128'], 1)} times",
         (
             f"""Of the variance of L_simple over held-out images, t and ε, {pm(first["explained_by_t"], 1, 100)} %
             is that of its mean at t (second: {pm(second["explained_by_t"], 1, 100)} %).
             {pm(first["share_below_50"], 1, 100)} % of the loss comes from the 5 % of t below 50 (second:
-            {pm(second["share_below_50"], 1, 100)} %). The losses at t < 10 are {first["loss_ratio"]:.0f} times
-            those at t ≥ 900, the gradients of single images there only {pm(first["gradient_ratio"], 1)} times as
-            long, root mean square (second: {second["loss_ratio"]:.0f} and {pm(second["gradient_ratio"], 1)}).""",
+            {pm(second["share_below_50"], 1, 100)} %).""",
+            f"""The losses at t < 10 are {first["loss_ratio"]:.0f} times those at t ≥ 900. The gradients of single
+            images there are {pm(first["gradient_ratio_1"], 1)} times as long, root mean square, and those of
+            batches of 128 are {pm(first["gradient_ratio_128"], 1)} times as long (second:
+            {second["loss_ratio"]:.0f}, {pm(second["gradient_ratio_1"], 1)} and
+            {pm(second["gradient_ratio_128"], 1)}).""",
         ),
-        """At large t the input is nearly ε itself and the loss nearly 0, at small t there is little of ε to see
-        and the loss nearly 1: that curve is the same for every image. The gradient is the error times the
-        sensitivity of the output, so it falls with the root of the loss at most, and at large t the little that
-        is left of the error points the same way in all weights.""",
-        """The curve of the loss over t is general, its steepness a matter of the data: the more of x_t the image
-        explains, the lower it is. The numbers are those of the digits.""",
-        """Judge a run by its mean over many steps, or by the same t and ε at every evaluation, as
-        `--held_out_every` and `--eval_every` do ([held-out data](training.md#held-out-data)).""",
+        f"""The loss is a square and the gradient is proportional to its root, which makes
+        {first["loss_ratio"]:.0f} times {first["loss_ratio"] ** 0.5:.0f} times. At small t the gradients of
+        different images point in different directions and cancel in a batch, at large t they agree.""",
+        """The curve of the loss over t is general, with its height at small t, where ε can hardly be seen; how
+        steep it is depends on the data. That single gradients go with the root is general; how well they agree is
+        of this model.""",
+        """Judge a run by its mean over many steps, or on the same t and ε each time, as `--held_out_every` and
+        `--eval_every` do ([held-out data](training.md#held-out-data)). There is no need to weight t for the sake
+        of the gradient's size.""",
         ("loss_by_t",),
     )
 

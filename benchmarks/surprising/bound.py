@@ -145,9 +145,10 @@ def loss_by_t(lab: Lab) -> dict[str, Any]:
 
         own = {"explained_by_t": bootstrapped(explained, loss.shape[1])}
         own["share_below_50"] = bootstrapped(early, loss.shape[1])
-        low, high = (gradient_norms(lab, name, range(*ends)) for ends in ((0, 10), (900, 1000)))
-        own["gradient_ratio"] = ratio_of_rms(low["norms"], high["norms"])
-        own["loss_ratio"] = float(np.mean(low["losses"]) / np.mean(high["losses"]))
+        for size, count in ((1, 150), (128, 10)):
+            low, high = (gradient_norms(lab, name, range(*ends), size, count) for ends in ((0, 10), (900, 1000)))
+            own[f"gradient_ratio_{size}"] = ratio_of_rms(low["norms"], high["norms"])
+            own["loss_ratio"] = float(np.mean(low["losses"]) / np.mean(high["losses"]))  # of the last, the most images
         found[name] = own
     return found
 
@@ -158,14 +159,14 @@ def losses_at(answers: Answers, diffusion: GaussianDiffusion, t: int) -> np.ndar
     return simple_loss(diffusion, answers.outputs[t].double(), answers.x_start, x_t, at, noise).numpy()
 
 
-def gradient_norms(lab: Lab, name: str, times: range, count: int = 150) -> dict[str, list[float]]:
-    """The norm of single samples' gradients with respect to all weights, and their losses, at uniform t of `times`."""
+def gradient_norms(lab: Lab, name: str, times: range, size: int, count: int) -> dict[str, list[float]]:
+    """Norms of the gradient of the mean loss of `size` images at uniform t of `times`, and these losses."""
     unet: Any = lab.pipes[name].unet
-    generator, diffusion = torch.Generator().manual_seed(0), lab.diffusion()
-    images = lab.images("train", count).float()
+    generator, diffusion, images = torch.Generator().manual_seed(0), lab.diffusion(), lab.images("train").float()
     found: dict[str, list[float]] = {"norms": [], "losses": []}
-    for x_start in images.split(1):
-        t = torch.tensor([times[int(torch.randint(len(times), (), generator=generator))]])
+    for first in range(0, size * count, size):
+        x_start = images[first : first + size]
+        t = times[0] + torch.randint(len(times), (len(x_start),), generator=generator)
         noise = torch.randn(x_start.shape, generator=generator)
         x_t = diffusion.q_sample(x_start, t, noise)
         loss = simple_loss(diffusion, unet(x_t, t).sample, x_start, x_t, t, noise).mean()
