@@ -194,8 +194,7 @@ def encoding(found: Found) -> Surprise:
         """It is general: the exact network does the same to flat pixels, and its other pixels come near 1 only as
         the number of steps grows. How far below 1 the whole image stays depends on how many of its pixels are
         flat.""",
-        """Do not expect an encoded image to look like noise to a test, and do not scale it to 1, for then it
-        decodes to another image. `ddpm-hf draw interpolate` does not encode by DDIM; it adds noise, as the paper
-        does.""",
+        """Do not expect an encoded image to look like noise to a test, and do not scale it to 1, which would make
+        it another x_T. `ddpm-hf draw interpolate` does not encode by DDIM; it adds noise, as the paper does.""",
         ("encoding",),
     )

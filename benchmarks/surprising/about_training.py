@@ -15,23 +15,23 @@ def chaos(found: Found) -> Surprise:
     weights = own["weights"]
     last = weights["300"]
     require(last["value"] > 100 * weights["25"]["value"], "the distance of the weights grows by orders of magnitude")
-    require(own["loss"]["value"] < 0.1 * last["value"], "the losses differ far less than the weights")
+    require(own["loss"]["value"] < 0.5 * last["value"], "the losses differ less than the weights")
     rows = [(step, f"{distance['value']:.1e} ± {distance['error']:.0e}") for step, distance in weights.items()]
     return Surprise(
-        "Training is chaotic, and it does not matter",
+        "Training is chaotic, and it hardly matters",
         "Two runs that differ by rounding stay close, or else end with different models",
-        f"weights {percent(last['value'], 1)} apart after 300 steps, losses {percent(own['loss']['value'], 3)}",
+        f"weights {pm(last, 1, 100)} % apart after 300 steps, losses {pm(own['loss'], 2, 100)} %",
         (
             f"""Two runs from one seed that add up the same gradients in another order (128 images in one part, or
             in two of 64), three seeds. The distance of their weights over the weights' length grows tenfold every
             {pm(own["tenfold_every"], 0)} steps between steps 50 and 200:""",
             table(("step", "relative distance of the weights"), rows),
-            f"""After 300 steps the held-out losses of the two differ by {pm(own["loss"], 3, 100)} %, and their
+            f"""After 300 steps the held-out losses of the two differ by {pm(own["loss"], 2, 100)} %, and their
             samples from the same seeds by {pm(own["samples"], 3)} root mean square on [−1, 1].""",
         ),
-        """A step of Adam divides by the gradient's own size, so that even the rounding error of a tiny gradient
-        moves a weight by a good part of the learning rate, and the next gradients carry it on. The loss is flat
-        in nearly all of the directions in which the two runs part, so the function stays the same.""",
+        """A difference of the weights makes one of the gradients, and Adam, which divides by the gradient's own
+        size, passes it on at the full learning rate however small the gradient is. The loss hardly changes in
+        most of the directions in which two runs part, so the function stays closer than the weights.""",
         """Three seeds agree. That rounding is amplified is general for training by Adam; the rate is of this
         network and learning rate.""",
         """Compare runs by their losses on the same t and ε and by their samples, not by their weights. Where
@@ -71,9 +71,9 @@ def memorising(found: Found) -> Surprise:
             Beside the good network it is {times[1][0]:.1f} and {times[1][1]:.1f} times the loss, and
             {times[0][0]:.1f} and {times[0][1]:.1f} times the bound, so in that comparison the loss hides nothing.""",
         ),
-        f"""The bound counts an error of ε at t = 1 {own["weight_at_1_over_500"]:.0f} times as much as one at t =
-        500, L_simple counts both alike. At small t the network knows exactly which image it expects and is wrong,
-        and nothing limits what a Gaussian pays for that.""",
+        f"""In the bound an error of ε at t = 1 weighs {own["weight_at_1_over_500"]:.0f} times as much as one at t
+        = 500, in L_simple both weigh the same. At small t the network knows exactly which image it expects and is
+        wrong, and nothing limits what a Gaussian pays for that.""",
         """The weights are general, those of Eq. 12. How far above guessing the bound ends depends on the data and
         on the length of the training.""",
         """Compare a held-out loss with that of training images or of another network, never with 1. The held-out
@@ -104,7 +104,7 @@ def dealing_out(found: Found) -> Surprise:
         """It is general for sums in floating point, as long as the parts are computed by the same kernels. A
         GPU's kernels may add within a part in an order that changes from run to run.""",
         """Do not expect equal bits after a change of the number of processes, and read
-        [chaos](#6-training-is-chaotic-and-it-does-not-matter) before you worry about it. With two parts you may,
+        [chaos](#6-training-is-chaotic-and-it-hardly-matters) before you worry about it. With two parts you may,
         which makes a good test of a cluster.""",
         ("dealing_out",),
     )
@@ -118,14 +118,15 @@ def small_limits(found: Found) -> Surprise:
     require(per_weight < 1e-8, "1e-6 is below Adam's epsilon per weight")
     require(1.02 < millionth["value"] < 2, "a limit of 1e-6 trains, and worse")
     return Surprise(
-        "Gradients a thousand times too small train as well",
+        "Gradients hundreds of times too short train as well",
         "A limit far below the gradient's norm stops training",
         f"clipped at 1e-3: {pm(thousandth, 3)} times the loss; at 1e-6: {pm(millionth, 2)} times",
         (
             f"""300 steps with the gradient's norm clipped at 1e-3 or 1e-6 in place of 1, three seeds. The
             held-out loss of the averaged weights (decay 0.98) is {pm(thousandth, 3)} times that with a limit of 1
-            for 1e-3, and {pm(millionth, 2)} times for 1e-6, where a weight's gradient is {per_weight:.0e} on
-            average, below Adam's ε of 1e-8.""",
+            for 1e-3, to which a gradient is shortened {own["median_after"] / 1e-3:.0f} times by the median, and
+            {pm(millionth, 2)} times for 1e-6, where a weight's gradient is {per_weight:.0e} on average, below
+            Adam's ε of 1e-8.""",
         ),
         """Adam divides the mean of the gradients by the root of their mean square, which cancels any factor that
         both have in common. A limit that always acts makes all gradients equally long, and only below ε does that
@@ -161,12 +162,12 @@ def averaging(found: Found) -> Surprise:
             {pm(own["loss_0.9999"], 2)} and has moved {percent(own["moved_0.9999"]["value"], 1)} of the way that
             the weights went.""",
         ),
-        """The recipe's loss is a mean over 128 images and falls from 1 to 0.1 within the warm-up, so its
-        gradients are short from then on. An average with decay d looks back over 1/(1 − d) steps: 50 steps for
-        0.98, a sixth of this run; 10,000 for 0.9999, thirty times it.""",
-        """The two horizons are general. That clipping never acts is a matter of the model and of its loss: large
-        networks have had spikes.""",
-        """Choose a decay whose horizon is a tenth of the run; the script warns of one that is too long. Keep the
-        limit of 1, which costs nothing, for the spike that you have not seen.""",
+        """The gradient is proportional to the network's error
+        ([10](#10-most-of-the-losss-noise-is-t-and-the-gradient-knows-little-of-the-losss-size)), which is small
+        once the warm-up is over. An average with decay d looks back over 1/(1 − d) steps: 50 steps for 0.98, a
+        sixth of this run; 10,000 for 0.9999, thirty times it.""",
+        """The two horizons are general. That clipping never acts is of this model and its data.""",
+        """Choose a decay whose horizon is a small part of the run; the script warns of one that is too long. Keep
+        the limit of 1: where it does not act it changes nothing.""",
         ("gradient_clipping", "averaging"),
     )

@@ -135,12 +135,16 @@ class Lab:
         return to_model_range(samples.batch(range(count or len(samples))), samples.num_levels).double()
 
     @cached_property
+    def first(self) -> DDPMPaperPipeline:
+        return DDPMPaperPipeline.from_pretrained(DIGITS)
+
+    @cached_property
     def pipes(self) -> dict[str, DDPMPaperPipeline]:
         """The checkpoint of the repository, and one trained alike from other initial weights and other batches."""
         second = self.work / "second"
         if not (second / "model_index.json").exists():
             train(["--seed=1", f"--output_dir={second}", "--log_every=1"], self.work / "second.log")
-        found = {FIRST: DDPMPaperPipeline.from_pretrained(DIGITS), SECOND: DDPMPaperPipeline.from_pretrained(second)}
+        found = {FIRST: self.first, SECOND: DDPMPaperPipeline.from_pretrained(second)}
         for pipe in found.values():
             pipe.set_progress_bar_config(disable=True)
             pipe.unet.eval()
@@ -160,7 +164,7 @@ class Lab:
 
     def scheduler(self, **changes: Any) -> DDPMPaperScheduler:
         """That of both networks, with changes of its configuration."""
-        found: Any = DDPMPaperScheduler.from_config(self.pipes[FIRST].scheduler.config, **changes)
+        found: Any = DDPMPaperScheduler.from_config(self.first.scheduler.config, **changes)
         return found
 
     def answers(self, name: str, split: str) -> Answers:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import about_bound, about_drawing, about_training
-from .words import Contradiction as Contradiction, Surprise
+from .words import Contradiction as Contradiction, Surprise, filled
 
 SURPRISES: tuple[Callable[[Mapping[str, Any]], Surprise], ...] = (
     about_bound.chains,
@@ -56,4 +56,5 @@ def text_of(measured: Mapping[str, Any]) -> str:
     cpu, wall = (sum(own[key] for own in measured.values()) / 60 for key in ("cpu_s", "wall_s"))
     images = found["chains"]["num_images"]
     head = HEAD.format(cpu=cpu, wall=wall, rows=rows, images=images["first"], images_second=images["second"])
+    head = "\n\n".join(map(filled, head.strip().split("\n\n"))) + "\n"
     return head + "".join(f"\n{own.section(i)}" for i, own in enumerate(surprises, 1))
