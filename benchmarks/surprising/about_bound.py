@@ -43,9 +43,9 @@ def chains(found: Found) -> Surprise:
             to the network (`ddpm-hf shorten`), with the digits' 17 levels and with bins as narrow as those of
             256:""",
             table(("steps", "first, 17", "second, 17", "first, 256", "second, 256"), [*rows, fixed]),
-            f"""The last ten steps, from t = 10 to 0, cost {pm(first["last_steps_cost"])} bits/dim and save
-            {pm(first["last_steps_save"])} of L_0 (second: {pm(of(own, SECOND, "last_steps_cost"))} and
-            {pm(of(own, SECOND, "last_steps_save"))}). The width of `fixed_large` alone, β_t in place of β̃_t,
+            f"""The last ten steps, from t = 10 to 0, cost {pm(first["last_steps_cost"], 3)} bits/dim and save
+            {pm(first["last_steps_save"], 3)} of L_0 (second: {pm(of(own, SECOND, "last_steps_cost"), 3)} and
+            {pm(of(own, SECOND, "last_steps_save"), 3)}). The width of `fixed_large` alone, β_t in place of β̃_t,
             costs {width:.3f} bits/dim, exactly, from the schedule: {percent(share[FIRST])} of the first network's
             bound and {percent(share[SECOND])} of the second's.""",
         ),
@@ -75,7 +75,7 @@ def rounding(found: Found) -> Surprise:
     require(abs(own["of_rmse"] - own["paper_distortion"]) < 0.01, "the paper's distortion follows from its RMSE")
     require(own["of_rmse"] - own["of_rmse_best"] < 0.01, "no other width would give less")
     return Surprise(
-        "Rounding x̂_0 lowers the bound by a fifth",
+        "Rounding lowers the bound by a fifth",
         "The network knows by itself that there are only 17 grey levels",
         f"rounding x̂_0 for t ≤ {first['limit']}: {pm(first['rounded'])} in place of {pm(first['plain'])} bits/dim",
         (

@@ -5,54 +5,55 @@ from typing import Any
 
 from .words import Surprise, clear, pm, require, signed, table
 
-FIRST, SECOND, ORACLE = "first", "second", "oracle"
+FIRST, SECOND, YOUNG, ORACLE = "first", "second", "young", "oracle"
 Found = Mapping[str, Any]
 
 
 def clipping(found: Found) -> Surprise:
     own = found["clipping"]
-    first, second = own[FIRST], own[SECOND]
+    first, second, young = own[FIRST], own[SECOND], own[YOUNG]
     for one in (first, second):
         clear(one["bound"], 1, "not clipping raises the bound")
-        for steps in (10, 50):
-            clear(one[f"free_less_clipped_{steps}"], -1, f"not clipping lowers the distance in {steps} steps")
     rows = []
     for steps in (10, 50):
-        for what, name in (("Fréchet distance, clipped", "clipped"), ("unclipped less clipped", "free_less_clipped")):
-            show = pm if name == "clipped" else signed
-            rows.append((f"{steps} steps: {what}", *(show(one[f"{name}_{steps}"]) for one in (first, second))))
-        spreads = [signed(one[f"spread_free_less_clipped_{steps}"], 3) for one in (first, second)]
-        rows.append((f"{steps} steps: variance over that of real digits, clipped", *spread_row(first, second, steps)))
-        rows.append((f"{steps} steps: the same, unclipped less clipped", *spreads))
-        shares = [signed(one[f"sure_free_less_clipped_{steps}"], 3) for one in (first, second)]
-        rows.append((f"{steps} steps: share a classifier is sure of, unclipped less clipped", *shares))
+        for one in (first, second, young):
+            require(one[f"spread_clipped_{steps}"]["value"] < 1, "clipped samples vary less than real digits")
+            clear(one[f"spread_free_less_clipped_{steps}"], 1, "unclipped samples vary more than clipped ones")
+            clear(one[f"free_less_clipped_{steps}"], -1, "not clipping lowers the distance")
+        for label, name, digits in (
+            ("Fréchet distance", "", 1),
+            ("variance over that of real digits", "spread_", 3),
+            ("share that a classifier is sure of", "sure_", 3),
+        ):
+            columns = [
+                f"{pm(one[f'{name}clipped_{steps}'], digits)}; "
+                f"{signed(one[f'{name}free_less_clipped_{steps}'], digits)}"
+                for one in (first, second, young)
+            ]
+            rows.append((str(steps), label, *columns))
     return Surprise(
-        "Not clipping x̂_0 is worse for the bound and better for the samples",
+        "Not clipping is worse for the bound and better for the samples",
         "Clipping x̂_0 to [−1, 1] can only help, as no image lies outside",
         f"unclipped: {signed(first['bound'])} bits/dim, Fréchet distance {signed(first['free_less_clipped_50'], 1)} "
         "in 50 steps",
         (
             f"""Without clipping the bound is {pm(first["bound"])} bits/dim higher (second:
-            {pm(second["bound"])}), the mean over images of a paired difference. The Fréchet distance falls, on
-            the same seeds:""",
-            table(("", "first", "second"), rows),
+            {pm(second["bound"])}). Of samples in 10 and 50 steps, what they have with clipping, and after the
+            semicolon what not clipping adds to it on the same seeds; young is a network after
+            {own["young_steps"]} steps of training, without averaging:""",
+            table(("steps", "", FIRST, SECOND, YOUNG), rows),
         ),
         """x_0 lies in [−1, 1], so clipping x̂_0 can only bring it nearer, and the bound is measured by that
-        distance. But it also pulls inwards what the network expects, at every step: clipped samples vary too
-        little, and unclipped ones reach black and white more often.""",
-        """The first half is general, being geometry. The second holds for both trainings and in 10 and 50 steps,
-        on digits, of whose pixels half lie at the end of the range; pictures in colour were not measured.""",
-        """Try `DDPMPaperScheduler.from_config(pipe.scheduler.config, clip_sample=False)` when you draw in few
-        steps, and look. The default clips, as the paper's code does, and the bound should.""",
+        distance. But it also pulls inwards what the network expects, at every step: samples vary less than the
+        data, and clipped ones even less.""",
+        """The first half is general, being geometry. The second holds for three networks, one of them hardly
+        trained, and for few and more steps; but for digits only, of whose pixels half lie at the end of the
+        range.""",
+        """Draw with `DDPMPaperScheduler.from_config(pipe.scheduler.config, clip_sample=False)` beside the
+        default, in few steps above all, and look. The default clips, as the paper's code does, and for the bound
+        it should.""",
         ("clipping",),
     )
-
-
-def spread_row(first: Found, second: Found, steps: int) -> list[str]:
-    for one in (first, second):
-        require(one[f"spread_clipped_{steps}"]["value"] < 1, "clipped samples vary less than real digits")
-        clear(one[f"spread_free_less_clipped_{steps}"], 1, "unclipped samples vary more than clipped ones")
-    return [pm(one[f"spread_clipped_{steps}"], 3) for one in (first, second)]
 
 
 def widths(found: Found) -> Surprise:
@@ -82,7 +83,7 @@ def widths(found: Found) -> Surprise:
         require(large["5"]["value"] < small["5"]["value"] < 0, "fixed_large takes more from the first components")
         require(large["40"]["value"] > 0 > small["40"]["value"], "fixed_large leaves noise in the last components")
     return Surprise(
-        "Which σ_t² draws better depends on the steps, and on what is compared",
+        "Which width draws better depends on the steps, and on what is compared",
         "One of the paper's two widths is the better one",
         f"`fixed_small` less `fixed_large`, distance: {signed(both['10']['20'], 1)} in 10 steps, "
         f"{signed(both['50']['20'], 1)} in 50",
@@ -148,8 +149,11 @@ def errors(found: Found) -> Surprise:
             f"""Two networks from different initial weights and batches draw nearly the same images from the same
             noise: the correlation of their pixels, beyond the mean digit, is {pm(twins["same_50"], 3)} in 50
             steps of this process, {pm(twins["same_10"], 3)} in 10 and {pm(twins["same_ddim_50"], 3)} by DDIM in
-            50, for different seeds {pm(twins["different_50"], 3)}. Where x_t is rounded to bfloat16 after every
-            step, x_0 is off by so much, root mean square on [−1, 1]:""",
+            50, for different seeds {pm(twins["different_50"], 3)}. Young, below them, has made a tenth of the
+            steps of training:""",
+            "![Digits that three networks draw of the same twelve seeds](pictures/twins.png)",
+            """Where x_t is rounded to bfloat16 after every step, x_0 is off by so much, root mean square on [−1,
+            1]:""",
             table(("", FIRST, SECOND), states),
             f"""A hundred times as many steps make {grown:.0f} times the error, and the distance of two grey
             levels is 0.125.""",

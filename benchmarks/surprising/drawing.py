@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
-from digits_quality import classifiers, gaussian_of
+from digits_quality import classifiers, gaussian_of, seed_ranges
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from ddpm_hf import DDPMPaperPipeline, GaussianDiffusion
 from ddpm_hf.evaluation.frechet import Gaussian, distance_of_gaussians
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork
+from ddpm_hf.pictures import as_pictures, labelled_grid
 from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 
 from .lab import FIRST, SECOND, YOUNG, Lab, bound, end_of, estimate
@@ -190,6 +192,16 @@ def twins(lab: Lab) -> dict[str, Any]:
     )
     found["same_ddim_50"] = estimate(correlations(one, other))
     return found
+
+
+def twins_picture(lab: Lab, count: int = 12) -> Image.Image:
+    """What the three networks draw of the same seeds in 50 steps."""
+    rows, names = [], (FIRST, SECOND, YOUNG)
+    for name in names:
+        images = lab.samples(name, 50, clip_sample=True)[0][:count] / 16
+        rows.append(as_pictures(torch.from_numpy(images).float().view(count, 1, 8, 8)))
+    seeds = [str(seed) for seed in seed_ranges(1, count)[0]]
+    return labelled_grid(rows, row_labels=names, column_labels=seeds)
 
 
 def rounded_state(lab: Lab) -> dict[str, Any]:

@@ -178,11 +178,13 @@ class Lab:
     def samples(self, name: str, steps: int, **changes: Any) -> list[np.ndarray]:
         """Samples of six ranges of seeds, [256, 64] each on the scale 0 … 16."""
         label = "-".join([name, str(steps), *(f"{key}={value}" for key, value in sorted(changes.items()))])
+        kept = self.kept(f"samples-{label}.pt", lambda: self._drawn(name, steps, changes))
+        return [images.numpy() for images in kept]
+
+    def _drawn(self, name: str, steps: int, changes: dict[str, Any]) -> list[Tensor]:
         pipe = DDPMPaperPipeline(self.fast[name].unet, self.scheduler(**changes))
         pipe.set_progress_bar_config(disable=True)
-        ranges = seed_ranges(NUM_RANGES, RANGE_SIZE)
-        kept = self.kept(f"samples-{label}.pt", lambda: [torch.from_numpy(drawn(pipe, s, steps)) for s in ranges])
-        return [images.numpy() for images in kept]
+        return [torch.from_numpy(drawn(pipe, seeds, steps)) for seeds in seed_ranges(NUM_RANGES, RANGE_SIZE)]
 
     def kept(self, file: str, make: Callable[[], Any]) -> Any:
         """What `file` in the folder of work holds, made first where it is not there."""

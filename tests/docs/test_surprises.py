@@ -55,6 +55,27 @@ def test_a_sentence_that_its_numbers_contradict_is_not_written(name, measured):
     pytest.fail(f"no sentence depends on {name}")
 
 
+def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path, capsys):
+    calls: list[str] = []
+    wanted = {name: lambda lab, name=name: {"calls": calls.append(name) or len(calls)} for name in ("a", "b")}
+    monkeypatch.setattr(surprises, "MEASUREMENTS", wanted)
+    monkeypatch.setattr(surprises.page, "text_of", lambda measured: "")
+    arguments = [f"--results={tmp_path / 'found.json'}", f"--work={tmp_path / 'work'}"]
+    for only, expected in ((["--only", "b"], ["b"]), ([], ["b", "a"]), ([], ["b", "a"])):
+        assert surprises.main([*arguments, *only]) == 0 and calls == expected
+    assert surprises.main([*arguments, "--only", "a"]) == 0 and calls == ["b", "a", "a"]
+    measured = json.loads((tmp_path / "found.json").read_text())["measured"]
+    assert {name: own["found"]["calls"] for name, own in measured.items()} == {"b": 1, "a": 3}
+    assert "not measured: a" in capsys.readouterr().out
+
+
+def test_kept_results_are_made_once(tmp_path):
+    laboratory, made = lab.Lab(tmp_path), []
+    for _ in range(2):
+        found = laboratory.kept("x.pt", lambda: torch.tensor([float(made.append(1) or len(made))]))
+        assert found.item() == 1 and [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+
+
 def test_answers_give_the_bound():
     """By the network's answers at every t as by `bits_per_dim`, whose noise is other noise."""
     torch.manual_seed(0)
