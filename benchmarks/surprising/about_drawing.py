@@ -138,7 +138,7 @@ def errors(found: Found) -> Surprise:
     return Surprise(
         "Sampling forgets its errors, and two networks draw the same images",
         "An error at the beginning of a chain of 1000 steps is the worst, since all later steps carry it on",
-        f"an error of 1 in x_T leaves {pm(own[FIRST]['ancestral_1000']['980'], 3)} in x_0; in DDIM "
+        f"an error of 1 at t = 980 leaves {pm(own[FIRST]['ancestral_1000']['980'], 3)} in x_0; in DDIM "
         f"{pm(own[FIRST]['ddim_50']['980'], 1)}",
         (
             """x_t of held-out digits is pushed by length 1 in a random direction (0.125 in each pixel, root mean

@@ -40,8 +40,8 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    first, *others = ["| " + " | ".join(line) + " |" for line in (head, *rows)]
+    return "\n".join([first, "|---" * len(head) + "|", *others])
 
 
 class Surprise(NamedTuple):
