@@ -121,6 +121,9 @@ def errors(found: Found) -> Surprise:
         middle = max(ancestral, key=lambda t: ancestral[t]["error"])
         require(middle in ("740", "500", "260"), "what an error leaves differs most between images in the middle")
         require(ddim["980"]["value"] > 10 * ancestral["980"]["value"], "DDIM keeps an early error")
+    for which in ("same_10", "same_50", "same_ddim_50"):
+        require(twins[which]["value"] > 0.9, "two networks draw nearly the same images from the same noise")
+    require(abs(twins["different_50"]["value"]) < 0.2, "images of different seeds have little in common")
     for one in (rounded[FIRST], rounded[SECOND]):
         require(max(e["value"] for e in one.values()) < 0.1, "a state in bfloat16 moves samples by less than 0.1")
     longest = rounded[FIRST]["1000"]

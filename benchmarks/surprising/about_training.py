@@ -163,7 +163,7 @@ def averaging(found: Found) -> Surprise:
             the weights went.""",
         ),
         """The gradient is proportional to the network's error
-        ([10](#10-most-of-the-losss-noise-is-t-and-the-gradient-knows-little-of-the-losss-size)), which is small
+        ([11](#11-most-of-the-losss-noise-is-t-and-the-gradient-knows-little-of-the-losss-size)), which is small
         once the warm-up is over. An average with decay d looks back over 1/(1 − d) steps: 50 steps for 0.98, a
         sixth of this run; 10,000 for 0.9999, thirty times it.""",
         """The two horizons are general. That clipping never acts is of this model and its data.""",

@@ -34,12 +34,12 @@ python benchmarks/surprises.py                  # measures what is not measured 
 python benchmarks/surprises.py --page           # writes it from what was measured
 ```
 
-All of it takes about {cpu:.0f} minutes of one core (it took {wall:.0f}, on cores that others used too). Each section names
-its measurement, which `--only` repeats. ± is a standard error: of a mean over images, over six ranges of 256 seeds, or
-over three trainings, as the section says. Differences are paired, on the same images or seeds. Bounds are those of
-{images} held-out digits for first and of {images_second} for second, in bits/dim, with 17 levels where nothing else is
-said. The Fréchet distance is that of 20 principal components of 256 samples to all real digits; few samples make it
-too large, so it compares with those of this page alone.
+All of it takes about {cpu:.0f} minutes of one core (it took {wall:.0f}, on cores that others used too). Each
+section names its measurement, which `--only` repeats. ± is a standard error: of a mean over images, over six
+ranges of 256 seeds, or over three trainings, as the section says. Differences are paired, on the same images or
+seeds. Bounds are those of {images} held-out digits for first and of {images_second} for second, in bits/dim,
+with 17 levels where nothing else is said. The Fréchet distance is that of 20 principal components of 256
+samples to all real digits; few samples make it too large, so it compares with those of this page alone.
 The numbers are in [surprises.json](../benchmarks/results/surprises.json), the texts in `benchmarks/surprising`; each
 sentence that claims a direction is checked against the numbers whenever this page is written.
 
