@@ -164,8 +164,8 @@ def errors(found: Found) -> Surprise:
         """A step keeps only a part of x_t and draws the rest anew, so that what is left of an early error is a
         product of factors below 1; DDIM draws nothing and keeps the error. The images agree because both networks
         are near the same function, the exact ε of the data, and the noise decides the rest.""",
-        """It is general: the exact network does the same, and the factors follow from the schedule. What an
-        error in the middle leaves depends on the image most, so that its ± is largest there.""",
+        """It is general: the exact network does the same, and the factors follow from the schedule. What an error
+        in the middle leaves depends on the image most, so that its ± is largest there.""",
         """Spend precision and steps on small t. A state in bfloat16 would do, though this package keeps float32.
         To compare two networks, draw from the same seeds: the difference is theirs and not the noise's.""",
         ("contraction", "twins", "rounded_state"),

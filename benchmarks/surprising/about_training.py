@@ -32,8 +32,8 @@ def chaos(found: Found) -> Surprise:
         """A difference of the weights makes one of the gradients, and Adam, which divides by the gradient's own
         size, passes it on at the full learning rate however small the gradient is. The loss hardly changes in
         most of the directions in which two runs part, so the function stays closer than the weights.""",
-        """Three seeds agree. That rounding is amplified is general for training by Adam; the rate is of this
-        network and learning rate.""",
+        """That rounding is amplified follows from how Adam divides, and three seeds agree. The rate is of this
+        network and learning rate, and no other was tried.""",
         """Compare runs by their losses on the same t and ε and by their samples, not by their weights. Where
         weights must be equal, every sum must be taken in the same order: that is how a resumed run ends with the
         same bits ([resuming](training.md#resuming)).""",

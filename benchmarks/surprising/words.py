@@ -22,7 +22,9 @@ def clear(estimate: Mapping[str, float], sign: int, sentence: str, errors: float
 
 
 def pm(estimate: Mapping[str, float], digits: int = 2, scale: float = 1.0) -> str:
-    """“1.88 ± 0.01”, of `scale` times the estimate."""
+    """“1.88 ± 0.01”, of `scale` times the estimate; with more digits where the error would be 0."""
+    while estimate["error"] and float(f"{scale * estimate['error']:.{digits}f}") == 0:
+        digits += 1
     return f"{_number(scale * estimate['value'], digits)} ± {scale * estimate['error']:.{digits}f}"
 
 
