@@ -95,8 +95,9 @@ def rounding(found: Found) -> Surprise:
         right level mostly shows, but a network trained by L_simple is hardly asked about these t and answers with
         values between the levels. A small error of x̂_0 is expensive there, as the KL term divides its square by
         σ_t².""",
-        """It is general for data with few levels, and both trainings agree. For 256 levels it says nothing, since
-        the noise of the last step is as wide as their distance.""",
+        """It follows from the levels, so other data with few of them should show it, but only digits were tried;
+        both trainings agree. For 256 levels it says nothing, since the noise of the last step alone is wider than
+        their distance.""",
         f"""For data with few levels `likelihood.bits_per_dim(…, round_below={first["limit"] + 1})` does it: a
         limit that training images choose. It is off by default, as the paper clips and does not round.""",
         ("rounding",),

@@ -25,7 +25,7 @@ from .lab import FIRST, SECOND, YOUNG, Lab, bound, end_of, estimate
 from .training import YOUNG_STEPS, baseline, network_with
 
 COMPONENTS = (5, 10, 20, 40)
-STEPS = (10, 50)
+STEPS, MANY_STEPS = (10, 50), 250
 ORACLE = "oracle"
 
 
@@ -53,7 +53,7 @@ def clipping(lab: Lab) -> dict[str, Any]:
         if name != YOUNG:
             answers = lab.answers(name, "test")
             own["bound"] = estimate(bound(answers, diffusion, clip=False) - bound(answers, diffusion))
-        for steps in STEPS:
+        for steps in (*STEPS, MANY_STEPS) if name == FIRST else STEPS:
             ranges = [lab.samples(name, steps, clip_sample=clip) for clip in (True, False)]
             clipped, free = map(distances, ranges)
             own |= {f"clipped_{steps}": estimate(clipped), f"free_less_clipped_{steps}": estimate(free - clipped)}
