@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .randomness import keyed_generator, keyed_generators
-from .scheduler import GaussianDiffusion, paper_scheduler
+from .scheduler import GaussianDiffusion, clipped, paper_scheduler
 from .unet import evaluation_mode
 
 # Below this width in standard deviations, a bin's probability is its density times its width: the difference of two
@@ -150,6 +151,7 @@ def bits_per_dim(
     seed: int,
     clip_denoised: bool | Callable[[Tensor], Tensor] = True,
     num_levels: int | None = 256,
+    round_below: int = 0,
     num_inference_steps: int | None = None,
     num_timesteps_subset: int | None = None,
     class_labels: Tensor | None = None,
@@ -171,6 +173,9 @@ def bits_per_dim(
         clip_denoised: clamp x̂_0 to [−1, 1]; pass False for points, or for a model that samples without clamping; a
             function is applied to x̂_0 instead.
         num_levels: the data's: 256, 17 for the digits, None for points.
+        round_below: at t below this, 0-based, round x̂_0 to the nearest level as well. Off by default, as in the paper;
+            with few levels it lowers the bound, which stays one (docs/surprises.md). Choose it on training data. The
+            mean of `previous_sample` is the network's output, rounded or not.
         num_inference_steps: evaluate the chain that samples in this many steps; by default the scheduler's own.
         num_timesteps_subset: evaluate only this many terms per sample: from 2 on always L_0, which may be as large as
             all others together, and one drawn from each of the other ranges of `subset_edges`, weighted by the range's
@@ -193,6 +198,9 @@ def bits_per_dim(
     _require_integer("batch_size", batch_size, 1)
     _require_integer("first_index", first_index, 0)
     _require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
+    _require_integer("round_below", round_below, 0, len(scheduler))
+    if num_levels is None and round_below:
+        raise ValueError(f"round_below={round_below} rounds x̂_0 to levels, and points have none")
     if not size:
         raise ValueError("x_start holds no samples")
     if class_labels is not None and class_labels.shape != (size,):
@@ -220,7 +228,11 @@ def bits_per_dim(
             conditions = {} if class_labels is None else {"class_labels": class_labels[torch.from_numpy(b)]}
             output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at, **conditions).sample
             output = output.to(exact, torch.float64)
-            p = chain.p_mean_variance(output, x_t, index, clip_denoised=clip_denoised)
+            clip = clip_denoised
+            if num_levels is not None and times.min() < round_below:
+                early = torch.from_numpy(times < round_below).to(exact)
+                clip = partial(_rounded_where, early, num_levels, clip_denoised)
+            p = chain.p_mean_variance(output, x_t, index, clip_denoised=clip)
             weight = torch.from_numpy(weight_s[s])
             terms_bt[b, t] = weight * _term(chain, p, x, x_t, index, num_levels).cpu()
             mse_bt[b, t] = weight * (p.x_start - x).square().flatten(1).mean(dim=1).cpu()
@@ -243,6 +255,14 @@ def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequen
         labels = torch.full((size,), label)
         bounds.append(bits_per_dim(unet, scheduler, x_start, class_labels=labels, **options).total_b)
     return torch.stack(bounds, dim=1)
+
+
+def _rounded_where(early: Tensor, num_levels: int, clip_denoised: Any, x_start: Tensor) -> Tensor:
+    """x̂_0 as `clip_denoised` leaves it, and where `early` [B] at the nearest of the levels in [−1, 1]."""
+    x_start = clipped(x_start, clip_denoised)
+    half = (num_levels - 1) / 2
+    rounded = ((x_start.clamp(-1, 1) + 1) * half).round() / half - 1
+    return torch.where(early.view(-1, *(1,) * (x_start.ndim - 1)), rounded, x_start)
 
 
 def _require_integer(name: str, value: Any, least: int, most: int | None = None) -> None:

@@ -212,6 +212,45 @@ def test_the_bound_is_the_sum_of_its_terms(tiny_scheduler, num_inference_steps, 
     assert not torch.equal(ours.terms_bt, bits_per_dim(unet, scheduler, x_start, **{**options, "seed": 4}).terms_bt)
 
 
+@pytest.mark.parametrize("num_inference_steps", [None, 4])
+@pytest.mark.parametrize("clip_denoised", [True, False])
+def test_rounding_changes_the_early_terms_alone(tiny_scheduler, clip_denoised, num_inference_steps):
+    """Below `round_below` terms are those with x̂_0 rounded everywhere, from there on those without rounding."""
+    scheduler = tiny_scheduler(variance_type="fixed_large")
+    x_start = images(5, num_levels=17)
+    options: Any = {"seed": 3, "num_levels": 17, "num_inference_steps": num_inference_steps, "batch_size": 7}
+
+    def nearest(x: Tensor) -> Tensor:
+        grid = levels(17)
+        return grid[(x[..., None] - grid).abs().argmin(dim=-1)]
+
+    def found(clip: Any, below: int) -> BoundTerms:
+        return bits_per_dim(Elementwise(), scheduler, x_start, clip_denoised=clip, round_below=below, **options)
+
+    plain, everywhere = found(clip_denoised, 0), found(nearest, 0)
+    some, all_of_it = found(clip_denoised, 5), found(clip_denoised, 10)
+    early = torch.from_numpy(scheduler.chain(num_inference_steps).timesteps < 5)
+    assert early.any() and not early.all()
+    assert torch.equal(some.terms_bt[:, ~early], plain.terms_bt[:, ~early])
+    assert torch.allclose(some.terms_bt[:, early], everywhere.terms_bt[:, early], rtol=1e-9, atol=0)
+    assert torch.allclose(all_of_it.terms_bt, everywhere.terms_bt, rtol=1e-9, atol=0)
+    assert not torch.allclose(some.terms_bt[:, early], plain.terms_bt[:, early], rtol=1e-3)
+
+
+def test_rounding_makes_a_bound_of_coarse_levels_lower(tiny_scheduler):
+    """A network that is off by less than half a level is right once it is rounded: only the widths still cost."""
+    scheduler, x_start = tiny_scheduler(variance_type="fixed_small"), images(3, num_levels=5)
+
+    class NearlyRight(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Any:
+            true = x_start[torch.arange(len(x)) % len(x_start)].double()
+            return SimpleNamespace(sample=scheduler.diffusion.predict_eps(true + 0.2, x.double(), t))
+
+    options: Any = {"seed": 0, "num_levels": 5, "batch_size": 3, "clip_denoised": False}
+    plain, rounded = (bits_per_dim(NearlyRight(), scheduler, x_start, round_below=n, **options) for n in (0, 10))
+    assert (plain.terms_bt > 1e-4).all() and (rounded.terms_bt[:, 1:].abs() < 1e-9).all()
+
+
 def test_an_images_bound_depends_on_neither_its_batch_nor_its_company(tiny_unet, tiny_scheduler):
     """Bit for bit where the network is elementwise; a UNet's kernels differ by 1e-6 between batch sizes."""
     scheduler, x_start = tiny_scheduler(), images(7)
@@ -374,6 +413,9 @@ def test_the_ranges_of_a_subset_cover_every_timestep_once(total):
         ({"first_index": -1}, "first_index=-1"),
         ({"num_levels": 1}, "num_levels=1"),
         ({"num_levels": -5}, "num_levels=-5"),
+        ({"round_below": -1}, "round_below=-1 must be an integer, 0 or more, 10 at most"),
+        ({"round_below": 11}, "round_below=11"),
+        ({"round_below": 1, "num_levels": None}, "round_below=1 rounds x̂_0 to levels, and points have none"),
     ],
     ids=str,
 )
