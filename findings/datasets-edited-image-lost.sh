@@ -61,4 +61,11 @@ for name, source in sources.items():
 PYTHON
 
 expect <<'SEEN'
+from_dict, thumbnail: given ((16, 12), 'red'), in the dataset ((64, 48), 'red')
+from_dict, thumbnail, copy: given ((16, 12), 'red'), in the dataset ((16, 12), 'red')
+from_dict, resize: given ((16, 12), 'red'), in the dataset ((16, 12), 'red')
+from_dict, rectangle: given ((64, 48), 'blue'), in the dataset ((64, 48), 'red')
+from_dict, rectangle, copy: given ((64, 48), 'blue'), in the dataset ((64, 48), 'blue')
+map with thumbnail, images as a path: in the dataset ((64, 48), 'red')
+map with thumbnail, images as bytes: in the dataset ((16, 12), 'red')
 SEEN

@@ -41,4 +41,11 @@ print("a list of paths:", [row["image"].format for row in rows])
 PYTHON
 
 expect <<'SEEN'
+imagefolder, 1 png and 3 webp: 4 images, labels ['cat', 'dog']
+webdataset, 1.webp: WebPImageFile
+imagefolder, 1 png and 3 jp2: 4 images, labels ['cat', 'dog']
+webdataset, 1.jp2: Jpeg2KImageFile
+imagefolder, 1 png and 3 avif: 1 images, labels None
+webdataset, 1.avif: bytes
+a list of paths: ['PNG', 'AVIF', 'AVIF', 'AVIF']
 SEEN

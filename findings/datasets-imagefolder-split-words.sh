@@ -48,4 +48,22 @@ for number, files in enumerate(FOLDERS):
 PYTHON
 
 expect <<'SEEN'
+['beaker/1.png', 'beaker/2.png', 'flask/1.png']
+  data_dir: {'train': (3, ['beaker', 'flask'])}
+  data_files: {'train': (3, ['beaker', 'flask'])}
+['beaker/1.png', 'beaker/2.png', 'test_tube/1.png']
+  data_dir: {'test': (1, None)}
+  data_files: {'train': (3, ['beaker', 'test_tube'])}
+['beaker/1.png', 'beaker/2.png', 'contest/1.png']
+  data_dir: {'train': (3, ['beaker', 'contest'])}
+  data_files: {'train': (3, ['beaker', 'contest'])}
+['freight train/1.png', 'car/1.png', 'car/2.png']
+  data_dir: {'train': (1, None)}
+  data_files: {'train': (3, ['car', 'freight train'])}
+['invalid/1.png', 'invalid/2.png', 'valid/1.png']
+  data_dir: {'validation': (1, None)}
+  data_files: {'train': (3, ['invalid', 'valid'])}
+['cat/1.png', 'cat/2.png', 'dog/dog_test_1.png']
+  data_dir: {'test': (1, None)}
+  data_files: {'train': (3, ['cat', 'dog'])}
 SEEN

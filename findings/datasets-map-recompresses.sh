@@ -54,4 +54,8 @@ for kind, options in OPTIONS.items():
 PYTHON
 
 expect <<'SEEN'
+JPEG: mean difference {'new column only': 'none', 'row and new column': 'over 1 level', 'undecoded row': 'none'}
+WEBP: mean difference {'new column only': 'none', 'row and new column': 'over 1 level', 'undecoded row': 'none'}
+AVIF: mean difference {'new column only': 'none', 'row and new column': 'over 1 level', 'undecoded row': 'none'}
+PNG: mean difference {'new column only': 'none', 'row and new column': 'none', 'undecoded row': 'none'}
 SEEN

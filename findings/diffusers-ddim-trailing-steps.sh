@@ -52,4 +52,10 @@ for scheduler_class in (DDIMScheduler, EulerDiscreteScheduler):
 PYTHON
 
 expect <<'SEEN'
+DDIMScheduler leading {50: '0.18', 100: '0.19', 200: '0.19', 300: '0.20', 400: '0.20', 500: '0.20', 600: '0.20'}
+DDIMScheduler trailing {50: '0.17', 100: '0.19', 200: '0.19', 300: '0.23', 400: '0.27', 500: '0.20', 600: '0.38'}
+DDIMScheduler linspace {50: '0.18', 100: '0.19', 200: '0.19', 300: '0.23', 400: '0.27', 500: '0.20', 600: '0.38'}
+EulerDiscreteScheduler leading {50: '0.18', 100: '0.19', 200: '0.19', 300: '0.20', 400: '0.20', 500: '0.20', 600: '0.20'}
+EulerDiscreteScheduler trailing {50: '0.17', 100: '0.19', 200: '0.19', 300: '0.20', 400: '0.20', 500: '0.20', 600: '0.20'}
+EulerDiscreteScheduler linspace {50: '0.18', 100: '0.19', 200: '0.19', 300: '0.20', 400: '0.20', 500: '0.20', 600: '0.20'}
 SEEN

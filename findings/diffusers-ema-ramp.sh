@@ -3,7 +3,7 @@
 #
 # Expected: an average with the decay that was asked for, from the first step on, since use_ema_warmup ("whether to use EMA
 #   warmup", off by default) is what brings it up slowly; inv_gamma and power are said to count only with it.
-# Seen: without the warm-up another one runs, (1 + step) / (10 + step), which no argument names: 0.53 at step 11, 0.99 at 1000.
+# Seen: without the warm-up another one runs, (1 + step) / (10 + step), which no argument names: 0.55 at step 11, 0.99 at 1000.
 #   The decay of 0.9999 is reached at step 89,991. With use_ema_warmup=True it is slower still: 0.998 at 10,000 steps and
 #   0.9999 at a million. The first step copies in either case.
 # Matters: runs of less than 90,000 steps never use the decay that stands in their configuration, and comparing 0.999 with 0.9999
@@ -41,4 +41,8 @@ print("a weight that grows to 1 in 5000 steps, averages equal for the decays 0.9
 PYTHON
 
 expect <<'SEEN'
+as documented: {1: 0.0, 2: 0.18182, 11: 0.55, 1000: 0.99108, 10000: 0.9991, 100000: 0.9999}, 0.9999 from step 89991 on
+with the warm-up: {1: 0.0, 2: 0.37004, 11: 0.79782, 1000: 0.99, 10000: 0.99785, 100000: 0.99954}, 0.9999 from step 1000000 on
+with min_decay: {1: 0.0, 2: 0.9999, 11: 0.9999, 1000: 0.9999, 10000: 0.9999, 100000: 0.9999}, 0.9999 from step 2 on
+a weight that grows to 1 in 5000 steps, averages equal for the decays 0.999 and 0.9999: True
 SEEN

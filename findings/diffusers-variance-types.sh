@@ -34,4 +34,10 @@ for name in TYPES:
 PYTHON
 
 expect <<'SEEN'
+fixed_small: noise of 0.10, expected 0.10
+fixed_small_log: noise of 0.10, expected 0.10
+fixed_large: noise of 0.10, expected 0.10
+fixed_large_log: noise of nan, expected 0.10
+learned: noise of nan, expected 0.10
+learned_range: noise of 0.10, expected 0.10
 SEEN
