@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
 # accelerate: an environment variable overrides Accelerator(gradient_accumulation_steps=2), and divides the gradients.
 #
-# Expected: an argument that is given counts more than the environment. The documentation says so, the variable counts "if not
-#   passed", and mixed_precision does so: Accelerator(mixed_precision="no") stays "no" whatever the environment says.
-# Seen: for gradient_accumulation_steps the environment wins. ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 makes 4 of a given 1 or 2, and
-#   backward divides by 4. A loop of its own that counts its micro-batches (it has no accumulate) takes steps with a quarter of
-#   the gradient. A variable of 1 turns a given 2 into 1 as well. Nothing is logged.
-# Matters: `accelerate launch` sets the variable where DeepSpeed is used, and a shell or a job script that exports it for one
-#   training changes all later ones. Adam hides the factor; gradient clipping, the logged norm and SGD do not.
-# Instead: look at accelerator.gradient_accumulation_steps after construction, and stop if it is not what was asked for.
+# Expected: an argument that is given counts more than the environment. The documentation says so, the variable
+#   counts "if not passed", and mixed_precision does so: Accelerator(mixed_precision="no") stays "no" whatever the
+#   environment says.
+# Seen: for gradient_accumulation_steps the environment wins. ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 makes 4 of a
+#   given 1 or 2, and backward divides by 4. A loop of its own that counts its micro-batches (it has no accumulate)
+#   takes steps with a quarter of the gradient. A variable of 1 turns a given 2 into 1 as well. Nothing is logged.
+# Matters: `accelerate launch` sets the variable where DeepSpeed is used, and a shell or a job script that exports
+#   it for one training changes all later ones. Adam hides the factor; gradient clipping, the logged norm and SGD do
+#   not.
+# Instead: look at accelerator.gradient_accumulation_steps after construction, and stop if it is not what was asked
+#   for.
 # Versions: accelerate 1.15.0, torch 2.13.0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,7 +36,8 @@ def gradient(environment, **arguments):
     accelerator = Accelerator(cpu=True, **arguments)
     weight = torch.nn.Parameter(torch.zeros(()))
     accelerator.backward(weight * 1.0)
-    return f"gradient {weight.grad.item()}, steps {accelerator.gradient_accumulation_steps}, {accelerator.mixed_precision}"
+    steps, precision = accelerator.gradient_accumulation_steps, accelerator.mixed_precision
+    return f"gradient {weight.grad.item()}, steps {steps}, {precision}"
 
 
 for variable in (None, "4", "1"):

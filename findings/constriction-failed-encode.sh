@@ -3,13 +3,13 @@
 #
 # Expected: a call that fails leaves its coder as it was, so that one can catch the KeyError of a symbol outside the
 #   support, code that message in another way, and go on.
-# Seen: symbols are coded one after the other until one has no probability. Those before it stay: on an AnsCoder, which is a
-#   stack, whatever is decoded next is the rest of the failed message, and all that was coded earlier lies below it. On a
-#   RangeEncoder they stand in the middle of the stream.
-# Matters: codecs with bits back (Bit-Swap, and the variational bound of a diffusion model as a file) meet rare latents outside
-#   their window. "try, except KeyError, escape" writes files that cannot be decoded.
-# Instead: look whether all symbols lie in the support before you encode, or keep a copy: coder.clone() before, and go on with
-#   that one after an error.
+# Seen: symbols are coded one after the other until one has no probability. Those before it stay: on an AnsCoder,
+#   which is a stack, whatever is decoded next is the rest of the failed message, and all that was coded earlier lies
+#   below it. On a RangeEncoder they stand in the middle of the stream.
+# Matters: codecs with bits back (Bit-Swap, and the variational bound of a diffusion model as a file) meet rare
+#   latents outside their window. "try, except KeyError, escape" writes files that cannot be decoded.
+# Instead: look whether all symbols lie in the support before you encode, or keep a copy: coder.clone() before, and
+#   go on with that one after an error.
 # Versions: constriction 0.5.0, numpy 2.4.6.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -36,7 +36,8 @@ stack = constriction.stream.stack.AnsCoder()
 stack.encode_reverse(GOOD, MODEL)
 backup = stack.clone()
 attempt(stack.encode_reverse)
-print(f"  {GOOD.tolist()} decodes as {stack.decode(MODEL, 3).tolist()}, of the clone as {backup.decode(MODEL, 3).tolist()}")
+after, kept = stack.decode(MODEL, 3).tolist(), backup.decode(MODEL, 3).tolist()
+print(f"  {GOOD.tolist()} decodes as {after}, of the clone as {kept}")
 
 print("RangeEncoder")
 queue = constriction.stream.queue.RangeEncoder()

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # datasets: thumbnail, paste and other edits in place of an opened image file do not reach the dataset.
 #
-# Expected: Dataset.from_dict({"image": [image]}) and map keep the image that they are given: its size and its pixels.
-# Seen: an image that came from Image.open(path) still has a filename, and then the path is kept in place of the pixels, and
-#   read again later. What was done in place (thumbnail, paste, putalpha, drawing on it) is gone; resize, crop and convert return a
-#   new image without a filename, and are kept. In map the same edit is kept for images stored as bytes and lost for those
-#   stored as a path, as imagefolder stores them. Nothing is said.
-# Matters: thumbnail is Pillow's own way to make things small. The dataset that was "reduced to 64 pixels", or had its
-#   watermarks painted over, has the originals in it, and looks right until someone measures.
+# Expected: Dataset.from_dict({"image": [image]}) and map keep the image that they are given: its size and its
+#   pixels.
+# Seen: an image that came from Image.open(path) still has a filename, and then the path is kept in place of the
+#   pixels, and read again later. What was done in place (thumbnail, paste, putalpha, drawing on it) is gone; resize,
+#   crop and convert return a new image without a filename, and are kept. In map the same edit is kept for images
+#   stored as bytes and lost for those stored as a path, as imagefolder stores them. Nothing is said.
+# Matters: thumbnail is Pillow's own way to make things small. The dataset that was "reduced to 64 pixels", or had
+#   its watermarks painted over, has the originals in it, and looks right until someone measures.
 # Instead: image.copy() (it has no filename) after the edit, or resize and the like.
 # Versions: datasets 5.2.0, Pillow 12.3.0.
 set -euo pipefail

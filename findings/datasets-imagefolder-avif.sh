@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # datasets: imagefolder leaves AVIF files out, and WebDataset returns them as bytes, though Pillow opens them.
 #
-# Expected: imagefolder takes what Pillow, which decodes for it, can open; Pillow has AVIF built in since 11.3. Files that it does
-#   not take are named.
-# Seen: both go by a fixed list of endings, and .avif is not in it (.jp2 and .webp are). imagefolder skips such files silently: a class
-#   whose images are all AVIF is gone from the labels, and when that leaves one class, the label column is gone too. WebDataset
-#   makes a column of bytes of them, which has no size and no pixels.
-# Matters: photographs from the web come as AVIF more and more. A mixed folder loses those, which are the newest ones.
-# Instead: Dataset.from_dict({"image": paths}).cast_column("image", Image()) with your own list of files, which decodes them;
-#   for WebDataset cast_column("avif", Image()).
+# Expected: imagefolder takes what Pillow, which decodes for it, can open; Pillow has AVIF built in since 11.3.
+#   Files that it does not take are named.
+# Seen: both go by a fixed list of endings, and .avif is not in it (.jp2 and .webp are). imagefolder skips such
+#   files silently: a class whose images are all AVIF is gone from the labels, and when that leaves one class, the
+#   label column is gone too. WebDataset makes a column of bytes of them, which has no size and no pixels.
+# Matters: photographs from the web come as AVIF more and more. A mixed folder loses those, which are the newest
+#   ones.
+# Instead: Dataset.from_dict({"image": paths}).cast_column("image", Image()) with your own list of files, which
+#   decodes them; for WebDataset cast_column("avif", Image()).
 # Versions: datasets 5.2.0, Pillow 12.3.0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# datasets: a class called "test_tube", or one file "dog_test_1.png", makes imagefolder drop all other images, and the labels.
+# datasets: a class called "test_tube", or one file "dog_test_1.png", makes imagefolder drop all other images, and the
+# labels.
 #
-# Expected: load_dataset("imagefolder", data_dir=folder) reads all images below the folder into the split "train", with the names of
-#   the class folders as labels. Split folders (train, test) are meant where the top of the tree has them.
-# Seen: the words train, test, validation, valid, val, dev, eval (and training, testing, evaluation) make a split wherever
-#   they stand between separators in any folder's or file's name. As soon as one path matches, paths that match no word belong to no
-#   split and are left out. If one class is left there is no label column either. No error, no warning.
-# Matters: ImageNet has a "freight train" and a "bullet train", laboratories have test tubes, and photographs are called
-#   test_1.png. The training set is then one class, or a single picture.
-# Instead: load_dataset("imagefolder", data_files={"train": f"{folder}/**"}), and compare the number of rows with the files.
+# Expected: load_dataset("imagefolder", data_dir=folder) reads all images below the folder into the split "train",
+#   with the names of the class folders as labels. Split folders (train, test) are meant where the top of the tree has
+#   them.
+# Seen: the words train, test, validation, valid, val, dev, eval (and training, testing, evaluation) make a split
+#   wherever they stand between separators in any folder's or file's name. As soon as one path matches, paths that
+#   match no word belong to no split and are left out. If one class is left there is no label column either. No error,
+#   no warning.
+# Matters: ImageNet has a class "bullet train", laboratories have test tubes, and photographs are called test_1.png.
+#   The training set is then one class, or a single picture.
+# Instead: load_dataset("imagefolder", data_files={"train": f"{folder}/**"}), and compare the number of rows with
+#   the files.
 # Versions: datasets 5.2.0, Pillow 12.3.0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +30,7 @@ FOLDERS = (
     ["beaker/1.png", "beaker/2.png", "flask/1.png"],
     ["beaker/1.png", "beaker/2.png", "test_tube/1.png"],
     ["beaker/1.png", "beaker/2.png", "contest/1.png"],
-    ["freight train/1.png", "car/1.png", "car/2.png"],
+    ["bullet train/1.png", "car/1.png", "car/2.png"],
     ["invalid/1.png", "invalid/2.png", "valid/1.png"],
     ["cat/1.png", "cat/2.png", "dog/dog_test_1.png"],
 )
@@ -34,7 +38,10 @@ FOLDERS = (
 
 def loaded(**where):
     splits = datasets.load_dataset("imagefolder", **where)
-    return {name: (len(rows), rows.features["label"].names if "label" in rows.features else None) for name, rows in splits.items()}
+    return {
+        name: (len(rows), rows.features["label"].names if "label" in rows.features else None)
+        for name, rows in splits.items()
+    }
 
 
 for number, files in enumerate(FOLDERS):
@@ -57,9 +64,9 @@ expect <<'SEEN'
 ['beaker/1.png', 'beaker/2.png', 'contest/1.png']
   data_dir: {'train': (3, ['beaker', 'contest'])}
   data_files: {'train': (3, ['beaker', 'contest'])}
-['freight train/1.png', 'car/1.png', 'car/2.png']
+['bullet train/1.png', 'car/1.png', 'car/2.png']
   data_dir: {'train': (1, None)}
-  data_files: {'train': (3, ['car', 'freight train'])}
+  data_files: {'train': (3, ['car', 'bullet train'])}
 ['invalid/1.png', 'invalid/2.png', 'valid/1.png']
   data_dir: {'validation': (1, None)}
   data_files: {'train': (3, ['invalid', 'valid'])}

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # datasets: a map that only passes the images on compresses JPEG, WebP and AVIF again, at Pillow's default quality.
 #
-# Expected: dataset.map(lambda row: row), or one that adds a column and returns **row, leaves the images as they are; they are
-#   bytes in the table, and nobody changed them.
-# Seen: the row holds a decoded image, which is written again in the format it came in, with that format's default options:
-#   JPEG of quality 75 with halved colour, lossy WebP even where the source was lossless, AVIF of quality 75. Every map that
-#   returns the image loses again. PNG survives. It happens for images kept as bytes (Parquet, WebDataset, the Hub, save_to_disk);
-#   of those kept as a path the path is kept.
-# Matters: labels, captions and filters are added by map. The training images get blocks and blurred colours, and the network
-#   learns to draw them; FID against such a reference prefers them.
+# Expected: dataset.map(lambda row: row), or one that adds a column and returns **row, leaves the images as they
+#   are; they are bytes in the table, and nobody changed them.
+# Seen: the row holds a decoded image, which is written again in the format it came in, with that format's default
+#   options: JPEG of quality 75 with halved colour, lossy WebP even where the source was lossless, AVIF of quality 75.
+#   Every map that returns the image loses again. PNG survives. It happens for images kept as bytes (Parquet,
+#   WebDataset, the Hub, save_to_disk); of those kept as a path the path is kept.
+# Matters: labels, captions and filters are added by map. The training images get blocks and blurred colours, and
+#   the network learns to draw them; FID against such a reference prefers them.
 # Instead: return only the new columns from map, or pass remove_columns and input_columns; cast_column("image",
 #   Image(decode=False)) before anything that returns whole rows.
 # Versions: datasets 5.2.0, Pillow 12.3.0.
@@ -26,7 +26,8 @@ from PIL import Image
 
 datasets.disable_progress_bars()
 rows, columns = np.mgrid[:64, :64]
-photo = np.stack([128 + 90 * np.sin(columns / 3), 128 + 90 * np.sin(rows / 4), 128 + 80 * np.cos((rows + columns) / 5)], axis=-1)
+waves = np.sin(columns / 3), np.sin(rows / 4), np.cos((rows + columns) / 5)
+photo = 128 + 90 * np.stack(waves, axis=-1)
 OPTIONS = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100}, "PNG": {}}
 
 

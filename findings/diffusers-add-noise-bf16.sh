@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # diffusers: add_noise adds no noise at all to bfloat16 images at the first ten timesteps.
 #
-# Expected: scheduler.add_noise(x_0, noise, t) is sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, Eq. 4), rounded to the dtype
-#   of the images: at t = 0 of the linear schedule 0.01 of noise, which bfloat16 holds well.
-# Seen: the table abar is cast to the images' dtype first, and 1 - abar is taken there. bfloat16 has no number between 0.996
-#   and 1, so abar_0 ... abar_9 are 1, and the noise vanishes; after that its factor goes in steps (0.0625 at t = 10 and 11,
-#   in place of 0.047 and 0.050). float16 loses t = 0 and 1. get_velocity does the same.
-# Matters: scripts that train in "bf16" with latents or images in weight_dtype do this. The network is asked for unit noise in
-#   images that have none: for 1 % of all steps the loss is 1 whatever it learns, and the last steps of sampling are
-#   trained worst.
+# Expected: scheduler.add_noise(x_0, noise, t) is sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, Eq. 4), rounded
+#   to the dtype of the images: at t = 0 of the linear schedule 0.01 of noise, which bfloat16 holds well.
+# Seen: the table abar is cast to the images' dtype first, and 1 - abar is taken there. bfloat16 has no number
+#   between 0.996 and 1, so abar_0 ... abar_9 are 1, and the noise vanishes; after that its factor goes in steps
+#   (0.0625 at t = 10 and 11, in place of 0.047 and 0.050). float16 loses t = 0 and 1. get_velocity does the same.
+# Matters: scripts that train in "bf16" with latents or images in weight_dtype do this. The network is asked for
+#   unit noise in images that have none: for 1 % of all steps the loss is 1 whatever it learns, and the last steps of
+#   sampling are trained worst.
 # Instead: add noise in float32, scheduler.add_noise(x.float(), noise.float(), t), and cast the result.
 # Versions: diffusers 0.42.1, torch 2.13.0.
 set -euo pipefail

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # diffusers: DDIM with trailing or linspace spacing is worse with 400 steps than with 50, and wrong with 600.
 #
-# Expected: more steps of DDIM come nearer to the ODE's solution, and any number of steps up to 1000 may be asked for. For data
-#   N(0.3, 0.2^2) the best network is known in closed form, and the samples' standard deviation goes to 0.2.
-# Seen: set_timesteps spreads the steps with a fractional stride (1000 / 400 = 2.5), but step assumes that the next one is
-#   1000 // 400 = 2 below. The sample is brought to the noise level of t - 2 and then treated as that of t - 2.5: noise is left
-#   over in each step. 400 steps end at 0.27, 600 at 0.38, twice the truth. Numbers that divide 1000 are right, all numbers are
-#   with "leading" spacing, and DDPMScheduler looks the next timestep up.
-# Matters: "trailing" is what one is told to use for few steps and for zero terminal SNR. Whoever asks for 300 or 400 steps to
-#   get a better FID gets a worse one, with grainy images, and looks for the fault in the network.
-# Instead: choose a number of steps that divides num_train_timesteps; or timestep_spacing="leading"; or EulerDiscreteScheduler,
-#   which is DDIM in another form and keeps the noise levels of its own list.
+# Expected: more steps of DDIM come nearer to the ODE's solution, and any number of steps up to 1000 may be asked
+#   for. For data N(0.3, 0.2^2) the best network is known in closed form, and the samples' standard deviation goes to
+#   0.2.
+# Seen: set_timesteps spreads the steps with a fractional stride (1000 / 400 = 2.5), but step assumes that the next
+#   one is 1000 // 400 = 2 below. The sample is brought to the noise level of t - 2 and then treated as that of t -
+#   2.5: noise is left over in each step. 400 steps end at 0.27, 600 at 0.38, twice the truth. Numbers that divide
+#   1000 are right, all numbers are with "leading" spacing, and DDPMScheduler looks the next timestep up.
+# Matters: "trailing" is what one is told to use for few steps and for zero terminal SNR. Whoever asks for 300 or
+#   400 steps to get a better FID gets a worse one, with grainy images, and looks for the fault in the network.
+# Instead: choose a number of steps that divides num_train_timesteps; or timestep_spacing="leading"; or
+#   EulerDiscreteScheduler, which is DDIM in another form and keeps the noise levels of its own list.
 # Versions: diffusers 0.42.1, torch 2.13.0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -26,7 +27,7 @@ ABAR = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 
 
 
 def best_noise(x, t):
-    """The expected noise in x_t for data N(MEAN, STD^2): what a perfect network returns. t may lie between two steps."""
+    """The expected noise in x_t, which a perfect network returns; t may lie between two steps."""
     below, above = int(t), min(int(t) + 1, 999)
     logit = torch.lerp(torch.logit(ABAR[below]), torch.logit(ABAR[above]), float(t) - below)
     abar = torch.sigmoid(logit)

@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
-# diffusers: EDMEulerScheduler is "compatible" with DDPMScheduler, and asks a DDPM network for timesteps from 1.1 to -1.6.
+# diffusers: EDMEulerScheduler is "compatible" with DDPMScheduler, and asks a DDPM network for timesteps from 1.1 to
+# -1.6.
 #
-# Expected: scheduler.compatibles names the schedulers that can take over a pipeline: built from its configuration they run the
-#   same process, defined by its betas, and ask the network for timesteps from 0 to 999, as it was trained.
-# Seen: one of the list, EDMEulerScheduler, has no betas. from_config drops them without a word and takes EDM's own noise
-#   levels, 80 to 0.002, for data of standard deviation 0.5; its timesteps are log(sigma) / 4, all of them below 2. A DDPM
-#   network is told that pure noise is a nearly clean image. There is no error: the pipeline returns noise.
-# Matters: "try all compatible schedulers" is the usual loop in comparisons and in user interfaces, and this one is then listed
-#   as a sampler that does not work.
-# Instead: keep those that have betas after from_config, hasattr(scheduler, "betas"); the configuration lists beta_start for
-#   this one too.
+# Expected: scheduler.compatibles names the schedulers that can take over a pipeline: built from its configuration
+#   they run the same process, defined by its betas, and ask the network for timesteps from 0 to 999, as it was
+#   trained.
+# Seen: one of the list, EDMEulerScheduler, has no betas. from_config drops them without a word and takes EDM's own
+#   noise levels, 80 to 0.002, for data of standard deviation 0.5; its timesteps are log(sigma) / 4, all of them below
+#   2. A DDPM network is told that pure noise is a nearly clean image. There is no error: the pipeline returns noise.
+# Matters: "try all compatible schedulers" is the usual loop in comparisons and in user interfaces, and this one is
+#   then listed as a sampler that does not work.
+# Instead: keep those that have betas after from_config, hasattr(scheduler, "betas"); the configuration lists
+#   beta_start for this one too.
 # Versions: diffusers 0.42.1, torch 2.13.0; scipy 1.17.1 and torchsde 0.2.6, which two of the schedulers need.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # diffusers: of DDPMScheduler's six variance types fixed_large_log and learned give NaN.
 #
-# Expected: the documentation lists fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned and learned_range as
-#   choices. "log" says that the logarithm is kept, as in the paper's code; the noise that is added is the same. A learned
-#   variance is the network's as a logarithm (Nichol and Dhariwal 2021), exp(v).
-# Seen: with fixed_large_log the step takes the square root of log(beta), which is negative: every sample is NaN, after one
-#   step. With learned it takes the square root of the network's output: NaN for any logarithm of a variance below 1, which all
-#   of them are. fixed_small_log and learned_range are right. The constructor and the first step raise nothing.
-# Matters: fixed_large_log is what one writes for the paper's CIFAR-10 model, whose code calls it fixedlarge and keeps the logarithm.
-#   A NaN then points at the weights or at the precision.
+# Expected: the documentation lists fixed_small, fixed_small_log, fixed_large, fixed_large_log, learned and
+#   learned_range as choices. "log" says that the logarithm is kept, as in the paper's code; the noise that is added
+#   is the same. A learned variance is the network's as a logarithm (Nichol and Dhariwal 2021), exp(v).
+# Seen: with fixed_large_log the step takes the square root of log(beta), which is negative: every sample is NaN,
+#   after one step. With learned it takes the square root of the network's output: NaN for any logarithm of a variance
+#   below 1, which all of them are. fixed_small_log and learned_range are right. The constructor and the first step
+#   raise nothing.
+# Matters: fixed_large_log is what one writes for the paper's CIFAR-10 model, whose code calls it fixedlarge and
+#   keeps the logarithm. A NaN then points at the weights or at the precision.
 # Instead: fixed_large, which is the same variance; learned_range in place of learned.
 # Versions: diffusers 0.42.1, torch 2.13.0.
 set -euo pipefail

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # OpenCV scales an ASCII PGM by its maxval and leaves a binary one as it is; Pillow scales both, and 12 bits to 16.
 #
-# Expected: Netpbm's P2 and P5 are two spellings of one image, and a level is a fraction of the maxval in the header. A reader
-#   scales by maxval, or returns the levels, but does the same for both.
-# Seen: with maxval 100 cv2.imread gives 255 for white of the ASCII file and 100 for that of the binary file. Above 255 it
-#   scales neither (white of maxval 4095 is 4095), where Pillow gives 65535, in mode I. No error, no warning.
+# Expected: Netpbm's P2 and P5 are two spellings of one image, and a level is a fraction of the maxval in the
+#   header. A reader scales by maxval, or returns the levels, but does the same for both.
+# Seen: with maxval 100 cv2.imread gives 255 for white of the ASCII file and 100 for that of the binary file. Above
+#   255 it scales neither (white of maxval 4095 is 4095), where Pillow gives 65535, in mode I. No error, no warning.
 # Matters: PGM is what face sets, SAR and medical sets come in (maxval 100, 1023, 4095). cv2 and Pillow differ by a
-#   factor of up to 16, and two files of the same picture by 2.55. A network that scales by 255 or 65535 sees dark images.
-# Instead: read maxval yourself (the third number of the header) and divide the raw levels by it; or Pillow, with 65535
-#   for mode I and 255 for mode L.
+#   factor of up to 16, and two files of the same picture by 2.55. A network that scales by 255 or 65535 sees dark
+#   images.
+# Instead: read maxval yourself (the third number of the header) and divide the raw levels by it; or Pillow, with
+#   65535 for mode I and 255 for mode L.
 # Versions: opencv-python-headless 5.0.0.93, Pillow 12.3.0.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Pillow resizes big-endian 16-bit images with their bytes exchanged halfway, and saves them so as JPEG 2000.
 #
-# Expected: TIFF (6.0, section 2) allows either byte order, so the same picture saved in both gives the same pixels, and the
-#   same small picture after resize. Opening does: np.asarray of both is equal.
-# Seen: a big-endian file opens in mode I;16B instead of I;16. resize with BILINEAR, BICUBIC or LANCZOS then mixes up the
-#   bytes wherever neighbours differ: a ramp from 0 to 65535 is wrong by more than half of the range. A picture of one colour
-#   stays right, so does NEAREST. save(..., "JPEG2000") exchanges the bytes of every pixel: 7700 (30, 20) becomes 5150 (20,
-#   30). PNG and TIFF are saved right. There is no error and no warning.
-# Matters: ImageJ and many microscopes write big-endian TIFF. Their thumbnails for training are noise, and differ from those of
-#   the same images written on another machine.
+# Expected: TIFF (6.0, section 2) allows either byte order, so the same picture saved in both gives the same pixels,
+#   and the same small picture after resize. Opening does: np.asarray of both is equal.
+# Seen: a big-endian file opens in mode I;16B instead of I;16. resize with BILINEAR, BICUBIC or LANCZOS then mixes
+#   up the bytes wherever neighbours differ: a ramp from 0 to 65535 is wrong by more than half of the range. A picture
+#   of one colour stays right, so does NEAREST. save(..., "JPEG2000") exchanges the bytes of every pixel: 7700 (30,
+#   20) becomes 5150 (20, 30). PNG and TIFF are saved right. There is no error and no warning.
+# Matters: ImageJ and many microscopes write big-endian TIFF. Their thumbnails for training are noise, and differ
+#   from those of the same images written on another machine.
 # Instead: Image.fromarray(np.asarray(image).astype("<u2")), or convert("I"), directly after opening.
 # Versions: Pillow 12.3.0; files written by tifffile 2026.3.3.
 set -euo pipefail

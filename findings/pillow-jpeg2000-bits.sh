@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Pillow decodes the white of a JPEG 2000 file in colour of more than 8 bits as 0, and that of less than 8 as grey.
 #
-# Expected: a JPEG 2000 component of p bits (ISO/IEC 15444-1, Ssiz) reaches from 0 to 2^p - 1, and white stays white when
-#   a reader goes to 8 or 16 bits. OpenJPEG, which Pillow uses, gives the levels back as they were written.
-# Seen: in colour Pillow adds half a step, shifts to 8 bits and lets the sum wrap: of 12 bits the 8 brightest levels, 4088
-#   to 4095, become 0, of 16 bits the 128 brightest: white is black. Of 1 to 7 bits, and of grey with 9 to 15, the levels are
-#   shifted and not scaled: white of 4 bits is 240, of 1 bit 128, grey white of 12 bits is 65520 of 65535. No error, no
-#   warning.
-# Matters: satellite, microscope and cinema images come as JPEG 2000 with 10 to 16 bits. Their highlights turn into black
-#   dots, which a diffusion model learns like anything else.
+# Expected: a JPEG 2000 component of p bits (ISO/IEC 15444-1, Ssiz) reaches from 0 to 2^p - 1, and white stays white
+#   when a reader goes to 8 or 16 bits. OpenJPEG, which Pillow uses, gives the levels back as they were written.
+# Seen: in colour Pillow adds half a step, shifts to 8 bits and lets the sum wrap: of 12 bits the 8 brightest
+#   levels, 4088 to 4095, become 0, of 16 bits the 128 brightest: white is black. Of 1 to 7 bits, and of grey with 9
+#   to 15, the levels are shifted and not scaled: white of 4 bits is 240, of 1 bit 128, grey white of 12 bits is 65520
+#   of 65535. No error, no warning.
+# Matters: satellite, microscope and cinema images come as JPEG 2000 with 10 to 16 bits. Their highlights turn into
+#   black dots, which a diffusion model learns like anything else.
 # Instead: decode with imagecodecs.jpeg2k_decode, which returns the levels, and scale by 2^p - 1 yourself.
 # Versions: Pillow 12.3.0; files written, and read for comparison, by imagecodecs 2026.3.6.
 set -euo pipefail
@@ -36,7 +36,9 @@ for bits in (1, 4, 8, 10, 12, 16):
     for shape, kind in (((8, 8), "grey"), ((8, 8, 3), "colour")):
         written, read, mode = decoded(np.full(shape, 2**bits - 1), bits)
         print(f"white of {bits} bits, {kind}: written {written}, read by Pillow as {mode} {read}")
-print("12 bits, colour:", {level: int(decoded(np.full((8, 8, 3), level), 12)[1]) for level in (4079, 4087, 4088, 4095)})
+print(
+    "12 bits, colour:", {level: int(decoded(np.full((8, 8, 3), level), 12)[1]) for level in (4079, 4087, 4088, 4095)}
+)
 print("16 bits, colour:", {level: int(decoded(np.full((8, 8, 3), level), 16)[1]) for level in (65407, 65408, 65535)})
 PYTHON
 

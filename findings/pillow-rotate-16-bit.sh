@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Pillow's rotate and transform interpolate the bytes of 16-bit pixels, not the pixels: one grey of 7700 becomes about 25.
+# Pillow's rotate and transform interpolate the bytes of 16-bit pixels, not the pixels: one grey of 7700 becomes about
+# 25.
 #
-# Expected: interpolation between equal pixels gives that pixel. It does so in the modes L, I and F, and resize does so in
-#   I;16, the mode in which 16-bit PNG and TIFF files open.
-# Seen: image.rotate and image.transform in I;16 with BILINEAR or BICUBIC take the two bytes of each number for two pixels
-#   of 8 bits, and write 8 bits. 7700 is 256 * 30 + 20, and what comes out lies between 20 and 30. NEAREST is right, and
-#   so are multiples of 90 degrees, which only move pixels. There is no error and no warning.
-# Matters: rotation and shear by small angles is the usual augmentation, and depth maps, X-rays and microscope images have
-#   16 bits. The augmented copies are nearly black noise, while those that happen not to be rotated look right.
+# Expected: interpolation between equal pixels gives that pixel. It does so in the modes L, I and F, and resize does
+#   so in I;16, the mode in which 16-bit PNG and TIFF files open.
+# Seen: image.rotate and image.transform in I;16 with BILINEAR or BICUBIC take the two bytes of each number for two
+#   pixels of 8 bits, and write 8 bits. 7700 is 256 * 30 + 20, and what comes out lies between 20 and 30. NEAREST is
+#   right, and so are multiples of 90 degrees, which only move pixels. There is no error and no warning.
+# Matters: rotation and shear by small angles is the usual augmentation, and depth maps, X-rays and microscope
+#   images have 16 bits. The augmented copies are nearly black noise, while those that happen not to be rotated look
+#   right.
 # Instead: image.convert("I") (or "F") before, and back to 16 bits by numpy afterwards.
 # Versions: Pillow 12.3.0.
 set -euo pipefail

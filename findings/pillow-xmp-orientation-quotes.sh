@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
 # Pillow's exif_transpose turns an image by its XMP orientation, unless the XMP was written with single quotes.
 #
-# Expected: XMP is RDF in XML, and XML (section 2.3, AttValue) allows tiff:Orientation="6" and tiff:Orientation='6' alike.
-#   Pillow reads the XMP orientation where a file has no Exif one: Image.getexif() takes it over, and
+# Expected: XMP is RDF in XML, and XML (section 2.3, AttValue) allows tiff:Orientation="6" and tiff:Orientation='6'
+#   alike. Pillow reads the XMP orientation where a file has no Exif one: Image.getexif() takes it over, and
 #   ImageOps.exif_transpose turns the picture by it.
-# Seen: the orientation is looked for with a pattern that knows double quotes, or an element of its own. With single quotes
-#   it is not found, and the picture stays on its side; so it is in JPEG, PNG, WebP and AVIF. image.getxmp(), which parses the
-#   XML, does know it.
+# Seen: the orientation is looked for with a pattern that knows double quotes, or an element of its own. With single
+#   quotes it is not found, and the picture stays on its side; so it is in JPEG, PNG, WebP and AVIF. image.getxmp(),
+#   which parses the XML, does know it.
 # Matters: "exif_transpose and be done" is how training data is set upright. Which of two photographs with the same
 #   orientation is turned depends on the quotes of the program that wrote it.
-# Instead: where getexif() has no orientation (274), search image.getxmp() for the key Orientation, and turn by that.
+# Instead: where getexif() has no orientation (274), search image.getxmp() for the key Orientation, and turn by
+#   that.
 # Versions: Pillow 12.3.0, with defusedxml 0.7.1 for getxmp.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -24,7 +25,8 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
-<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>
+</x:xmpmeta>"""
 
 
 def saved(kind, xmp):

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
-# PyTorch's GroupNorm on a CPU loses its digits in channels_last: after an offset of 1000 the output has a spread of 57.
+# PyTorch's GroupNorm on a CPU loses its digits in channels_last: after an offset of 1000 the output has a spread of
+# 57.
 #
-# Expected: GroupNorm takes the mean away and divides by the standard deviation (torch.nn.GroupNorm), so a constant added to
-#   the input changes nothing, and the memory format, which is a matter of speed, changes the last digits only.
-# Seen: for contiguous tensors that holds. For channels_last ones in float32 the variance is the mean of the squares minus the
-#   square of the mean, or behaves like it: at an offset of 100 standard deviations the output is wrong by more than 0.01, and
-#   at 1000 the two nearly cancel and the output grows by orders of magnitude. BatchNorm is right in both formats.
-# Matters: U-Nets of diffusion models are GroupNorm throughout, and channels_last is the advice for speed. Data that was not
-#   scaled to [-1, 1] (depth in mm, 16-bit levels, latents with an offset) reaches such ratios.
-# Instead: scale the data; or model.to(memory_format=torch.contiguous_format); or compute group_norm(x.contiguous()).
+# Expected: GroupNorm takes the mean away and divides by the standard deviation (torch.nn.GroupNorm), so a constant
+#   added to the input changes nothing, and the memory format, which is a matter of speed, changes the last digits
+#   only.
+# Seen: for contiguous tensors that holds. For channels_last ones in float32 the variance is the mean of the squares
+#   minus the square of the mean, or behaves like it: at an offset of 100 standard deviations the output is wrong by
+#   more than 0.01, and at 1000 the two nearly cancel and the output grows by orders of magnitude. BatchNorm is right
+#   in both formats.
+# Matters: U-Nets of diffusion models are GroupNorm throughout, and channels_last is the advice for speed. Data that
+#   was not scaled to [-1, 1] (depth in mm, 16-bit levels, latents with an offset) reaches such ratios.
+# Instead: scale the data; or model.to(memory_format=torch.contiguous_format); or compute
+#   group_norm(x.contiguous()).
 # Versions: torch 2.13.0, CPU; the same with the kernels for AVX-512, AVX2 and neither (ATEN_CPU_CAPABILITY).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # PyTorch's normal CDF has no lower tail in float32: at -5.5 it is wrong by 57 %, and at -6 it is 0.
 #
-# Expected: torch.special.ndtr and Normal.cdf in float32 are good to about seven digits; the value at -6, 9.9e-10, is far
-#   from the smallest float32. scipy.special.ndtr, after which it is named, returns it for a float32.
-# Seen: the result is a multiple of 3e-8, as if it were (1 + erf(x / sqrt 2)) / 2, whose terms cancel below the mean. So the
-#   lower tail, where floating point has digits to spare, is no finer than the upper one, which ends at 1. The logarithm of
-#   the mass between -6.4 and -5.6 is -inf. In float64 the same happens further out: 2 % at -8, and 0 at -9.
+# Expected: torch.special.ndtr and Normal.cdf in float32 are good to about seven digits; the value at -6, 9.9e-10,
+#   is far from the smallest float32. scipy.special.ndtr, after which it is named, returns it for a float32.
+# Seen: the result is a multiple of 3e-8, as if it were (1 + erf(x / sqrt 2)) / 2, whose terms cancel below the
+#   mean. So the lower tail, where floating point has digits to spare, is no finer than the upper one, which ends at
+#   1. The logarithm of the mass between -6.4 and -5.6 is -inf. In float64 the same happens further out: 2 % at -8,
+#   and 0 at -9.
 # Matters: the last term of the variational bound (DDPM, Eq. 13), PixelCNN-like likelihoods and learned codecs take
-#   log(cdf(upper) - cdf(lower)) of a pixel's interval. Far from the mean that is noise or -inf, and the usual clamp at 1e-12
-#   makes a loss without a gradient of it, exactly for the pixels that are predicted worst.
-# Instead: mirror the interval so that it lies below the mean, and take torch.erfc(-x / 2**0.5) / 2; or differences of
-#   torch.special.log_ndtr, which is right.
+#   log(cdf(upper) - cdf(lower)) of a pixel's interval. Far from the mean that is noise or -inf, and the usual clamp
+#   at 1e-12 makes a loss without a gradient of it, exactly for the pixels that are predicted worst.
+# Instead: mirror the interval so that it lies below the mean, and take torch.erfc(-x / 2**0.5) / 2; or differences
+#   of torch.special.log_ndtr, which is right.
 # Versions: torch 2.13.0, CPU; scipy 1.17.1 for the truth.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # PyTorch: after the same seed, randn_like of a channels_last tensor is other noise than that of a contiguous one.
 #
-# Expected: memory format is how a tensor lies in memory, not what it holds (PyTorch's channels_last tutorial: operators keep
-#   their semantics). With one seed and one shape one expects one noise; torch.randn(shape) and randn_like(x) do agree for a
-#   contiguous x.
-# Seen: random functions fill a dense tensor in the order of its memory. rand_like gives the same numbers at other pixels.
-#   randn_like gives other numbers altogether: contiguous tensors are filled by a vectorized method, 16 at a time, others by
-#   drawing one normal after the other. dropout drops other elements. This is so on the CPU; a CUDA device has its own rules.
-# Matters: adding images.to(memory_format=torch.channels_last) to a training script changes every draw of noise and of dropout,
-#   so that two runs that were to be equal are not, and a loss measured "on the same noise" is not.
+# Expected: memory format is how a tensor lies in memory, not what it holds (PyTorch's channels_last tutorial:
+#   operators keep their semantics). With one seed and one shape one expects one noise; torch.randn(shape) and
+#   randn_like(x) do agree for a contiguous x.
+# Seen: random functions fill a dense tensor in the order of its memory. rand_like gives the same numbers at other
+#   pixels. randn_like gives other numbers altogether: contiguous tensors are filled by a vectorized method, 16 at a
+#   time, others by drawing one normal after the other. dropout drops other elements. This is so on the CPU; a CUDA
+#   device has its own rules.
+# Matters: adding images.to(memory_format=torch.channels_last) to a training script changes every draw of noise and
+#   of dropout, so that two runs that were to be equal are not, and a loss measured "on the same noise" is not.
 # Instead: draw by shape, torch.randn(x.shape, generator=...), and then .to(memory_format=...).
 # Versions: torch 2.13.0, CPU.
 set -euo pipefail

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# PyTorch: the first numbers of torch.randn depend on how many are drawn, if that is no multiple of 16, and on the dtype.
+# PyTorch: the first numbers of torch.randn depend on how many are drawn, if that is no multiple of 16, and on the
+# dtype.
 #
-# Expected: a seeded generator is a stream, so that randn(20) begins with what randn(16) is, as torch.rand and torch.randint
-#   do; and float64 holds the same draws as float32 with more digits, as float16 and bfloat16 hold them with less.
-# Seen: below 16 numbers another method is used than from 16 on, and no number agrees. From 16 on the last 16 are drawn anew
-#   when the count is no multiple of 16: randn(20) agrees with randn(16) in 4 numbers. float64 is another sequence altogether,
-#   uncorrelated with that of float32; float16 and bfloat16 are float32 rounded.
-# Matters: points and small images: 100 seeds of 2-D points, drawn as one batch or as another batch size, start elsewhere. And who
-#   checks a float32 sampler against float64 "with the same seed" compares two different samples.
-# Instead: draw a batch of fixed size, a multiple of 16 numbers, in float32, and convert or cut off; or one generator per sample.
+# Expected: a seeded generator is a stream, so that randn(20) begins with what randn(16) is, as torch.rand and
+#   torch.randint do; and float64 holds the same draws as float32 with more digits, as float16 and bfloat16 hold them
+#   with less.
+# Seen: below 16 numbers another method is used than from 16 on, and no number agrees. From 16 on the last 16 are
+#   drawn anew when the count is no multiple of 16: randn(20) agrees with randn(16) in 4 numbers. float64 is another
+#   sequence altogether, uncorrelated with that of float32; float16 and bfloat16 are float32 rounded.
+# Matters: points and small images: 100 seeds of 2-D points, drawn as one batch or as another batch size, start
+#   elsewhere. And who checks a float32 sampler against float64 "with the same seed" compares two different samples.
+# Instead: draw a batch of fixed size, a multiple of 16 numbers, in float32, and convert or cut off; or one
+#   generator per sample.
 # Versions: torch 2.13.0, CPU (CUDA's generators are others).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -30,7 +33,8 @@ single = draw(torch.randn, 4096)
 for dtype in (torch.float64, torch.float16, torch.bfloat16):
     other = draw(torch.randn, 4096, dtype)
     correlation = torch.corrcoef(torch.stack([single.double(), other.double()]))[0, 1].item()
-    print(f"{dtype}: the float32 draws rounded: {torch.equal(single.to(dtype), other)}, correlated with them: {correlation > 0.5}")
+    rounded = torch.equal(single.to(dtype), other)
+    print(f"{dtype}: the float32 draws rounded: {rounded}, correlated with them: {correlation > 0.5}")
 PYTHON
 
 expect <<'SEEN'

@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# torchmetrics: normalize=True cuts 63 of 256 grey levels down by one, and only InceptionScore applies it to own features.
+# torchmetrics: normalize=True cuts 63 of 256 grey levels down by one, and only InceptionScore applies it to own
+# features.
 #
-# Expected: normalize=True says that images are floats in [0, 1]. A level k / 255 is then handed to the network as k, also
-#   after the way through a sampler's [-1, 1], and FID, KID and InceptionScore hand the same images to the same extractor.
-# Seen: the conversion is (images * 255).byte(), which cuts off. k / 255 survives, but (k / 127.5 - 1) / 2 + 0.5, which is what a
-#   diffusion pipeline returns, is often a float just below k / 255: 63 levels arrive as k - 1. And with an extractor of one's own
-#   FID and KID leave the conversion out, so that it sees floats in [0, 1], where InceptionScore gives it bytes.
-# Matters: real images are read as bytes and samples come from [-1, 1], so that only one side is darkened: by up to one level,
-#   which a statistic over 50,000 images resolves. And one extractor module, shared by the three metrics, is fed two kinds of input.
+# Expected: normalize=True says that images are floats in [0, 1]. A level k / 255 is then handed to the network as
+#   k, also after the way through a sampler's [-1, 1], and FID, KID and InceptionScore hand the same images to the
+#   same extractor.
+# Seen: the conversion is (images * 255).byte(), which cuts off. k / 255 survives, but (k / 127.5 - 1) / 2 + 0.5,
+#   which is what a diffusion pipeline returns, is often a float just below k / 255: 63 levels arrive as k - 1. And
+#   with an extractor of one's own FID and KID leave the conversion out, so that it sees floats in [0, 1], where
+#   InceptionScore gives it bytes.
+# Matters: real images are read as bytes and samples come from [-1, 1], so that only one side is darkened: by up to
+#   one level, which a statistic over 50,000 images resolves. And one extractor module, shared by the three metrics,
+#   is fed two kinds of input.
 # Instead: images.mul(255).round().clamp(0, 255).byte() and normalize=False, everywhere.
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
 set -euo pipefail
@@ -40,20 +44,21 @@ for metric in (FrechetInceptionDistance, KernelInceptionDistance, InceptionScore
         update = metric(recorder, normalize=True).update
         update(images) if metric is InceptionScore else update(images, real=False)
         seen = recorder.images
-        changed = int((seen != levels).sum()) if seen.dtype == torch.uint8 else int((seen * 255 - levels).abs().gt(0.01).sum())
-        print(f"{metric.__name__}, {name}: extractor sees {seen.dtype} up to {seen.max().item():.0f}, {changed} levels changed")
+        scale = 1 if seen.dtype == torch.uint8 else 255
+        changed = int((seen * scale - levels).abs().gt(0.01).sum())
+        print(f"{metric.__name__}, {name}: extractor sees {seen.dtype}, {changed} levels changed")
 for name, images in IMAGES.items():
     rounded = images.mul(255).round().clamp(0, 255).byte()
     print(f"rounded, {name}: {int((rounded != levels).sum())} levels changed")
 PYTHON
 
 expect <<'SEEN'
-FrechetInceptionDistance, k / 255: extractor sees torch.float32 up to 1, 0 levels changed
-FrechetInceptionDistance, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.float32 up to 1, 0 levels changed
-KernelInceptionDistance, k / 255: extractor sees torch.float32 up to 1, 0 levels changed
-KernelInceptionDistance, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.float32 up to 1, 0 levels changed
-InceptionScore, k / 255: extractor sees torch.uint8 up to 255, 0 levels changed
-InceptionScore, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.uint8 up to 255, 63 levels changed
+FrechetInceptionDistance, k / 255: extractor sees torch.float32, 0 levels changed
+FrechetInceptionDistance, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.float32, 0 levels changed
+KernelInceptionDistance, k / 255: extractor sees torch.float32, 0 levels changed
+KernelInceptionDistance, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.float32, 0 levels changed
+InceptionScore, k / 255: extractor sees torch.uint8, 0 levels changed
+InceptionScore, (k / 127.5 - 1) / 2 + 0.5: extractor sees torch.uint8, 63 levels changed
 rounded, k / 255: 0 levels changed
 rounded, (k / 127.5 - 1) / 2 + 0.5: 0 levels changed
 SEEN
