@@ -66,7 +66,7 @@ expect <<'SEEN'
   data_files: {'train': (3, ['beaker', 'contest'])}
 ['bullet train/1.png', 'car/1.png', 'car/2.png']
   data_dir: {'train': (1, None)}
-  data_files: {'train': (3, ['car', 'bullet train'])}
+  data_files: {'train': (3, ['bullet train', 'car'])}
 ['invalid/1.png', 'invalid/2.png', 'valid/1.png']
   data_dir: {'validation': (1, None)}
   data_files: {'train': (3, ['invalid', 'valid'])}

@@ -23,7 +23,6 @@ observe <<'PYTHON'
 import torch
 from torch.nn.functional import batch_norm, group_norm
 
-
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 BOUNDS = ((1, "above 1"), (0.01, "above 0.01"), (0, "below 0.01"))
 
