@@ -5,10 +5,10 @@
 #   are; they are bytes in the table, and nobody changed them.
 # Seen: the row holds a decoded image, which is written again in the format it came in, with that format's default
 #   options: JPEG of quality 75 with halved colour, lossy WebP even where the source was lossless, AVIF of quality 75.
-#   Every map that returns the image loses again. PNG survives. It happens for images kept as bytes (Parquet,
-#   WebDataset, the Hub, save_to_disk); of those kept as a path the path is kept.
+#   Every map that returns the image loses again. PNG survives. It happens for images kept as bytes, as in Parquet and
+#   WebDataset files; of those kept as a path the path is kept.
 # Matters: labels, captions and filters are added by map. The training images get blocks and blurred colours, and
-#   the network learns to draw them; FID against such a reference prefers them.
+#   the network learns to draw them.
 # Instead: return only the new columns from map, or pass remove_columns and input_columns; cast_column("image",
 #   Image(decode=False)) before anything that returns whole rows.
 # Versions: datasets 5.2.0, Pillow 12.3.0.

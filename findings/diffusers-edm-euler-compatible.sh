@@ -7,7 +7,7 @@
 #   trained.
 # Seen: one of the list, EDMEulerScheduler, has no betas. from_config drops them without a word and takes EDM's own
 #   noise levels, 80 to 0.002, for data of standard deviation 0.5; its timesteps are log(sigma) / 4, all of them below
-#   2. A DDPM network is told that pure noise is a nearly clean image. There is no error: the pipeline returns noise.
+#   2. A DDPM network is told that pure noise is a nearly clean image. There is no error.
 # Matters: "try all compatible schedulers" is the usual loop in comparisons and in user interfaces, and this one is
 #   then listed as a sampler that does not work.
 # Instead: keep those that have betas after from_config, hasattr(scheduler, "betas"); the configuration lists

@@ -8,9 +8,9 @@
 #   Heun 0.00085, and Heun's default wins: four schedulers of the list of compatible ones get the betas of Stable
 #   Diffusion, whose noisiest level has a sigma of 25 in place of 157. After save_pretrained and from_pretrained all
 #   values are in the file, none counts as a default, and the betas are right. timestep_spacing, clip_sample and
-#   variance_type change hands in the same way for others. Nothing is logged.
+#   variance_type change hands in the same way for others. Nothing is logged of it.
 # Matters: a network trained with DDPMScheduler() is sampled at the end of the training script by another process
-#   than after loading the checkpoint. The samples are off in contrast and noise, in one of the two places only.
+#   than after loading the checkpoint. One and the same network gives good samples in one of the two places only.
 # Instead: state every value that matters, Heun.from_config(config, beta_start=config.beta_start, ...), or pass
 #   dict(scheduler.config) without its key _use_default_values.
 # Versions: diffusers 0.42.1, torch 2.13.0; scipy 1.17.1 and torchsde 0.2.6, which two of the schedulers need.

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # imagecodecs: level=50 leaves WebP lossless, makes JPEG XL lossy, and JPEG XL of distance 0 is not lossless.
 #
-# Expected: `level` is imagecodecs' word for quality in every codec, and a smaller level gives a smaller file.
-#   libjxl's manual calls distance 0 mathematically lossless, as `cjxl -d 0` is, and 100 is its quality for the same.
+# Expected: `level` is imagecodecs' word for the quality, and a smaller level gives a smaller file. libjxl's manual
+#   calls distance 0 mathematically lossless, as `cjxl -d 0` is, and 100 is its quality for the same.
 # Seen: webp_encode(level=...) has no effect at all until lossless=False is said: the file is lossless and large at
 #   any level. jpegxl_encode is lossless too by default, but any level or distance makes it lossy, also distance=0 and
 #   level=100; level=101 is lossless again. Only lossless=True decides in both.
 # Matters: one keeps training images in such a codec to keep their pixels. With distance=0 they change by a few
-#   levels and the file grows beyond the lossless one; with WebP one pays for lossless files where a quality was asked
-#   for.
+#   levels, and the file can be larger than the lossless one; with WebP one pays for lossless files where a quality
+#   was asked for.
 # Instead: always say lossless=True or lossless=False, and compare one decoded image with its source.
 # Versions: imagecodecs 2026.3.6.
 set -euo pipefail

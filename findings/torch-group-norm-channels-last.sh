@@ -10,7 +10,7 @@
 #   more than 0.01, and at 1000 the two nearly cancel and the output grows by orders of magnitude. BatchNorm is right
 #   in both formats.
 # Matters: U-Nets of diffusion models are GroupNorm throughout, and channels_last is the advice for speed. Data that
-#   was not scaled to [-1, 1] (depth in mm, 16-bit levels, latents with an offset) reaches such ratios.
+#   was not scaled to [-1, 1] (depth in mm, 16-bit levels, temperatures in kelvin) reaches such ratios.
 # Instead: scale the data; or model.to(memory_format=torch.contiguous_format); or compute
 #   group_norm(x.contiguous()).
 # Versions: torch 2.13.0, CPU; the same with the kernels for AVX-512, AVX2 and neither (ATEN_CPU_CAPABILITY).

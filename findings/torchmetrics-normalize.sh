@@ -9,9 +9,8 @@
 #   which is what a diffusion pipeline returns, is often a float just below k / 255: 63 levels arrive as k - 1. And
 #   with an extractor of one's own FID and KID leave the conversion out, so that it sees floats in [0, 1], where
 #   InceptionScore gives it bytes.
-# Matters: real images are read as bytes and samples come from [-1, 1], so that only one side is darkened: by up to
-#   one level, which a statistic over 50,000 images resolves. And one extractor module, shared by the three metrics,
-#   is fed two kinds of input.
+# Matters: real images are read as bytes and samples come from [-1, 1], so that only one side is darkened, by up to
+#   one level. And one extractor module, shared by the three metrics, is fed two kinds of input.
 # Instead: images.mul(255).round().clamp(0, 255).byte() and normalize=False, everywhere.
 # Versions: torchmetrics 1.9.0, torch 2.13.0.
 set -euo pipefail
