@@ -5,9 +5,10 @@
 #   for. For data N(0.3, 0.2^2) the best network is known in closed form, and the samples' standard deviation goes to
 #   0.2.
 # Seen: set_timesteps spreads the steps with a fractional stride (1000 / 400 = 2.5), but step assumes that the next
-#   one is 1000 // 400 = 2 below. The sample is brought to the noise level of t - 2 and then treated as that of t -
-#   2.5: noise is left over in each step. 400 steps end at 0.27, 600 at 0.38, twice the truth. Numbers that divide
-#   1000 are right, all numbers are with "leading" spacing, and DDPMScheduler looks the next timestep up.
+#   one is 1000 // 400 = 2 below. The sample is brought to the noise level of that timestep, and the network is then
+#   asked about one half a timestep lower: noise is left over in each step. 400 steps end at 0.27, 600 at 0.38, twice
+#   the truth. Numbers that divide 1000 are right, all numbers are with "leading" spacing, and DDPMScheduler looks the
+#   next timestep up.
 # Matters: "trailing" is what one is told to use for few steps and for zero terminal SNR. Whoever asks for 300 or
 #   400 steps to get a better FID gets a worse one, with grainy images, and looks for the fault in the network.
 # Instead: choose a number of steps that divides num_train_timesteps; or timestep_spacing="leading"; or

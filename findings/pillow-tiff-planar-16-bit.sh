@@ -5,8 +5,8 @@
 #   PlanarConfiguration (TIFF 6.0, tag 284) says only how the same numbers are laid out: 1 pixel by pixel, 2 one plane
 #   per colour.
 # Seen: with planes and without compression each number becomes two pixels, its two bytes. The picture is the upper
-#   half of the right one, stretched to the full size, and every second column of it is noise. The same array pixel by
-#   pixel, or with planes and deflate, is read right. There is no error and no warning.
+#   half of the right one, each row of it cut into two that lie below each other, and every second column is noise.
+#   The same array pixel by pixel, or with planes and deflate, is read right. There is no error and no warning.
 # Matters: microscopes, scanners and tifffile (for arrays of shape 3, H, W) write planes. A folder with such files
 #   gives a training set of striped pictures, or one in which only some are.
 # Instead: read TIFF with tifffile, and keep the 16 bits; or look at image.tag_v2[284] before you trust Pillow.
