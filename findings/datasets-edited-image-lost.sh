@@ -8,7 +8,7 @@
 #   crop and convert return a new image without a filename, and are kept. In map the same edit is kept for images
 #   stored as bytes and lost for those stored as a path, as imagefolder stores them. Nothing is said.
 # Matters: thumbnail is Pillow's own way to make things small. The dataset that was "reduced to 64 pixels", or had
-#   its watermarks painted over, has the originals in it, and looks right until someone measures.
+#   its date stamps painted over, has the originals in it, and looks right until someone measures.
 # Instead: image.copy() (it has no filename) after the edit, or resize and the like.
 # Versions: datasets 5.2.0, Pillow 12.3.0.
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Pillow loses the transparent level of a grey PNG of 2 or 4 bits, and of 16.
 #
-# Expected: PNG's tRNS chunk names one grey level of the file as transparent (PNG, 11.3.2.1), at any bit depth;
-#   every pixel of that level is transparent in image.convert("RGBA"), as it is for 8 bits.
+# Expected: PNG's tRNS chunk names one grey level of the file as transparent, at any bit depth; every pixel of that
+#   level is transparent in image.convert("RGBA"), as it is for 8 bits.
 # Seen: pixels of 2 and 4 bits are scaled to 8 (1 of 0..3 becomes 85), but image.info["transparency"] keeps the
 #   file's number (1). The two are compared as they are, no pixel is equal, and all of the image is opaque. With 16
 #   bits the same number is compared with pixels that were clipped at 255 on the way to RGBA, so a level above 255 is

@@ -2,9 +2,8 @@
 # PyTorch: the first numbers of torch.randn depend on how many are drawn, if that is no multiple of 16, and on the
 # dtype.
 #
-# Expected: a seeded generator is a stream, so that randn(20) begins with what randn(16) is, as torch.rand and
-#   torch.randint do; and float64 holds the same draws as float32 with more digits, as float16 and bfloat16 hold them
-#   with less.
+# Expected: a seeded generator is a stream, so that randn(20) begins with what randn(16) is, as torch.rand does; and
+#   float64 holds the same draws as float32 with more digits, as float16 and bfloat16 hold them with less.
 # Seen: below 16 numbers another method is used than from 16 on, and no number agrees. From 16 on the last 16 are
 #   drawn anew when the count is no multiple of 16: randn(20) agrees with randn(16) in 4 numbers. float64 is another
 #   sequence altogether, uncorrelated with that of float32; float16 and bfloat16 are float32 rounded.
