@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# PyTorch's GroupNorm on a CPU loses its digits in channels_last: after an offset of 1000 its output is tenfold.
+# PyTorch's GroupNorm on a CPU loses its digits in channels_last: an offset of 1000 makes its output ten times larger.
 #
 # Expected: GroupNorm takes the mean away and divides by the standard deviation (torch.nn.GroupNorm), so a constant
 #   added to the input changes nothing, and the memory format, which is a matter of speed, changes the last digits
