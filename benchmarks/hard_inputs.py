@@ -60,7 +60,7 @@ def loaded(tree: Path, members: list[Member], place: Path) -> list[dict[str, Any
             result = json.loads(file.read_text())
         else:
             result = {"error": "no answer", "message": done.stderr[-300:], "said": []}
-        result["pixels"] = np.load(pixels) if pixels.exists() else None
+        result["pixels"] = np.load(pixels, allow_pickle=False) if pixels.exists() else None
         results.append(result)
     return results
 

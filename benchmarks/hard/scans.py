@@ -137,7 +137,7 @@ def _(new: Folders) -> Iterator[Member]:
 
     def write(folder: Path, slices: list[np.ndarray], form: str) -> dict:
         if form == "npy":
-            np.save(folder / "a.npy", np.stack(slices)[..., 0])
+            np.save(folder / "a.npy", np.stack(slices)[..., 0], allow_pickle=False)
             return {"dataset_name": "a.npy"}
         for i, each in enumerate(slices):
             if form == "tif":
@@ -172,7 +172,7 @@ def _(new: Folders) -> Iterator[Member]:
     def member(top: int, form: str, listed=False) -> Member:
         folder = new()
         arrays = [np.linspace(0, top, 64).round().astype(np.uint16).reshape(8, 8) for _ in range(2)]
-        np.save(folder / "levels.npy", np.stack(arrays))
+        np.save(folder / "levels.npy", np.stack(arrays), allow_pickle=False)
         images = 'from_dict({"image": list(np.load("levels.npy"))}, datasets.Features(image=datasets.Image()))'
         matrix = (
             'from_dict({"image": np.load("levels.npy")}, datasets.Features(image=datasets.Array2D((8, 8), "uint16")))'

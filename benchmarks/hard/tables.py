@@ -177,7 +177,7 @@ def _(new: Folders) -> Iterator[Member]:
 
     def array(name, pixels: np.ndarray, right=None, refused="", listed=False) -> Member:
         folder = new()
-        np.save(folder / "a.npy", pixels)
+        np.save(folder / "a.npy", pixels, allow_pickle=False)
         answer = Answer(refused=refused) if refused else Answer(right)
         return Member(name, folder, (answer,), {}, 'np.load("a.npy")', listed=listed)
 

@@ -3,6 +3,7 @@
 Whatever takes long is kept in a folder of work, so that a run that was stopped goes on where it was.
 """
 
+import json
 import math
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from digits_quality import drawn, seed_ranges
+from safetensors import safe_open
+from safetensors.torch import save_file
 from speed.networks import DIGITS, ROOT
 from torch import Tensor
 
@@ -169,7 +172,7 @@ class Lab:
 
     def answers(self, name: str, split: str) -> Answers:
         x_start = self.images(split, NUM_IMAGES[name][split])
-        outputs = self.kept(f"answers-{name}-{split}.pt", lambda: self._asked(name, x_start))
+        outputs = self.kept(f"answers-{name}-{split}.safetensors", lambda: self._asked(name, x_start))
         return Answers(x_start, outputs)
 
     def _asked(self, name: str, x_start: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ class Lab:
     def samples(self, name: str, steps: int, **changes: Any) -> list[np.ndarray]:
         """Samples of six ranges of seeds, [256, 64] each on the scale 0 … 16."""
         label = "-".join([name, str(steps), *(f"{key}={value}" for key, value in sorted(changes.items()))])
-        kept = self.kept(f"samples-{label}.pt", lambda: self._drawn(name, steps, changes))
+        kept = self.kept(f"samples-{label}.safetensors", lambda: self._drawn(name, steps, changes))
         return [images.numpy() for images in kept]
 
     def _drawn(self, name: str, steps: int, changes: dict[str, Any]) -> list[Tensor]:
@@ -191,9 +194,31 @@ class Lab:
         path = self.work / file
         if not path.exists():
             partial = path.with_suffix(".partial")
-            torch.save(make(), partial)
+            tensors: dict[str, Tensor] = {}
+            tree = json.dumps(_without_tensors(make(), tensors))
+            save_file(tensors, partial, {"tree": tree})
             partial.rename(path)
-        return torch.load(path, weights_only=True)
+        with safe_open(path, "pt") as file:
+            return _with_tensors(json.loads(file.metadata()["tree"]), file.get_tensor)
+
+
+def _without_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Dicts, lists and numbers as JSON has them, with {"tensor": name} for each tensor, which goes to `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {key: _without_tensors(own, tensors) for key, own in value.items()}
+    return [_without_tensors(own, tensors) for own in value] if isinstance(value, list) else value
+
+
+def _with_tensors(tree: Any, tensor: Callable[[str], Tensor]) -> Any:
+    if isinstance(tree, dict):
+        if tree.keys() == {"tensor"}:
+            return tensor(tree["tensor"])
+        return {key: _with_tensors(own, tensor) for key, own in tree.items()}
+    return [_with_tensors(own, tensor) for own in tree] if isinstance(tree, list) else tree
 
 
 def train(options: Sequence[str], log: Path, launcher: Sequence[str] = ()) -> None:

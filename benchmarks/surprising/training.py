@@ -38,7 +38,7 @@ def flat(parameters: Any) -> Tensor:
 
 def short_run(lab: Lab, label: str, options: Mapping[str, Any], samples: Samples | None = None) -> dict[str, Any]:
     """Weights at some steps, gradient norms, averages of several decays, and averages of a run of few steps."""
-    return lab.kept(f"run-{label}.pt", lambda: _trained(samples or lab.splits["train"], options))
+    return lab.kept(f"run-{label}.safetensors", lambda: _trained(samples or lab.splits["train"], options))
 
 
 def _trained(samples: Samples, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +196,7 @@ def memorising(lab: Lab) -> dict[str, Any]:
             ("own", to_model_range(few.batch(range(NUM_MEMORISED)), few.num_levels).double()),
             ("others", others),
         ):
-            label = f"answers-sixteen-from-{first}-{kind}.pt"
+            label = f"answers-sixteen-from-{first}-{kind}.safetensors"
             answers = Answers(x_start, lab.kept(label, lambda x=x_start, u=unet: ask(u, lab.diffusion(), x)))
             own[kind] = both_measures(answers, diffusion)
         found[f"from_{first}"] = own

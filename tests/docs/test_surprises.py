@@ -72,8 +72,18 @@ def test_what_was_measured_is_not_measured_again(monkeypatch, tmp_path, capsys):
 def test_kept_results_are_made_once(tmp_path):
     laboratory, made = lab.Lab(tmp_path), []
     for _ in range(2):
-        found = laboratory.kept("x.pt", lambda: torch.tensor([float(made.append(1) or len(made))]))
-        assert found.item() == 1 and [path.name for path in tmp_path.iterdir()] == ["x.pt"]
+        found = laboratory.kept("x", lambda: torch.tensor([float(made.append(1) or len(made))]))
+        assert found.item() == 1 and [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_kept_results_come_back_as_they_were(tmp_path):
+    kept = {"weights": {"3": torch.arange(4.0), "9": torch.ones(2, 3)}, "norms": [1.5, 2.25], "start": torch.zeros(())}
+    found = lab.Lab(tmp_path).kept("x", lambda: kept)
+    assert found["norms"] == kept["norms"] and torch.equal(found["start"], kept["start"])
+    assert found["weights"].keys() == kept["weights"].keys()
+    assert all(torch.equal(found["weights"][step], own) for step, own in kept["weights"].items())
+    pair = lab.Lab(tmp_path).kept("y", lambda: [torch.zeros(2), torch.ones(3)])
+    assert [len(each) for each in pair] == [2, 3]
 
 
 def test_answers_give_the_bound():
