@@ -223,8 +223,8 @@ def changes(
     options = {name: value for name, value in now["options"].items() if value not in off.get(name, ())}
     pairs = {name: (then["options"].get(name), value) for name, value in options.items() if name not in free}
     pairs["number of processes"] = then["world_size"], now["world_size"]
-    for what, name in (("data", "fingerprint"), ("labels", "labels")):
-        pairs[f"{what} (sha256)"] = then["dataset"].get(name), now["dataset"].get(name)
+    pairs["data (sha256)"] = then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
+    pairs["labels (sha256)"] = then["dataset"].get("labels"), now["dataset"].get("labels")
     return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in pairs.items() if before != after]
 
 
