@@ -78,7 +78,7 @@ def test_a_name_is_looked_up_before_it_is_a_number(pipe):
         ({"class_labels": -1}, "-1 is no number"),
         ({"class_labels": 1.0}, "1.0 is no number"),
         ({"class_labels": True}, "True is no number"),
-        ({"class_labels": torch.tensor([0, 1, 2, 9])}, "9 is no number"),
+        ({"class_labels": torch.tensor([0, 1, 2, 9])}, "must be integers from 0 to 3"),
         ({"class_labels": [0, 1]}, "must agree"),
         ({"class_labels": []}, "at least one sample"),
         ({"guidance_scale": 2}, "needs class_labels"),
@@ -133,6 +133,20 @@ def test_unconditional_networks_take_no_labels(tiny_unet, tiny_scheduler):
 def test_impossible_names_are_refused(tiny_unet, tiny_scheduler, names, message):
     with pytest.raises(ValueError, match=message):
         DDPMPaperPipeline(tiny_unet(**ROWS), tiny_scheduler(), id2label=names)
+
+
+def test_single_steps_refuse_the_same(pipe, tiny_unet, tiny_scheduler):
+    x = torch.zeros(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="needs class_labels"):
+        pipe.reverse_step(x, 5, guidance_scale=2)
+    with pytest.raises(ValueError, match="9 is no number"):
+        pipe.reverse_step(x, 5, class_labels=[0, 9])
+    rowless = quiet(DDPMPaperPipeline(tiny_unet(num_class_embeds=3), tiny_scheduler()))
+    for options, message in (({"class_labels": 0, "guidance_scale": 2}, "null_class"), ({}, "needs class_labels")):
+        with pytest.raises(ValueError, match=message):
+            rowless.reverse_step(x, 5, **options)
+        with pytest.raises(ValueError, match=message):
+            next(rowless.reverse_process(x, **options))
 
 
 # ---- guidance ------------------------------------------------------------------------------------------------------

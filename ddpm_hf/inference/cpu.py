@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..unet.unet_ddpm_paper import (
 from .kernels import Convolution, Normalization, Product, RowWinograd, convolution_3x3, weight_and_bias
 from .network import SamplingNetwork, sample_shape_of
 
+TABLE_BYTES = 2**28  # of biases by t and class
 BYTES_PER_PART = 2**21  # of the widest activation, which then fits in a core's cache with the layer's other tensors
 
 Layer = tuple["Residual", "Attention | None"]  # a residual block, and the attention after it
@@ -115,7 +117,7 @@ def _layer(layer: Layer, x: Tensor, biases: Iterator[Tensor]) -> Tensor:
 class TimeBias:
     """The bias of the first convolution of every residual block: its own, plus what t, and the class, add.
 
-    For t = 0 … T−1 the time embedding, and without classes all of it, comes from a table.
+    For t = 0 … T−1 it comes from a table [T, ΣO], of which each class that is asked for gets one.
     """
 
     def __init__(self, unet: DDPMPaperUNet, blocks: Sequence[ResnetBlock], num_timesteps: int, dtype: torch.dtype):
@@ -129,42 +131,54 @@ class TimeBias:
         own = [weight_and_bias(block.conv1, torch.float32)[1] for block in blocks]
         self.projection = torch.cat(weights), torch.cat(biases) + torch.cat(own)
         self.widths = [len(bias) for bias in biases]
-        self.dtype = dtype
-        self.embeddings = self._embedded(torch.arange(num_timesteps))  # [T, 4 ch]
-        self.table = self._projected(self.embeddings) if classes is None else None  # [T, ΣO]
-        self.rows: dict[int, tuple[Tensor, ...]] = {}
+        self.dtype, self.num_timesteps = dtype, num_timesteps
+        self.tables: dict[int | None, Tensor] = {}  # by class, the one that was asked for last at the end
+        self.views: dict[int, tuple[Tensor, ...]] = {}  # of the table without classes, by t
+        self.lock = threading.Lock()
+        if classes is None:
+            self._table(None)
 
-    def _embedded(self, timestep: Tensor) -> Tensor:
+    def _table(self, label: int | None) -> Tensor:
+        """[T, ΣO]. Those of classes that were not asked for long are dropped where they come to `TABLE_BYTES`."""
+        with self.lock:
+            table = self.tables.pop(label, None)
+            if table is None:
+                times = torch.arange(self.num_timesteps)
+                table = self._computed(times, None if label is None else torch.full_like(times, label))
+                while self.tables and (len(self.tables) + 1) * table.nbytes > TABLE_BYTES:
+                    self.tables.pop(next(iter(self.tables)))
+            self.tables[label] = table
+            return table
+
+    def _computed(self, timestep: Tensor, classes: Tensor | None) -> Tensor:
         (weight_1, bias_1), (weight_2, bias_2) = self.layers
         h = sinusoidal_embedding(timestep, weight_1.shape[1])
-        return F.linear(F.silu(F.linear(h, weight_1, bias_1)), weight_2, bias_2)
-
-    def _projected(self, embedding: Tensor) -> Tensor:
-        return F.linear(F.silu(embedding), *self.projection).to(self.dtype)
+        h = F.linear(F.silu(F.linear(h, weight_1, bias_1)), weight_2, bias_2)
+        if classes is not None and self.classes is not None:
+            h = h + self.classes[classes]
+        return F.linear(F.silu(h), *self.projection).to(self.dtype)
 
     def __call__(self, timestep: Tensor, classes: Tensor | None = None) -> tuple[Tensor, ...]:
         """One bias for each block: [O] for samples that share t and class, else [B, O]. `timestep` is [1] or [B]."""
         times = timestep.tolist()
-        labels = [None] if classes is None else classes.tolist()
-        whole = not timestep.is_floating_point() and 0 <= min(times) and max(times) < len(self.embeddings)
-        if len(set(times)) == 1 and len(set(labels)) == 1:
-            if times[0] in self.rows:
-                return self.rows[times[0]]
-            biases = self._computed(timestep[:1], whole, None if classes is None else classes[:1])[0].split(
-                self.widths
-            )
-            if whole and classes is None:  # views of the table
-                self.rows[times[0]] = biases
-            return biases
-        return self._computed(timestep, whole, classes).split(self.widths, dim=1)
-
-    def _computed(self, timestep: Tensor, whole: bool, classes: Tensor | None) -> Tensor:
-        if whole and self.table is not None:
-            return self.table[timestep]
-        embedding = self.embeddings[timestep] if whole else self._embedded(timestep)
-        if classes is not None and self.classes is not None:
-            embedding = embedding + self.classes[classes]
-        return self._projected(embedding)
+        labels: list[int | None] = [None] if classes is None else classes.tolist()
+        whole = not timestep.is_floating_point() and 0 <= min(times) and max(times) < self.num_timesteps
+        if len(set(times)) == len(set(labels)) == 1:
+            if times[0] in self.views:
+                return self.views[times[0]]
+            if whole:
+                biases = self._table(labels[0])[times[0]].split(self.widths)
+                if classes is None:
+                    self.views[times[0]] = biases
+                return biases
+            return self._computed(timestep[:1], None if classes is None else classes[:1])[0].split(self.widths)
+        if not whole:
+            return self._computed(timestep, classes).split(self.widths, dim=1)
+        if classes is None:
+            return self._table(None)[timestep].split(self.widths, dim=1)
+        count = max(len(times), len(labels))
+        pairs = zip(times * (count // len(times)), labels * (count // len(labels)), strict=True)
+        return torch.stack([self._table(label)[t] for t, label in pairs]).split(self.widths, dim=1)
 
 
 class Residual:

@@ -168,8 +168,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """The number that stands for "no label"; None where the network has none, or knows no classes."""
         return self.unet.config.get("null_class")
 
-    def class_numbers(self, class_labels: ClassLabels, batch_size: int) -> Tensor | None:
-        """Classes by name or number, None for no label → int64 [B], on the network's device; None for None.
+    def class_numbers(
+        self, class_labels: ClassLabels, batch_size: int, device: torch.device | str = "cpu"
+    ) -> Tensor | None:
+        """Classes by name or number, None for no label → int64 [B] on `device`; None for None.
 
         One stands for all samples. Raises ValueError for what the network does not know.
         """
@@ -180,10 +182,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
             several = labels if isinstance(labels, list) else [labels] * batch_size
             _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
             class_labels = torch.tensor([self._class_number(label) for label in several])
-        if class_labels.device.type == "cpu":  # those on a GPU were looked at on their way there
-            for extreme in (class_labels.min(), class_labels.max()):
-                self._class_number(extreme.item())
-        return class_labels.to(self._execution_device)
+        if class_labels.device != torch.device(device):  # else the network looks at them, or they came this way before
+            for label in class_labels.tolist():
+                self._class_number(label)
+        return class_labels.to(device)
 
     def _class_number(self, label: Any) -> int:
         count, names = self.unet.config.get("num_class_embeds"), self.id2label
@@ -241,7 +243,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         Ho & Salimans 2022 (arXiv 2207.12598), Eq. 6, in which s is 1 + w. Whatever the network predicts, x_0, v or ε,
         is affine in ε, so that this guides ε. Of learned variances, the second half of the channels, y's are taken.
         """
-        x_t, labels = x_t.to(self.unet.dtype), self.class_numbers(class_labels, len(x_t))
+        self._check_guidance(class_labels, guidance_scale)
+        x_t, labels = x_t.to(self.unet.dtype), self.class_numbers(class_labels, len(x_t), x_t.device)
         if labels is None:
             return self.unet(x_t, _per_sample(t, x_t)).sample.float()
         if guidance_scale == 1:
@@ -296,12 +299,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
         Gradients are not recorded. Raises ValueError for a timestep that is not in the chain.
         """
-        self._check_guidance(class_labels, guidance_scale)
-        labels = self.class_numbers(class_labels, len(x_t))
         scheduler = self.own_scheduler() if scheduler is None else scheduler
         ours = hasattr(scheduler, "diffusion")
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
         x = x_t.to(self._execution_device, torch.float32)
+        labels = self.class_numbers(class_labels, len(x), x.device)
         position = 0 if from_timestep is None else _position(from_timestep, timesteps)
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):

@@ -117,13 +117,13 @@ class ClassEmbedding(nn.Embedding):
             class_labels = self.null_class
         labels, last = torch.as_tensor(class_labels), self.num_embeddings - 1
         expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
-        whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        _check(whole, f"class_labels={class_labels!r} must be {expected}")
         fits = labels.ndim <= 1 and labels.numel() in (1, batch_size)
         _check(fits, f"class_labels has shape {tuple(labels.shape)}; expected {expected}")
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            known = bool(((labels >= 0) & (labels <= last)).all())
-            _check(known, f"class_labels={class_labels!r} must be {expected}")
+        known = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+        if known and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            known = all(0 <= label <= last for label in labels.reshape(-1).tolist())
+        if not known:  # not by _check, which would make the text of a tensor each time
+            raise ValueError(f"class_labels={class_labels!r} must be {expected}")
         return labels.to(device).reshape(-1).expand(batch_size)
 
 
