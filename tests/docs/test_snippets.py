@@ -11,9 +11,9 @@ from ddpm_hf import DDPMPaperPipeline
 
 pytestmark = pytest.mark.docs
 
-# by tests/test_oracle.py, test_errata.py, test_reading.py, tests/repository/test_packaging.py, test_carried_code.py
+# by tests/test_oracle.py, test_errata.py, test_reading.py, test_guidance_page.py, tests/repository/test_packaging.py, test_carried_code.py
 RUN_ELSEWHERE = {
-    *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md"),
+    *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md", "docs/guidance.md"),
     "model_cards/ddpm-digits/README.md",
 }
 SNIPPET = re.compile(r"^(<!-- not run: \S[^\n]* -->\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
