@@ -13,7 +13,7 @@ pytestmark = pytest.mark.docs
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "guidance.md").read_text(encoding="utf-8")
 SHARE = re.compile(r"(\d\.\d{3}) ± (\d\.\d{3})")
-# Other kernels train other classifiers. Two seeds of training differ by 1.5 standard errors at most, so that 4 of
+# Other kernels train other classifiers. Two seeds of training differ by one standard error at most, so that 4 of
 # the difference, and a hundredth where the error itself is nearly 0, leave room for more.
 NUM_ERRORS, LEAST = 4, 0.01
 
@@ -51,6 +51,6 @@ def test_guidance_does_what_the_page_says(printed):
     assert three - one > NUM_ERRORS * math.hypot(error_1, error_3)
     for s, (share, error) in {1: (one, error_1), 3: (three, error_3)}.items():
         clean, clean_error = shares(printed)[f"s = {s}, by the classifier without noise"]
-        assert share - clean > 3 * math.hypot(error, clean_error)
+        assert share - clean > 2 * math.hypot(error, clean_error)  # 3.7 or more, with two seeds
     accuracies = [shares(printed)[f"t = {t:3}"][0] for t in (0, 200, 400, 600)]
     assert accuracies == sorted(accuracies, reverse=True) and accuracies[0] > 0.95
