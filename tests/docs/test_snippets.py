@@ -11,9 +11,10 @@ from ddpm_hf import DDPMPaperPipeline
 
 pytestmark = pytest.mark.docs
 
-# by tests/test_oracle.py, test_errata.py, test_reading.py, tests/repository/test_packaging.py, test_carried_code.py
+# by tests/test_oracle.py, test_carried_code.py, docs/test_errata.py, test_reading.py, test_guidance_page.py,
+# repository/test_packaging.py
 RUN_ELSEWHERE = {
-    *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md"),
+    *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md", "docs/guidance.md"),
     "model_cards/ddpm-digits/README.md",
     "model_cards/ddpm-digits-labels/README.md",  # tests/hub/test_card.py runs such lines
 }
