@@ -96,7 +96,8 @@ def test_what_is_named_exists(span):
         }[command]
         args = build_parser().parse_args([command, *others, *rest])
         assert args.command == command
-        assert not rest or str(getattr(args, rest[0][2:])) == rest[1]
+        name = {"--guidance": "guidance_scale"}.get(rest[0], rest[0][2:]) if rest else ""
+        assert not rest or str(getattr(args, name)) == rest[1]
     elif match := re.fullmatch(r"(ddpm_hf\.\w+)((?:\.\w+)*)", span):
         assert reduce(getattr, match[2].split(".")[1:], importlib.import_module(match[1])) is not None
     elif re.match(r"DDPMPaperScheduler\(.*\)$", span):
