@@ -245,9 +245,9 @@ def bits_per_dim(
 def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequence[int], **options: Any) -> Tensor:
     """The bound on −log p(x_0 | y) of every sample for each class, in bits/dim: [B, Y] float64.
 
-    Noise and timesteps are the same for all classes, so that what they share drops out of differences. Where all classes
-    are equally likely, the lowest is the guess (Li et al. 2023, arXiv 2303.16203), best with variances that fit: those
-    of fixed_small make differences too large. `options` as of `bits_per_dim`.
+    Noise and timesteps are the same for all classes, so that what they share drops out of differences. Where classes
+    are equally likely, the lowest is the guess (Li et al. 2023, arXiv 2303.16203), best with variances that fit:
+    those of fixed_small make differences too large. `options` as of `bits_per_dim`.
     """
     size = len(x_start)
     bounds = []

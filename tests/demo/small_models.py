@@ -10,6 +10,7 @@ from ddpm_hf.demo.tasks import Model
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "model_cards" / "ddpm-digits"
+LABELLED = ROOT / "model_cards" / "ddpm-digits-labels"
 
 
 def ignored(done: float) -> None:

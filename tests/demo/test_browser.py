@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 from playwright.sync_api import Page as Tab, expect, sync_playwright
-from small_models import DIGITS, ROOT, saved
+from small_models import DIGITS, LABELLED, ROOT, saved
 
 from ddpm_hf.cli import main
 from ddpm_hf.demo import tasks as demo_tasks
@@ -60,9 +60,10 @@ def served(command: list[str], log: Path, port: int, **kwargs: Any) -> Iterator[
 
 @pytest.fixture(scope="module")
 def address(checkpoints, tmp_path_factory) -> Iterator[str]:
-    """A page with the digits and a model of colour images."""
+    """A page with the digits, a model of colour images, and the digits by class."""
     port = free_port()
-    command = ["-m", "ddpm_hf.cli", "demo", str(DIGITS), str(checkpoints / "colour"), "--port", str(port)]
+    shown = [str(folder) for folder in (DIGITS, checkpoints / "colour", LABELLED)]
+    command = ["-m", "ddpm_hf.cli", "demo", *shown, "--port", str(port)]
     log = tmp_path_factory.mktemp("served") / "log"
     with served([*command, "--device", "cpu"], log, port, cwd=ROOT) as url:
         yield url
@@ -269,7 +270,8 @@ def test_another_checkpoint(visit, zero):
     page = visit()
     checkpoint = page.tab.get_by_role("combobox", name="Checkpoint")
     checkpoint.click()
-    expect(page.tab.get_by_role("option")).to_have_text([re.compile("ddpm-digits"), re.compile("colour")])
+    names = [re.compile(name) for name in ("ddpm-digits", "colour", "ddpm-digits-labels")]
+    expect(page.tab.get_by_role("option")).to_have_text(names)
     page.tab.get_by_role("option", name="colour").click()
     steps = page.panel.get_by_role("slider", name="range slider for Steps")
     expect(steps).to_have_attribute("max", "10")
@@ -279,6 +281,28 @@ def test_another_checkpoint(visit, zero):
     page.drop(zero)
     page.button("Measure").click()
     expect(page.panel.get_by_text("on 256 levels per pixel")).to_be_visible()
+
+
+def test_classes_and_guidance(visit):
+    """Their fields are there with the checkpoint that has classes; another class is another picture."""
+    page = visit()
+    label = page.panel.get_by_role("combobox", name="Class")
+    expect(label).to_have_count(0)
+    page.tab.get_by_role("combobox", name="Checkpoint").click()
+    page.tab.get_by_role("option", name="ddpm-digits-labels").click()
+    expect(label).to_be_visible()
+    sources = []
+    for name in ("7", "0"):
+        label.click()
+        page.tab.get_by_role("option", name=name, exact=True).click()
+        page.number("Guidance", 3)
+        draw_few(page)
+        expect(page.button("Draw samples")).to_be_enabled()
+        image = page.panel.get_by_role("img", name="One sample per seed")
+        if sources:
+            expect(image).not_to_have_attribute("src", sources[-1])
+        sources.append(image.get_attribute("src"))
+    assert len(set(sources)) == 2
 
 
 def tab_to(page: Visit, role: str, name: str, *, at_most: int = 40) -> None:
