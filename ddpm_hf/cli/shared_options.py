@@ -76,7 +76,7 @@ def add_guidance(command: Parser) -> None:
         type=float,
         default=1.0,
         metavar="S",
-        help="guidance scale: 1 is the class alone, more is more typical and less diverse, for twice the time",
+        help="guidance scale: 1 is the class alone, more is more typical and less diverse, for up to twice the time",
     )
 
 
