@@ -478,17 +478,17 @@ def test_no_other_checkpoints_or_files_can_be_asked_for(address, checkpoints):
     ]
     (draw,) = (i for i, inputs in functions if "Scheduler" in inputs)
     (noise,) = (i for i, inputs in functions if "Image" in inputs and "Steps" in inputs)
-    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 1])["success"]
+    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", None, 1, 1])["success"]
     for name in (str(checkpoints / "grey"), "google/ddpm-cifar10-32", "../colour"):
-        answer = asked(address, draw, [name, "0", 5, "ddpm", 1])
+        answer = asked(address, draw, [name, "0", 5, "ddpm", None, 1, 1])
         assert not answer["success"] and "not in the list of choices" in answer["output"]["error"]
-    assert not asked(address, draw, ["ddpm-digits", "0", 10**9, "ddpm", 1])["success"]
+    assert not asked(address, draw, ["ddpm-digits", "0", 10**9, "ddpm", None, 1, 1])["success"]
     path = str(ROOT / "docs" / "pictures" / "digits.png")
     for image in ({"path": path}, {"path": path, "url": f"file://{path}"}, {"url": "http://127.0.0.1:9/x.png"}):
         image["meta"] = {"_type": "gradio.FileData"}
         answer = asked(address, noise, ["ddpm-digits", image, "white", "0", 5, 100])
         assert not answer["success"]
-    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", 1])["success"]
+    assert asked(address, draw, ["ddpm-digits", "0", 5, "ddpm", None, 1, 1])["success"]
 
 
 def test_a_space_runs_on_its_own_copy_of_the_package(tmp_path, browser):
