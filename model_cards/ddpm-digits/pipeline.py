@@ -13,7 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +177,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         if class_labels is None:
             return None
-        if not isinstance(class_labels, Tensor) or class_labels.shape != (batch_size,):
+        known = isinstance(class_labels, Tensor) and class_labels.dtype == torch.int64
+        if not known or class_labels.shape != (batch_size,):  # type: ignore[union-attr]
             labels = _plain(class_labels)
             several = labels if isinstance(labels, list) else [labels] * batch_size
             _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
             class_labels = torch.tensor([self._class_number(label) for label in several])
-        if class_labels.device != torch.device(device):  # else the network looks at them, or they came this way before
+        elif (
+            class_labels.device.type == "cpu"
+        ):  # others came this way before: to look at them would wait for the device
             for label in class_labels.tolist():
                 self._class_number(label)
         return class_labels.to(device)
@@ -204,10 +207,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return int(label)
 
     def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
-        number = isinstance(guidance_scale, int | float) and math.isfinite(guidance_scale)
+        number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
+        number = number and math.isfinite(guidance_scale)
         _check(
             number, f"guidance_scale={guidance_scale!r} must be a finite number; 1 is the conditional network alone"
         )
+        kind = self.unet.config.get("class_embed_type")
+        _check(not kind, f"class_embed_type={kind!r} of the network is not known here; num_class_embeds is")
         if class_labels is None:
             unlabelled = self.null_class is not None or not self.unet.config.get("num_class_embeds")
             _check(unlabelled, "this network needs class_labels: it has no null_class, for samples without a label")
@@ -252,7 +258,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
         outputs = self.unet(both, _per_sample(t, both), class_labels=torch.cat([labels, none])).sample.float()
         conditional, unconditional = outputs.chunk(2)
-        guided, channels = torch.lerp(unconditional, conditional, guidance_scale), x_t.shape[1]
+        guided, channels = torch.lerp(unconditional, conditional, float(guidance_scale)), x_t.shape[1]
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
 
     def reverse_step(
@@ -303,7 +309,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         ours = hasattr(scheduler, "diffusion")
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
         x = x_t.to(self._execution_device, torch.float32)
-        labels = self.class_numbers(class_labels, len(x), x.device)
+        labels = self.class_numbers(_plain(class_labels), len(x), x.device)
         position = 0 if from_timestep is None else _position(from_timestep, timesteps)
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):
@@ -532,7 +538,7 @@ def _position(t: Any, timesteps: list[Any]) -> int:
 def _plain(class_labels: Any) -> Any:
     """Labels as Python has them: a list with one for each sample, or one label, or None."""
     labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
-    return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else labels
+    return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str | bytes) else labels
 
 
 def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
