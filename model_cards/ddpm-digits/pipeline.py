@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -444,6 +444,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return self.numpy_to_pil(array) if output_type == "pil" else array
 
     # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, which would leave a network out that it cannot save. Raises ValueError then."""
+        network = getattr(self.unet, "_orig_mod", self.unet)  # of a compiled one
+        kind = type(network).__name__
+        _check(
+            isinstance(network, ModelMixin), f"a {kind} is not saved; save the pipeline that it was made from, if any"
+        )
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
