@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from test_pipeline import KARRAS, quiet
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.codec import compress, decompress, fit_chain
-from ddpm_hf.convert import given_class, pipeline_to_stock
+from ddpm_hf.convert import given_class, pipeline_from_stock, pipeline_to_stock, to_stock
 from ddpm_hf.inference import speed_up
 from ddpm_hf.sampling import reverse_process, sample_together
 
@@ -332,6 +332,29 @@ def test_stocks_pipeline_gets_one_class(pipe, label):
         torch.testing.assert_close(stock.unet(x, t).sample, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="unconditional"):
         pipeline_to_stock(DDPMPaperPipeline(given_class(pipe.unet, 0), pipe.scheduler), "cat")
+
+
+def test_names_outlive_a_conversion_from_stock(pipe, tiny_scheduler):
+    stock = DDPMScheduler.from_config(pipe.scheduler.config)
+    ours = pipeline_from_stock(DDPMPaperPipeline(to_stock(pipe.unet), stock, NAMES))
+    assert ours.id2label == NAMES
+
+
+def test_one_class_is_taken_from_networks_that_have_some(tiny_unet, tiny_mlp, tiny_scheduler):
+    with pytest.raises(ValueError, match="unet is a DDPMPaperMLP"):
+        given_class(tiny_mlp(num_class_embeds=3), 0)
+    with pytest.raises(ValueError, match="name one class"):
+        pipeline_to_stock(DDPMPaperPipeline(tiny_unet(num_class_embeds=3), tiny_scheduler()))
+
+
+@pytest.mark.parametrize("labels", ["cat", ["cat"], [0, 1, 2], ()], ids=str)
+def test_samples_drawn_together_have_a_label_each(pipe, labels):
+    from accelerate import Accelerator
+
+    with pytest.raises(ValueError, match="one for each of 2 samples"):
+        sample_together(Accelerator(cpu=True), pipe, 2, class_labels=labels)
+    expected = sample_together(Accelerator(cpu=True), pipe, 2, class_labels=[1, 0])
+    assert torch.equal(sample_together(Accelerator(cpu=True), pipe, 2, class_labels=torch.tensor([1, 0])), expected)
 
 
 def test_files_are_coded_without_labels(pipe):
