@@ -186,7 +186,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         elif (
             class_labels.device.type == "cpu"
         ):  # others came this way before: to look at them would wait for the device
-            for label in class_labels.tolist():
+            count = self.unet.config.get("num_class_embeds") or 0
+            for label in [label for label in class_labels.tolist() if not 0 <= label < count]:
                 self._class_number(label)
         return class_labels.to(device)
 

@@ -110,6 +110,11 @@ def test_draw_guidance_has_a_column_for_each_scale(labelled, tmp_path):
         torch.testing.assert_close(row, without, rtol=0, atol=1e-4)
 
 
+def test_a_picture_of_no_class_is_refused(labelled):
+    with pytest.raises(ValueError, match="names no class"):
+        figures.by_class(pipeline(labelled), [], seeds=[0])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
