@@ -177,8 +177,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         if class_labels is None:
             return None
-        known = isinstance(class_labels, Tensor) and class_labels.dtype == torch.int64
-        if not known or class_labels.shape != (batch_size,):  # type: ignore[union-attr]
+        given = class_labels.shape if isinstance(class_labels, Tensor) and class_labels.dtype == torch.int64 else None
+        if not isinstance(class_labels, Tensor) or given != (batch_size,):
             labels = _plain(class_labels)
             several = labels if isinstance(labels, list) else [labels] * batch_size
             _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")

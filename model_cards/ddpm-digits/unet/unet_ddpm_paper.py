@@ -118,7 +118,7 @@ class ClassEmbedding(nn.Embedding):
         return class_rows(class_labels, self.num_embeddings, batch_size, device)
 
 
-def class_rows(class_labels: int | Tensor, num_rows: int, batch_size: int, device: torch.device) -> Tensor:
+def class_rows(class_labels: Any, num_rows: int, batch_size: int, device: torch.device) -> Tensor:
     """Labels, one or [B], as int64 [B] on `device`; those on the CPU are looked at first. Raises ValueError."""
     last = num_rows - 1
     expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
