@@ -80,6 +80,8 @@ def by_class(
 ) -> Tensor:
     """Samples of each class from the same seeds, so that columns share their noise: [Y, B, C, H, W]."""
     _require_images(pipe)
+    if not len(class_labels):
+        raise ValueError("class_labels names no class")
     rows = []
     for label in class_labels:
         options: Any = {"class_labels": label, "guidance_scale": guidance_scale, "seeds": seeds}

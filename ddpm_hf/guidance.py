@@ -5,6 +5,7 @@ Classifier-free guidance needs nothing from here: `pipe(class_labels=..., guidan
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .pipeline_ddpm_paper import DDPMPaperPipeline
 from .scheduler import paper_scheduler
+from .unet.unet_ddpm_paper import class_rows
 
 
 class ClassifierGuidedNetwork(nn.Module):
@@ -52,8 +54,14 @@ class ClassifierGuidedNetwork(nn.Module):
             raise ValueError(
                 f"num_classes={num_classes}: " + ("the network has its own classes" if self.conditional else "missing")
             )
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"guidance_scale={guidance_scale} must be finite")
+        if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+            raise ValueError(f"num_classes={num_classes!r} must be an integer and at least 1")
+        if (
+            not isinstance(guidance_scale, Real)
+            or isinstance(guidance_scale, bool)
+            or not math.isfinite(guidance_scale)
+        ):
+            raise ValueError(f"guidance_scale={guidance_scale!r} must be a finite number")
         self.network, self.log_prob = network, log_prob
         self.gamma = guidance_scale - 1 if self.conditional else guidance_scale
         self.shift_t = _shift_per_gradient(paper_scheduler(scheduler).diffusion)
@@ -78,18 +86,17 @@ class ClassifierGuidedNetwork(nn.Module):
     def _shift(self, x_t: Tensor, timestep: Any, class_labels: int | Tensor) -> Tensor:
         """γ times what a unit of ∇ log p(y | x_t) moves the output by; 0 for samples without a label."""
         t = torch.as_tensor(timestep, device=x_t.device).round().long().reshape(-1).expand(len(x_t))
-        labels = torch.as_tensor(class_labels, device=x_t.device).reshape(-1).expand(len(x_t))
+        labels = class_rows(class_labels, self.config["num_class_embeds"], len(x_t), x_t.device)
         null_class = self.config.get("null_class")
         labelled = torch.ones_like(labels, dtype=torch.bool) if null_class is None else labels != null_class
         known = torch.where(labelled, labels, 0)
         records = torch.is_grad_enabled() and x_t.requires_grad
-        with torch.enable_grad():
-            x = x_t if records else x_t.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            # tensors of inference mode, which a caller may be in, take part in no gradient; their copies do
+            x, t, known = (each.clone() if each.is_inference() else each for each in (x_t, t, known))
+            x = x if records else x.detach().requires_grad_()
             log_prob = self.log_prob(x, t, known)
-            if log_prob.shape != (len(x),):
-                raise ValueError(
-                    f"log_prob returned {tuple(log_prob.shape)}; it must be one number a sample, ({len(x)},)"
-                )
+            _check_log_prob(log_prob, len(x))
             gradient = torch.autograd.grad(log_prob.sum(), x, create_graph=records)[0]
         scale = self.gamma * self.shift_t.to(x_t.device)[t] * labelled
         return scale.view(-1, *(1,) * (x_t.ndim - 1)) * gradient
@@ -104,6 +111,16 @@ class ClassifierGuidedNetwork(nn.Module):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError("a guided network is not saved; save the pipeline it was made from")
+
+
+def _check_log_prob(log_prob: Any, batch_size: int) -> None:
+    """Raises ValueError unless it is one number a sample that depends on x_t."""
+    if not isinstance(log_prob, Tensor):
+        raise ValueError(f"log_prob returned {type(log_prob).__name__}; it must be a tensor, ({batch_size},)")
+    if log_prob.shape != (batch_size,):
+        raise ValueError(f"log_prob returned {tuple(log_prob.shape)}; it must be one number a sample, ({batch_size},)")
+    if not log_prob.requires_grad:
+        raise ValueError("log_prob returned what does not depend on x_t, or without its gradient (no_grad, detach)")
 
 
 def _shift_per_gradient(diffusion: Any) -> Tensor:
@@ -126,6 +143,8 @@ def classifier_guided(
     Classes are chosen when it is called, `guided(class_labels=[...])`. For a network without classes `id2label` names
     those of the classifier, 0 … K−1. Raises ValueError as `ClassifierGuidedNetwork` does.
     """
+    if id2label is not None and not isinstance(id2label, Mapping):
+        raise ValueError(f"id2label={id2label!r} must map numbers of classes to names")
     network = ClassifierGuidedNetwork(
         pipe.unet,
         pipe.scheduler,

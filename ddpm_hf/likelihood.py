@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,7 +155,7 @@ def bits_per_dim(
     round_below: int = 0,
     num_inference_steps: int | None = None,
     num_timesteps_subset: int | None = None,
-    class_labels: Tensor | None = None,
+    class_labels: Tensor | Sequence[int] | int | None = None,
     batch_size: int = 256,
     first_index: int = 0,
     progress: bool = False,
@@ -180,8 +181,8 @@ def bits_per_dim(
         num_timesteps_subset: evaluate only this many terms per sample: from 2 on always L_0, which may be as large as
             all others together, and one drawn from each of the other ranges of `subset_edges`, weighted by the range's
             length. Entries that are not drawn are 0, and every mean is an unbiased estimate.
-        class_labels: int64 [B], for the bound on −log p(x_0 | y) of a conditional network; None for the bound on
-            −log p(x_0) by its evaluations without a label.
+        class_labels: integers, one or [B], for the bound on −log p(x_0 | y) of a conditional network; None for that on
+            −log p(x_0), by its evaluations without a label.
         batch_size: how many pairs of sample and t the network sees at once.
         first_index: the index of x_start[0] in its data set, where x_start is a part of one.
         progress: show a progress bar.
@@ -203,8 +204,7 @@ def bits_per_dim(
         raise ValueError(f"round_below={round_below} rounds x̂_0 to levels, and points have none")
     if not size:
         raise ValueError("x_start holds no samples")
-    if class_labels is not None and class_labels.shape != (size,):
-        raise ValueError(f"class_labels has shape {tuple(class_labels.shape)}; expected one per sample, ({size},)")
+    labels = None if class_labels is None else _labels(class_labels, size)
     if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
         raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
     if not np.isfinite(chain.c_skip[-1]):
@@ -225,7 +225,7 @@ def bits_per_dim(
             x, index = x_start[torch.from_numpy(b).to(exact)], torch.from_numpy(t).to(exact)
             x_t = chain.q_sample(x, index, noise)
             at = torch.from_numpy(times).to(device)
-            conditions = {} if class_labels is None else {"class_labels": class_labels[torch.from_numpy(b)]}
+            conditions = {} if labels is None else {"class_labels": labels[torch.from_numpy(b)]}
             output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at, **conditions).sample
             output = output.to(exact, torch.float64)
             clip = clip_denoised
@@ -245,16 +245,27 @@ def bits_per_dim(
 def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequence[int], **options: Any) -> Tensor:
     """The bound on −log p(x_0 | y) of every sample for each class, in bits/dim: [B, Y] float64.
 
-    Noise and timesteps are the same for all classes, so that what they share drops out of differences. Where classes
-    are equally likely, the lowest is the guess (Li et al. 2023, arXiv 2303.16203), best with variances that fit:
-    those of fixed_small make differences too large. `options` as of `bits_per_dim`.
+    Noise and timesteps are the same for all classes, so that what they share drops out of differences. Where all
+    classes are equally likely, the lowest is the guess (Li et al. 2023, arXiv 2303.16203), best with variances that
+    fit: those of fixed_small make differences too large. `options` as of `bits_per_dim`, and so what is refused.
     """
-    size = len(x_start)
+    if not len(classes):
+        raise ValueError("classes names no class")
     bounds = []
     for label in classes:
-        labels = torch.full((size,), label)
-        bounds.append(bits_per_dim(unet, scheduler, x_start, class_labels=labels, **options).total_b)
+        bounds.append(bits_per_dim(unet, scheduler, x_start, class_labels=label, **options).total_b)
     return torch.stack(bounds, dim=1)
+
+
+def _labels(class_labels: Any, size: int) -> Tensor:
+    """int64 [size]. Raises ValueError for what are no integers, or another number of them."""
+    listed = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
+    several = [listed] * size if isinstance(listed, str) or not isinstance(listed, Sequence) else list(listed)
+    if not all(isinstance(label, Integral) and not isinstance(label, bool) for label in several):
+        raise ValueError(f"class_labels must be integers, one or one per sample, got {class_labels!r}")
+    if len(several) != size:
+        raise ValueError(f"class_labels has shape ({len(several)},); expected one, or one per sample, ({size},)")
+    return torch.tensor(several, device=class_labels.device if isinstance(class_labels, Tensor) else None)
 
 
 def _rounded_where(early: Tensor, num_levels: int, clip_denoised: Any, x_start: Tensor) -> Tensor:

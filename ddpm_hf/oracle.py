@@ -9,6 +9,7 @@ Time is 0-based: t = 0 is the paper's t = 1.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from .scheduler import GaussianDiffusion
+from .unet.unet_ddpm_paper import class_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +108,19 @@ class GaussianMixture:
 
     def given(self, label: int) -> "GaussianMixture":
         """p(x | y): the mixture of the components with this label. Raises ValueError for another label."""
-        if not 0 <= label < self.num_classes:
-            raise ValueError(f"label={label} is none of the mixture's {self.num_classes} classes")
+        if not isinstance(label, Integral) or isinstance(label, bool) or not 0 <= label < self.num_classes:
+            raise ValueError(f"label={label!r} is none of the mixture's {self.num_classes} classes")
         own = self.labels == label
         weights = self.weights[own]
         return GaussianMixture(weights / weights.sum(), self.means[own], self.covariances[own])
 
     def class_log_probs(self, x: Tensor) -> Tensor:
-        """log p(y | x) of x [B, d], by Bayes' rule from p(x | y) and p(y): [B, Y]; gradients flow to x."""
+        """log p(y | x) of x [B, d], by Bayes' rule from p(x | y) and p(y): [B, Y]; gradients flow to x.
+
+        Raises ValueError where components have no labels.
+        """
+        if self.labels is None:
+            raise ValueError("the mixture's components have no labels, so that there are no classes")
         log_joint = self._noised(x)[0]
         by_class = [log_joint[:, self.labels == label].logsumexp(dim=1) for label in range(self.num_classes)]
         return torch.stack(by_class, dim=1) - log_joint.logsumexp(dim=1, keepdim=True)
@@ -195,11 +202,10 @@ class OracleNetwork(nn.Module):
         """Which components count for each sample, bool [B, K]; None for all."""
         if class_labels is None:
             return None
-        labels, count = torch.as_tensor(class_labels).expand(batch_size), self.mixture.num_classes
-        if not count or not bool(((labels >= 0) & (labels <= count)).all()):
-            raise ValueError(
-                f"class_labels={class_labels} must be integers from 0 to {count}; the mixture has {count} classes"
-            )
+        count = self.mixture.num_classes
+        if not count:
+            raise ValueError(f"class_labels={class_labels}: the mixture has no classes")
+        labels = class_rows(class_labels, count + 1, batch_size, self.device)
         return (self.mixture.labels == labels[:, None]) | (labels[:, None] == count)
 
 

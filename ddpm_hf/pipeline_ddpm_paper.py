@@ -13,12 +13,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
@@ -177,13 +177,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         if class_labels is None:
             return None
-        if not isinstance(class_labels, Tensor) or class_labels.shape != (batch_size,):
+        given = class_labels.shape if isinstance(class_labels, Tensor) and class_labels.dtype == torch.int64 else None
+        if not isinstance(class_labels, Tensor) or given != (batch_size,):
             labels = _plain(class_labels)
             several = labels if isinstance(labels, list) else [labels] * batch_size
             _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
             class_labels = torch.tensor([self._class_number(label) for label in several])
-        if class_labels.device != torch.device(device):  # else the network looks at them, or they came this way before
-            for label in class_labels.tolist():
+        elif class_labels.device.type == "cpu":  # those of a GPU came this way before; a look would wait for it
+            count = self.unet.config.get("num_class_embeds") or 0
+            for label in [label for label in class_labels.tolist() if not 0 <= label < count]:
                 self._class_number(label)
         return class_labels.to(device)
 
@@ -204,10 +206,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return int(label)
 
     def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
-        number = isinstance(guidance_scale, int | float) and math.isfinite(guidance_scale)
+        number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
+        number = number and math.isfinite(guidance_scale)
         _check(
             number, f"guidance_scale={guidance_scale!r} must be a finite number; 1 is the conditional network alone"
         )
+        kind = self.unet.config.get("class_embed_type")
+        _check(not kind, f"class_embed_type={kind!r} of the network is not known here; num_class_embeds is")
         if class_labels is None:
             unlabelled = self.null_class is not None or not self.unet.config.get("num_class_embeds")
             _check(unlabelled, "this network needs class_labels: it has no null_class, for samples without a label")
@@ -252,7 +257,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
         outputs = self.unet(both, _per_sample(t, both), class_labels=torch.cat([labels, none])).sample.float()
         conditional, unconditional = outputs.chunk(2)
-        guided, channels = torch.lerp(unconditional, conditional, guidance_scale), x_t.shape[1]
+        guided, channels = torch.lerp(unconditional, conditional, float(guidance_scale)), x_t.shape[1]
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
 
     def reverse_step(
@@ -303,7 +308,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         ours = hasattr(scheduler, "diffusion")
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
         x = x_t.to(self._execution_device, torch.float32)
-        labels = self.class_numbers(class_labels, len(x), x.device)
+        labels = self.class_numbers(_plain(class_labels), len(x), x.device)
         position = 0 if from_timestep is None else _position(from_timestep, timesteps)
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):
@@ -439,6 +444,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
 
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, which would leave a network out that it cannot save. Raises ValueError then."""
+        network = getattr(self.unet, "_orig_mod", self.unet)  # of a compiled one
+        kind = type(network).__name__
+        _check(
+            isinstance(network, ModelMixin), f"a {kind} is not saved; save the pipeline that it was made from, if any"
+        )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
     def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -532,7 +546,7 @@ def _position(t: Any, timesteps: list[Any]) -> int:
 def _plain(class_labels: Any) -> Any:
     """Labels as Python has them: a list with one for each sample, or one label, or None."""
     labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
-    return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else labels
+    return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str | bytes) else labels
 
 
 def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:

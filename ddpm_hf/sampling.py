@@ -69,23 +69,28 @@ def sample_together(
     num_samples: int,
     *,
     num_inference_steps: int | None = None,
-    class_labels: Sequence[str | int | None] | None = None,
+    class_labels: Sequence[str | int | None] | Tensor | None = None,
     batch_size: int = 64,
 ) -> Tensor:
     """Samples of the seeds 0 … num_samples − 1: images [N, C, H, W] in [0, 1], or points [N, d], on every process.
 
-    `class_labels` are given for each seed.
+    `class_labels` are given for each seed. Raises ValueError for another number of them.
     Called by all processes at once. A seed's noise does not depend on who draws it, so neither does the result, up to
     the rounding of the kernels that `batch_size`, at most, selects. Where the number of processes does not divide N, a
     few further seeds are drawn and dropped, so that all work equally long.
     """
     rank, world_size = accelerator.process_index, accelerator.num_processes
+    class_labels = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
+    if class_labels is not None and (isinstance(class_labels, str) or len(class_labels) != num_samples):
+        raise ValueError(
+            f"class_labels must be a list with one for each of {num_samples} samples, got {class_labels!r}"
+        )
     num_each = math.ceil(num_samples / world_size)
     seeds = [rank + i * world_size for i in range(num_each)]
     parts = []
     for i in range(0, num_each, batch_size):
         chunk = seeds[i : i + batch_size]
-        labels = class_labels and [class_labels[seed % num_samples] for seed in chunk]
+        labels = None if class_labels is None else [class_labels[seed % num_samples] for seed in chunk]
         steps = num_inference_steps
         parts += pipe(seeds=chunk, class_labels=labels, num_inference_steps=steps, output_type="pt", return_dict=False)
     gathered: Any = accelerator.gather(torch.cat(parts))  # by process, then by seed

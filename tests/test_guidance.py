@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
 from ddpm_hf.guidance import ClassifierGuidedNetwork, classifier_guided
-from ddpm_hf.likelihood import bits_per_dim
+from ddpm_hf.likelihood import bits_per_dim, class_bounds_bpd
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork
 
 PLANE = GaussianMixture(
@@ -88,11 +88,17 @@ def test_impossible_labels_of_a_mixture_are_refused(labels, message):
 
 def test_unknown_labels_are_refused():
     network = pipe_of(PLANE).unet
-    for labels in (3, torch.tensor([0, -1])):
+    for labels in (3, torch.tensor([0, -1]), torch.tensor([0.5, 1]), torch.tensor([True, False])):
         with pytest.raises(ValueError, match="integers from 0 to 2"):
             network(normal(0, 2, 2), 5, labels)
-    with pytest.raises(ValueError, match="none of the mixture's 2 classes"):
-        PLANE.given(2)
+    for labels in (torch.tensor([0, 1, 0]), torch.tensor([[0, 1]])):
+        with pytest.raises(ValueError, match="one or one per sample"):
+            network(normal(0, 2, 2), 5, labels)
+    for label in (2, 0.5, "a", True):
+        with pytest.raises(ValueError, match="none of the mixture's 2 classes"):
+            PLANE.given(label)
+    with pytest.raises(ValueError, match="components have no labels"):
+        PLANE.given(0).class_log_probs(normal(0, 2, 2))
 
 
 # ---- classifier-free guidance --------------------------------------------------------------------------------------
@@ -237,13 +243,75 @@ def test_impossible_guides_are_refused():
         ClassifierGuidedNetwork(
             pipe_of(GaussianMixture(PLANE.weights, PLANE.means, PLANE.covariances)).unet, pipe.scheduler, log_prob
         )
-    with pytest.raises(ValueError, match="must be finite"):
+    with pytest.raises(ValueError, match="must be a finite number"):
         ClassifierGuidedNetwork(pipe.unet, pipe.scheduler, log_prob, guidance_scale=math.inf)
     guided = classifier_guided(pipe, lambda x_t, t, y: x_t, guidance_scale=2)
     with pytest.raises(ValueError, match=r"log_prob returned \(3, 2\)"):
         guided.unet(normal(0, 3, 2), 5, 1)
     with pytest.raises(ValueError, match="a guided network is not saved"):
         guided.unet.save_pretrained("anywhere")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": "2"}, "guidance_scale='2' must be a finite number"),
+        ({"guidance_scale": None}, "guidance_scale=None must be a finite number"),
+        ({"id2label": ["a", "b"]}, "must map numbers of classes to names"),
+        ({"id2label": {}}, "num_classes=0 must be an integer and at least 1"),
+    ],
+)
+def test_impossible_options_of_a_guide_are_refused(options, message):
+    pipe = pipe_of(GaussianMixture(PLANE.weights, PLANE.means, PLANE.covariances))
+    log_prob = exact_log_prob(PLANE, pipe.scheduler)
+    with pytest.raises(ValueError, match=message):
+        classifier_guided(pipe, log_prob, **{"id2label": {0: "a", 1: "b"}, **options})
+
+
+@pytest.mark.parametrize("labels", [-1, 3, [0, 3], [0.5, 1.0], [True, False], [0, 1, 0]], ids=str)
+def test_a_classifier_is_asked_for_its_own_classes_alone(labels):
+    """−1 would be the last class, and another's number whatever the function makes of it."""
+    pipe = pipe_of(PLANE)
+    network = ClassifierGuidedNetwork(
+        pipe.unet, pipe.scheduler, exact_log_prob(PLANE, pipe.scheduler), guidance_scale=2
+    )
+    with pytest.raises(ValueError, match="integers from 0 to 2, one or one per sample"):
+        network(normal(0, 2, 2), 5, torch.tensor(labels))
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "message"),
+    [
+        (lambda x_t, t, y: torch.zeros(len(x_t)), "does not depend on x_t"),
+        (torch.no_grad()(lambda x_t, t, y: x_t.sum(dim=1)), "does not depend on x_t"),
+        (lambda x_t, t, y: x_t.detach().numpy()[:, 0], "returned ndarray"),
+        (lambda x_t, t, y: None, "returned NoneType"),
+    ],
+)
+def test_a_classifier_without_a_gradient_is_refused(log_prob, message):
+    guided = classifier_guided(pipe_of(PLANE), log_prob, guidance_scale=2)
+    with pytest.raises(ValueError, match=message):
+        guided.unet(normal(0, 3, 2), 5, 1)
+
+
+def test_guidance_works_in_inference_mode():
+    pipe = pipe_of(PLANE, 50)
+    guided = classifier_guided(pipe, exact_log_prob(PLANE, pipe.scheduler), guidance_scale=2)
+    options: Any = {"class_labels": [0, 1], "seeds": range(2), "output_type": "latent"}
+    expected = guided(**options).images
+    with torch.inference_mode():
+        assert torch.equal(guided(**options).images, expected)
+
+
+@pytest.mark.parametrize("kind", ["guided", "oracle"])
+def test_a_pipeline_that_cannot_be_saved_says_so(tmp_path, kind):
+    """Diffusers would leave the network out, with a line in the log."""
+    pipe = pipe_of(PLANE)
+    if kind == "guided":
+        pipe = classifier_guided(pipe, exact_log_prob(PLANE, pipe.scheduler))
+    with pytest.raises(ValueError, match="not saved"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
 
 
 # ---- the bound given the class -------------------------------------------------------------------------------------
@@ -260,3 +328,15 @@ def test_the_bound_given_the_class_is_above_its_nll():
     assert float((given - PLANE.given(1).nll_bpd(x)).mean()) > 0
     with pytest.raises(ValueError, match=r"class_labels has shape \(2,\)"):
         bits_per_dim(pipe.unet, pipe.scheduler, x, class_labels=labels[:2], **options)
+    assert torch.equal(bits_per_dim(pipe.unet, pipe.scheduler, x, class_labels=[1] * 300, **options).total_b, given)
+    assert torch.equal(bits_per_dim(pipe.unet, pipe.scheduler, x, class_labels=1, **options).total_b, given)
+    for wrong in ("one", ["one"] * 300, [None] * 300, [0.5] * 300, [True] * 300):
+        with pytest.raises(ValueError, match="class_labels must be integers"):
+            bits_per_dim(pipe.unet, pipe.scheduler, x, class_labels=wrong, **options)
+
+
+def test_bounds_for_no_class_or_a_name_are_refused():
+    pipe, options = pipe_of(PLANE, 50), {"seed": 0, "clip_denoised": False, "num_levels": None}
+    for classes, message in (([], "names no class"), (["one"], "must be integers"), ([0.5], "must be integers")):
+        with pytest.raises(ValueError, match=message):
+            class_bounds_bpd(pipe.unet, pipe.scheduler, normal(0, 2, 2), classes, **options)

@@ -5,13 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DiffusionPipeline, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from test_pipeline import KARRAS, quiet
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.codec import compress, decompress, fit_chain
-from ddpm_hf.convert import given_class, pipeline_to_stock
+from ddpm_hf.convert import given_class, pipeline_from_stock, pipeline_to_stock, to_stock
 from ddpm_hf.inference import speed_up
 from ddpm_hf.sampling import reverse_process, sample_together
 
@@ -57,6 +57,8 @@ class Counting(torch.nn.Module):
         (torch.tensor(1), [1, 1, 1, 1]),
         (np.int64(2), [2, 2, 2, 2]),
         (range(4), [0, 1, 2, 3]),
+        (torch.tensor([1, 0, 2, 3], dtype=torch.uint8), [1, 0, 2, 3]),
+        (torch.tensor([1, 0, 2, 3], dtype=torch.int32), [1, 0, 2, 3]),
         (None, [3, 3, 3, 3]),
     ],
     ids=str,
@@ -78,18 +80,59 @@ def test_a_name_is_looked_up_before_it_is_a_number(pipe):
         ({"class_labels": -1}, "-1 is no number"),
         ({"class_labels": 1.0}, "1.0 is no number"),
         ({"class_labels": True}, "True is no number"),
-        ({"class_labels": torch.tensor([0, 1, 2, 9])}, "must be integers from 0 to 3"),
+        ({"class_labels": torch.tensor([0, 1, 2, 9])}, "9 is no number from 0 to 3"),
+        ({"class_labels": torch.tensor([0.5, 1.0, 2.0, 3.0])}, "0.5 is no number from 0 to 3"),
+        ({"class_labels": torch.tensor([True] * 4)}, "True is no number from 0 to 3"),
+        ({"class_labels": b"\0\1\0\1"}, "is no number from 0 to 3"),
         ({"class_labels": [0, 1]}, "must agree"),
         ({"class_labels": []}, "at least one sample"),
         ({"guidance_scale": 2}, "needs class_labels"),
         ({"class_labels": 0, "guidance_scale": float("inf")}, "finite"),
         ({"class_labels": 0, "guidance_scale": "2"}, "finite"),
+        ({"class_labels": 0, "guidance_scale": True}, "finite"),
     ],
     ids=str,
 )
 def test_impossible_labels_are_refused(pipe, options, message):
     with pytest.raises(ValueError, match=message):
         drawn(pipe, **options)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([0, 9]), torch.tensor([0, -1]), torch.tensor([0.5, 1.0])], ids=str)
+def test_no_network_is_asked_for_a_class_that_it_does_not_have(pipe, labels):
+    """Whoever's network it is: some would take −1 for the last class, or a class and a half for none."""
+
+    class Trusting(Counting):
+        def forward(self, sample: Tensor, t: Any, class_labels: Any = None) -> Any:
+            self.sizes.append(len(sample))
+            return self.network(sample, t)
+
+    pipe.unet = trusting = Trusting(pipe.unet)
+    x = torch.zeros(2, 3, 8, 8)
+    for asked in (
+        lambda: drawn(pipe, 2, class_labels=labels),
+        lambda: pipe.reverse_step(x, 5, class_labels=labels),
+        lambda: pipe.model_output(x, 5, labels, 2.0),
+    ):
+        with pytest.raises(ValueError, match="is no number from 0 to 3"):
+            asked()
+    assert trusting.sizes == []
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_a_network_takes_integers_of_every_width(pipe, kind):
+    """Data sets keep labels in one byte."""
+    x, labels = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0, 2, 3])
+    with torch.no_grad():
+        assert torch.equal(pipe.unet(x, 5, labels.to(kind)).sample, pipe.unet(x, 5, labels).sample)
+    with pytest.raises(ValueError, match="'cat' must be integers from 0 to 3"):
+        pipe.unet(x, 5, "cat")
+
+
+def test_a_scale_may_be_numpys(pipe):
+    expected = drawn(pipe, class_labels="cat", guidance_scale=2)
+    for scale in (np.float32(2), np.int64(2)):
+        assert torch.equal(drawn(pipe, class_labels="cat", guidance_scale=scale), expected)
 
 
 def test_labels_say_how_many(pipe):
@@ -270,6 +313,15 @@ def test_stocks_network_with_classes_draws(tiny_scheduler):
         drawn(pipe)
 
 
+def test_stocks_other_class_embeddings_are_refused_by_name(tiny_scheduler):
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "block_out_channels": (8,)}
+    stock = UNet2DModel(8, 3, 3, layers_per_block=1, norm_num_groups=4, class_embed_type="timestep", **blocks)
+    pipe = quiet(DDPMPaperPipeline(stock.eval(), tiny_scheduler()))
+    for options in ({}, {"class_labels": 1}, {"class_labels": torch.tensor([1] * 4)}):
+        with pytest.raises(ValueError, match="class_embed_type='timestep'"):
+            drawn(pipe, **options)
+
+
 @pytest.mark.parametrize("label", [None, "dog, wolf", 0])
 def test_stocks_pipeline_gets_one_class(pipe, label):
     stock = pipeline_to_stock(pipe, label)
@@ -280,6 +332,29 @@ def test_stocks_pipeline_gets_one_class(pipe, label):
         torch.testing.assert_close(stock.unet(x, t).sample, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="unconditional"):
         pipeline_to_stock(DDPMPaperPipeline(given_class(pipe.unet, 0), pipe.scheduler), "cat")
+
+
+def test_names_outlive_a_conversion_from_stock(pipe, tiny_scheduler):
+    stock = DDPMScheduler.from_config(pipe.scheduler.config)
+    ours = pipeline_from_stock(DDPMPaperPipeline(to_stock(pipe.unet), stock, NAMES))
+    assert ours.id2label == NAMES
+
+
+def test_one_class_is_taken_from_networks_that_have_some(tiny_unet, tiny_mlp, tiny_scheduler):
+    with pytest.raises(ValueError, match="unet is a DDPMPaperMLP"):
+        given_class(tiny_mlp(num_class_embeds=3), 0)
+    with pytest.raises(ValueError, match="name one class"):
+        pipeline_to_stock(DDPMPaperPipeline(tiny_unet(num_class_embeds=3), tiny_scheduler()))
+
+
+@pytest.mark.parametrize("labels", ["cat", ["cat"], [0, 1, 2], ()], ids=str)
+def test_samples_drawn_together_have_a_label_each(pipe, labels):
+    from accelerate import Accelerator
+
+    with pytest.raises(ValueError, match="one for each of 2 samples"):
+        sample_together(Accelerator(cpu=True), pipe, 2, class_labels=labels)
+    expected = sample_together(Accelerator(cpu=True), pipe, 2, class_labels=[1, 0])
+    assert torch.equal(sample_together(Accelerator(cpu=True), pipe, 2, class_labels=torch.tensor([1, 0])), expected)
 
 
 def test_files_are_coded_without_labels(pipe):

@@ -22,6 +22,13 @@ def chosen_classes(pipe: Any, words: Sequence[str] | None) -> list[str | int] | 
     return [int(word) if word not in names and word.isdecimal() else word for word in words]
 
 
+def require_unlabelled(pipe: Any, what: str, remedy: str = "") -> None:
+    """Raises ValueError where every sample needs a class, and `what` has none to give."""
+    if pipe.unet.config.get("num_class_embeds") and pipe.null_class is None:
+        reason = "every sample of this checkpoint needs a class, since it was trained with --label_dropout 0"
+        raise ValueError(f"{what}: {reason}" + (f"; {remedy}" if remedy else ""))
+
+
 def shown_classes(pipe: Any, classes: Sequence[str | int]) -> list[str]:
     """Their names, or "class 3", in ASCII, of at most 16 letters."""
     names = pipe.id2label

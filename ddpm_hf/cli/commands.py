@@ -22,7 +22,7 @@ from ..scheduler import paper_scheduler
 from ..short_chains import shortened
 from .arguments import SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
-from .classes import chosen_classes
+from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
 
 
@@ -46,6 +46,8 @@ def sample(args: argparse.Namespace) -> None:
     if args.fast:
         pipe = speed_up(pipe, dtype)
     classes, count = chosen_classes(pipe, args.classes), len(args.seeds)
+    if classes is None:
+        require_unlabelled(pipe, "--classes is missing", "--classes all takes them in turn")
     labels = classes and [classes[i % len(classes)] for i in range(count)]
     parts = []
     for i in range(0, count, args.batch_size):
@@ -90,6 +92,9 @@ def convert(args: argparse.Namespace) -> None:
         if args.to == "paper":
             pipe = pipeline_from_stock(pipe)
     if args.to == "stock":
+        require_unlabelled(
+            pipe, "--to stock", "in Python, convert.pipeline_to_stock(pipe, NAME) makes one of one class"
+        )
         pipe = pipeline_to_stock(pipe)
     pipe.save_pretrained(output)
     config = {**pipe.unet.config, **pipe.scheduler.config}
@@ -109,6 +114,8 @@ def evaluate(args: argparse.Namespace) -> None:
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    if args.label_column is None:
+        require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():
         write_results(output, [result])
         print(f"{result['name']} {shown_value(result)}")
@@ -131,6 +138,7 @@ def shorten(args: argparse.Namespace) -> None:
         skip_bad_images=args.skip_bad_images,
     )
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    require_unlabelled(evaluator.pipe, f"shorten {args.checkpoint}")
     scheduler, num_levels = paper_scheduler(evaluator.pipe.scheduler), evaluator.data("bpd").num_levels
     # refuse now what would be refused after the measuring
     if "inference_timesteps" in scheduler.config:
@@ -171,6 +179,7 @@ def compress(args: argparse.Namespace) -> None:
     check_in_range("--max_batch", args.max_batch, 1, codec.LARGEST_BATCH)
     check_in_range("--skip_bad_images", args.skip_bad_images, 0)
     pipe = load_pipeline(args.checkpoint).to(args.device)
+    require_unlabelled(pipe, f"compress with {args.checkpoint}")
     num_timesteps = len(paper_scheduler(pipe.scheduler))
     if args.steps is not None and pipe.scheduler.config.get("inference_timesteps"):
         remedy = "leave out --steps, or start from the one it was made from"

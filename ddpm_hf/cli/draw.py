@@ -14,7 +14,7 @@ from ..data import Samples, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import paper_scheduler
-from .classes import ALL, chosen_classes, shown_classes
+from .classes import ALL, chosen_classes, require_unlabelled, shown_classes
 
 WEIGHTS = [i / 10 for i in range(11)]  # λ of the interpolations, as in the paper's Figures 8 and 9
 NUM_NEAREST = 8
@@ -31,6 +31,8 @@ def draw(args: argparse.Namespace) -> None:
     draws, wanted = ("points" if about else "images" for about in (len(pipe.sample_shape) == 1, args.kind == "points"))
     if draws != wanted:
         raise ValueError(f"draw {args.kind} is for {wanted}; {args.checkpoint} draws {draws}")
+    if args.kind not in ("classes", "guidance"):
+        require_unlabelled(pipe, f"draw {args.kind}", "draw classes shows them")
     try:
         drawn = KINDS[args.kind](args, pipe)
     except ModuleNotFoundError as error:

@@ -61,7 +61,8 @@ def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipel
             "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
         )
     ours = DDPMPaperScheduler.from_config(scheduler.config)
-    return DDPMPaperPipeline(from_stock(unet), ours)  # type: ignore[arg-type]
+    names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
+    return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
 
 
 def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline:
@@ -87,6 +88,10 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
         raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
     stock = DDPMScheduler.from_config(scheduler.config)
     if unet.class_embedding is not None:
+        if class_label is None and pipe.null_class is None:
+            raise ValueError(
+                "every sample of this network needs a label, and stock's pipeline has none: name one class"
+            )
         label: Any = pipe.class_numbers([class_label], 1)
         unet = given_class(unet, int(label))
     elif class_label is not None:
@@ -101,6 +106,8 @@ def given_class(unet: DDPMPaperUNet, class_label: int) -> DDPMPaperUNet:
     The class's vector, which is added to the time embedding, goes into its last bias. Raises ValueError for a class
     that the network does not have.
     """
+    if not isinstance(unet, DDPMPaperUNet):
+        raise ValueError(f"unet is a {type(unet).__name__}; a DDPMPaperUNet can be given a class")
     if unet.class_embedding is None:
         raise ValueError(f"class_label={class_label}: the network is unconditional")
     row = unet.class_embedding.rows(class_label, 1, unet.device)

@@ -138,15 +138,11 @@ class Evaluator:
         if self.protocol.label_column is None:
             return None
         samples, names = self.data(metric), {name: number for number, name in self.pipe.id2label.items()}
-        count = self.pipe.unet.config.get("num_class_embeds") or 0
+        known = set(range(self.pipe.unet.config.get("num_class_embeds") or 0)) - {self.pipe.null_class}
         numbers = [names.get(name) if names else number for number, name in enumerate(samples.label_names)]
-        missing = [
-            name
-            for name, number in zip(samples.label_names, numbers, strict=True)
-            if number is None or number >= count
-        ]
+        missing = [name for name, number in zip(samples.label_names, numbers, strict=True) if number not in known]
         if missing:
-            has = f"has the classes {', '.join(names)}" if names else f"has {count} classes"
+            has = f"has the classes {', '.join(names)}" if names else f"has {len(known)} classes"
             raise ValueError(f"{samples.name} has images of {', '.join(missing)}, and the model {has}")
         return torch.tensor(numbers)[torch.from_numpy(samples.labels)]
 

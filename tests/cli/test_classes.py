@@ -108,3 +108,32 @@ def test_draw_guidance_has_a_column_for_each_scale(labelled, tmp_path):
     without = pipeline(labelled)(seeds=[4], output_type="pt").images
     for row in columns[0]:
         torch.testing.assert_close(row, without, rtol=0, atol=1e-4)
+
+
+def test_a_picture_of_no_class_is_refused(labelled):
+    with pytest.raises(ValueError, match="names no class"):
+        figures.by_class(pipeline(labelled), [], seeds=[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sample", "{}", "-o", "x.png"], "--classes is missing"),
+        (["draw", "progressive", "{}", "-o", "x.png"], "draw progressive"),
+        (["convert", "{}", "stock", "--to", "stock"], "--to stock"),
+        (["evaluate", "{}", "--dataset", "digits", "-o", "x.json"], "--label_column is missing"),
+        (["shorten", "{}", "short", "--dataset", "digits", "--steps", "3"], "shorten"),
+        (["compress", "{}", "digits", "-o", "x.bb"], "compress"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_where_every_sample_needs_a_class_commands_without_one_say_so(
+    tiny_unet, tiny_scheduler, tmp_path, monkeypatch, capsys, words, message
+):
+    unet = tiny_unet(in_channels=1, out_channels=1, num_class_embeds=3)
+    DDPMPaperPipeline(unet, tiny_scheduler(), {0: "cat", 1: "7", 2: "dog"}).save_pretrained(tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as error:
+        main([word.format("given") for word in words])
+    said = capsys.readouterr().err + str(error.value.code)
+    assert message in said and "every sample of this checkpoint needs a class" in said and "Traceback" not in said

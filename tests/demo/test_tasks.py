@@ -306,3 +306,9 @@ def test_animations_are_told_from_still_images(tmp_path):
     frames = [Image.new("L", (20, 20), shade) for shade in (0, 255)]
     assert demo_tasks.is_animated(saved(tmp_path, frames[0], "x.gif", save_all=True, append_images=frames[1:]))
     assert not demo_tasks.is_animated(saved(tmp_path, frames[0], "y.gif"))
+
+
+def test_a_class_called_any_hides_nothing(tiny_unet, tiny_scheduler):
+    unet = tiny_unet(num_class_embeds=3, null_class=2)
+    model = Model(DDPMPaperPipeline(unet, tiny_scheduler(), {0: "any", 1: "cat"}), 256)
+    assert model.classes == {"any class": None, "any": 0, "cat": 1}

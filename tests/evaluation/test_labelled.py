@@ -105,8 +105,8 @@ def test_classes_that_the_model_lacks_are_named(evaluator, checkpoint, tiny_unet
     names = saved(few, tiny_scheduler(), tmp_path / "names", {i: str(i) for i in range(8)})
     with pytest.raises(ValueError, match="images of 8, 9, and the model has the classes 0, 1, 2, 3, 4, 5, 6, 7"):
         evaluator(source=names, label_column="label")
-    numbers = saved(few, tiny_scheduler(), tmp_path / "numbers", None)
-    with pytest.raises(ValueError, match="images of 9, and the model has 9 classes"):
+    numbers = saved(few, tiny_scheduler(), tmp_path / "numbers", None)  # 8 is the row for no label
+    with pytest.raises(ValueError, match="images of 8, 9, and the model has 8 classes"):
         evaluator(source=numbers, label_column="label")
     with pytest.raises(ValueError, match="and the model has 0 classes"):
         evaluator(label_column="label")

@@ -115,16 +115,24 @@ class ClassEmbedding(nn.Embedding):
             missing = "this network needs class_labels: no row stands for an unlabelled sample (null_class)"
             _check(self.null_class is not None, missing)
             class_labels = self.null_class
-        labels, last = torch.as_tensor(class_labels), self.num_embeddings - 1
-        expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
-        fits = labels.ndim <= 1 and labels.numel() in (1, batch_size)
-        _check(fits, f"class_labels has shape {tuple(labels.shape)}; expected {expected}")
-        known = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-        if known and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            known = all(0 <= label <= last for label in labels.reshape(-1).tolist())
-        if not known:  # not by _check, which would make the text of a tensor each time
-            raise ValueError(f"class_labels={class_labels!r} must be {expected}")
-        return labels.to(device).reshape(-1).expand(batch_size)
+        return class_rows(class_labels, self.num_embeddings, batch_size, device)
+
+
+def class_rows(class_labels: Any, num_rows: int, batch_size: int, device: torch.device) -> Tensor:
+    """Labels, one or [B], as int64 [B] on `device`; those on the CPU are looked at first. Raises ValueError."""
+    last = num_rows - 1
+    expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
+    if isinstance(class_labels, str):  # names are the pipeline's
+        raise ValueError(f"class_labels={class_labels!r} must be {expected}")
+    labels = torch.as_tensor(class_labels)
+    if labels.ndim > 1 or labels.numel() not in (1, batch_size):
+        raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected {expected}")
+    known = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if known and labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        known = all(0 <= label <= last for label in labels.reshape(-1).tolist())
+    if not known:
+        raise ValueError(f"class_labels={class_labels!r} must be {expected}")
+    return labels.to(device, torch.int64).reshape(-1).expand(batch_size)
 
 
 class ResnetBlock(nn.Module):
