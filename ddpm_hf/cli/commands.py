@@ -95,6 +95,9 @@ def convert(args: argparse.Namespace) -> None:
         require_unlabelled(
             pipe, "--to stock", "in Python, convert.pipeline_to_stock(pipe, NAME) makes one of one class"
         )
+        if pipe.null_class is not None:
+            print("stock's DDPMPipeline takes no labels: this one draws as without; in Python,")
+            print("convert.pipeline_to_stock(pipe, NAME) makes one of a class")
         pipe = pipeline_to_stock(pipe)
     pipe.save_pretrained(output)
     config = {**pipe.unet.config, **pipe.scheduler.config}

@@ -91,6 +91,11 @@ def grid(rows: torch.Tensor, row_labels: list[str], column_labels: list[str]) ->
     return np.asarray(pictures.labelled_grid(cells, row_labels=row_labels, column_labels=column_labels))
 
 
+def test_stocks_pipeline_is_said_to_draw_without_labels(labelled, tmp_path, capsys):
+    main(["convert", labelled, str(tmp_path / "stock"), "--to", "stock"])
+    assert "stock's DDPMPipeline takes no labels: this one draws as without" in capsys.readouterr().out
+
+
 def test_draw_classes_has_a_row_for_each_class(labelled, tmp_path):
     picture = drawn(tmp_path, "classes", labelled, "--seeds", "4,5", "--guidance", "3")
     rows = figures.by_class(pipeline(labelled), [0, 1, 2], seeds=[4, 5], guidance_scale=3)

@@ -54,6 +54,10 @@ def test_values_just_outside_an_options_range_are_refused(capsys, option):
         ("--dropout=1", "--dropout=1.0 must lie in [0, 1)"),
         ("--beta_start=0", "--beta_start=0.0 must lie inside (0, 1)"),
         ("--block_out_channels=0", "--block_out_channels=[0] must each lie in [1, 16384]"),
+        (
+            "--label_dropout=0.3",
+            "--label_dropout=0.3 is for training on labels; --label_column says where they are",
+        ),
         ("--block_out_channels", "--block_out_channels=[] must hold a number of channels for every level"),
     ],
 )
