@@ -135,8 +135,10 @@ class DryRun:
         finish, _ = self._measured(updates.finish)
         with torch.no_grad():
             network: Any = updates.state.unet
-            x_start = to_model_range(batch.x_start, self.samples.num_levels).to(device)
-            forward, _ = self._measured(lambda: network(x_start, batch.t.to(device)))
+            seen = batch.to(device)
+            x_start = to_model_range(seen.x_start, self.samples.num_levels)
+            conditions = {} if seen.labels is None else {"class_labels": seen.labels}
+            forward, _ = self._measured(lambda: network(x_start, seen.t, **conditions))
         per_step = updates.num_parts * gradient * size / part + finish
         parameters = sum(p.numel() for p in network.parameters())
         memory = 20 * parameters + kept * size / part

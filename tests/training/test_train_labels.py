@@ -186,11 +186,14 @@ def test_classes_must_be_those_of_init_from(tmp_path, labelled_run):
 # ---- what it says --------------------------------------------------------------------------------------------------
 
 
-def test_the_dry_run_names_the_classes(tmp_path, capsys):
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_the_dry_run_names_the_classes(tmp_path, capsys, dropout):
+    """Also of a network that cannot do without labels."""
     folder = shown(tmp_path / "pets", {"cat": 20, "dog": 12})
-    train(tmp_path / "run", dataset_name="none", train_data_dir=folder, dry_run=True, **LABELLED)
+    own = {"dataset_name": "none", "train_data_dir": folder, "label_dropout": dropout, **LABELLED}
+    train(tmp_path / "run", dry_run=True, **own)
     said = capsys.readouterr().out
-    assert "cat 20, dog 12" in said
+    assert "cat 20, dog 12" in said and "s a step" in said
 
 
 def test_held_out_folders_need_the_same_classes(tmp_path):
