@@ -3,9 +3,7 @@
 Classifier-free guidance needs nothing from here: `pipe(class_labels=..., guidance_scale=...)`. Time is 0-based.
 """
 
-import math
 from collections.abc import Callable, Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .pipeline_ddpm_paper import DDPMPaperPipeline
+from .pipeline_ddpm_paper import DDPMPaperPipeline, is_finite_number
 from .scheduler import paper_scheduler
 from .unet.unet_ddpm_paper import class_rows
 
@@ -56,11 +54,7 @@ class ClassifierGuidedNetwork(nn.Module):
             )
         if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
             raise ValueError(f"num_classes={num_classes!r} must be an integer and at least 1")
-        if (
-            not isinstance(guidance_scale, Real)
-            or isinstance(guidance_scale, bool)
-            or not math.isfinite(guidance_scale)
-        ):
+        if not is_finite_number(guidance_scale):
             raise ValueError(f"guidance_scale={guidance_scale!r} must be a finite number")
         self.network, self.log_prob = network, log_prob
         self.gamma = guidance_scale - 1 if self.conditional else guidance_scale

@@ -168,6 +168,22 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """The number that stands for "no label"; None where the network has none, or knows no classes."""
         return self.unet.config.get("null_class")
 
+    @property
+    def classes(self) -> dict[int, str]:
+        """Each class's name by its number, "class 3" where it has none, but `null_class`; {} of unconditional ones."""
+        names, null_class = self.id2label, self.null_class
+        return {n: names.get(n, f"class {n}") for n in range(self._num_rows) if n != null_class}
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every sample needs a label: the network has classes, and no `null_class`."""
+        return self._num_rows > 0 and self.null_class is None
+
+    @property
+    def _num_rows(self) -> int:
+        """Of the class embedding; 0 where there is none."""
+        return self.unet.config.get("num_class_embeds") or 0
+
     def class_numbers(
         self, class_labels: ClassLabels, batch_size: int, device: torch.device | str = "cpu"
     ) -> Tensor | None:
@@ -177,20 +193,20 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         if class_labels is None:
             return None
-        given = class_labels.shape if isinstance(class_labels, Tensor) and class_labels.dtype == torch.int64 else None
-        if not isinstance(class_labels, Tensor) or given != (batch_size,):
+        numbers: Any = class_labels
+        if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64 or numbers.shape != (batch_size,):
             labels = _plain(class_labels)
             several = labels if isinstance(labels, list) else [labels] * batch_size
             _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
-            class_labels = torch.tensor([self._class_number(label) for label in several])
-        elif class_labels.device.type == "cpu":  # those of a GPU came this way before; a look would wait for it
-            count = self.unet.config.get("num_class_embeds") or 0
-            for label in [label for label in class_labels.tolist() if not 0 <= label < count]:
-                self._class_number(label)
-        return class_labels.to(device)
+            numbers = torch.tensor([self._class_number(label) for label in several])
+        elif numbers.device.type == "cpu":  # those of a GPU came this way before; a look would wait for it
+            for number in numbers.tolist():
+                if not 0 <= number < self._num_rows:
+                    self._class_number(number)
+        return numbers.to(device)
 
     def _class_number(self, label: Any) -> int:
-        count, names = self.unet.config.get("num_class_embeds"), self.id2label
+        count, names = self._num_rows, self.id2label
         _check(count, f"class_labels: the network is unconditional, and cannot draw {label!r}")
         if label is None:
             _check(
@@ -206,16 +222,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return int(label)
 
     def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
-        number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
-        number = number and math.isfinite(guidance_scale)
-        _check(
-            number, f"guidance_scale={guidance_scale!r} must be a finite number; 1 is the conditional network alone"
-        )
+        alone = "1 is the conditional network alone"
+        _check(is_finite_number(guidance_scale), f"guidance_scale={guidance_scale!r} must be a finite number; {alone}")
         kind = self.unet.config.get("class_embed_type")
         _check(not kind, f"class_embed_type={kind!r} of the network is not known here; num_class_embeds is")
         if class_labels is None:
-            unlabelled = self.null_class is not None or not self.unet.config.get("num_class_embeds")
-            _check(unlabelled, "this network needs class_labels: it has no null_class, for samples without a label")
+            _check(
+                not self.needs_labels,
+                "this network needs class_labels: it has no null_class, for samples without a label",
+            )
             _check(guidance_scale == 1, f"guidance_scale={guidance_scale} needs class_labels, towards which to guide")
         unguided = guidance_scale == 1 or self.null_class is not None
         _check(unguided, f"guidance_scale={guidance_scale} needs a network with a null_class; this one has none")
@@ -576,6 +591,11 @@ def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Pat
 
 def _is_whole(value: Any, lowest: int, highest: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and lowest <= int(value) <= highest
+
+
+def is_finite_number(value: Any) -> bool:
+    """Of whatever type a number has, but a bool."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check(holds: Any, message: str) -> None:

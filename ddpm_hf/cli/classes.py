@@ -6,31 +6,28 @@ from typing import Any
 ALL = "all"
 
 
-def chosen_classes(pipe: Any, words: Sequence[str] | None) -> list[str | int] | None:
-    """The classes that `--classes` names, by name or number, `all` for every one; None where it is not given.
+def chosen_classes(pipe: Any, words: Sequence[str]) -> list[str | int]:
+    """The classes that `--classes` names, by name or number, `all` for every one.
 
     Raises ValueError where the checkpoint has no classes.
     """
-    if words is None:
-        return None
-    count = pipe.unet.config.get("num_class_embeds")
-    if not count:
+    if not pipe.classes:
         raise ValueError(f"--classes {' '.join(words)}: the checkpoint has no classes; it was trained without labels")
     if list(words) == [ALL]:
-        return [number for number in range(count) if number != pipe.null_class]
+        return list(pipe.classes)
     names = pipe.id2label.values()
     return [int(word) if word not in names and word.isdecimal() else word for word in words]
 
 
 def require_unlabelled(pipe: Any, what: str, remedy: str = "") -> None:
     """Raises ValueError where every sample needs a class, and `what` has none to give."""
-    if pipe.unet.config.get("num_class_embeds") and pipe.null_class is None:
+    if pipe.needs_labels:
         reason = "every sample of this checkpoint needs a class, since it was trained with --label_dropout 0"
         raise ValueError(f"{what}: {reason}" + (f"; {remedy}" if remedy else ""))
 
 
 def shown_classes(pipe: Any, classes: Sequence[str | int]) -> list[str]:
     """Their names, or "class 3", in ASCII, of at most 16 letters."""
-    names = pipe.id2label
+    names = pipe.classes
     texts = [names.get(each, f"class {each}") if isinstance(each, int) else each for each in classes]
     return [text.encode("ascii", "replace").decode()[:16] for text in texts]

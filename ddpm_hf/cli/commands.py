@@ -45,11 +45,12 @@ def sample(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
     if args.fast:
         pipe = speed_up(pipe, dtype)
-    classes, count = chosen_classes(pipe, args.classes), len(args.seeds)
-    if classes is None:
+    labels, count, parts = None, len(args.seeds), []
+    if args.classes is None:
         require_unlabelled(pipe, "--classes is missing", "--classes all takes them in turn")
-    labels = classes and [classes[i % len(classes)] for i in range(count)]
-    parts = []
+    else:
+        classes = chosen_classes(pipe, args.classes)
+        labels = [classes[i % len(classes)] for i in range(count)]
     for i in range(0, count, args.batch_size):
         part = slice(i, i + args.batch_size)
         parts += pipe(

@@ -75,7 +75,6 @@ def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     """Samples of each class, one row each, from the same noise in each column."""
     labels = chosen_classes(pipe, args.classes or [ALL])
-    assert labels is not None
     options = {"seeds": args.seeds, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
     return _grid(figures.by_class(pipe, labels, **options), shown_classes(pipe, labels), _seed_labels(args.seeds))
 
@@ -83,7 +82,6 @@ def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 def guidance(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     """A sample of each class, one row each, at each guidance scale, one column each, all from the same noise."""
     labels = chosen_classes(pipe, args.classes or [ALL])
-    assert labels is not None
     columns = [
         figures.by_class(pipe, labels, seeds=[args.seed], guidance_scale=scale, num_inference_steps=args.steps)
         for scale in args.scales

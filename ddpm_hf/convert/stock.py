@@ -88,7 +88,7 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
         raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
     stock = DDPMScheduler.from_config(scheduler.config)
     if unet.class_embedding is not None:
-        if class_label is None and pipe.null_class is None:
+        if class_label is None and pipe.needs_labels:
             raise ValueError(
                 "every sample of this network needs a label, and stock's pipeline has none: name one class"
             )

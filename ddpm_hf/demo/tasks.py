@@ -67,11 +67,9 @@ class Model(NamedTuple):
     @property
     def classes(self) -> dict[str, int | None]:
         """What can be asked for: the numbers of the classes by name, "any" for no label; empty without classes."""
-        count, null_class = self.pipe.unet.config.get("num_class_embeds") or 0, self.pipe.null_class
-        names = {n: self.pipe.id2label.get(n, f"class {n}") for n in range(count) if n != null_class}
-        unlabelled = ANY_CLASS if ANY_CLASS not in names.values() else f"{ANY_CLASS} class"
-        any_class: dict[str, int | None] = {} if null_class is None else {unlabelled: None}
-        return {**any_class, **{name: n for n, name in names.items()}} if count else {}
+        names: dict[str, int | None] = {name: number for number, name in self.pipe.classes.items()}
+        unlabelled = ANY_CLASS if ANY_CLASS not in names else f"{ANY_CLASS} class"
+        return names if self.pipe.null_class is None else {unlabelled: None, **names}
 
 
 def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[str, Model]:

@@ -142,13 +142,13 @@ def load_given(options: TrainingOptions) -> Samples:
 
 def require_same_kind(held_out: Samples, samples: Samples) -> None:
     """Raises ValueError unless a network for `samples` takes the held-out ones, and their levels mean the same."""
-    kinds = [f"{each.sample_shape} with {each.num_levels} levels" for each in (held_out, samples)]
     if held_out.label_names != samples.label_names:
         names = [", ".join(each.label_names) for each in (held_out, samples)]
         raise ValueError(
             f"the held-out samples of {held_out.name} have the classes {names[0]}, those of {samples.name}, which are "
             f"trained on, {names[1]}; both must have the same"
         )
+    kinds = [f"{each.sample_shape} with {each.num_levels} levels" for each in (held_out, samples)]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"the held-out samples of {held_out.name} are {kinds[0]}, those of {samples.name}, which are trained on, "

@@ -6,7 +6,7 @@ Nothing imported here is slow, so that help and mistakes do not wait for torch.
 import importlib.util
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -168,7 +168,7 @@ class TrainingOptions:
             )
         if self.convert_channels and self.in_channels not in (1, 3):
             raise ValueError(f"--convert_channels needs --in_channels 1 or 3, not {self.in_channels}")
-        if self.label_column is None and self.label_dropout != option_default("label_dropout"):
+        if self.label_column is None and self.label_dropout != TrainingOptions.label_dropout:
             raise ValueError(
                 f"--label_dropout={self.label_dropout:g} is for training on labels; --label_column says where they are"
             )
@@ -252,11 +252,6 @@ FREE_TO_CHANGE = {
         "skip_bad_images",
     ),
 }
-
-
-def option_default(name: str) -> Any:
-    """The default of one option."""
-    return next(each.default for each in fields(TrainingOptions) if each.name == name)
 
 
 def option_defaults() -> dict[str, Any]:

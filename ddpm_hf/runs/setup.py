@@ -52,7 +52,7 @@ def load_data(options: TrainingOptions) -> Samples:
     )
 
 
-def class_rows(options: TrainingOptions, num_classes: int) -> dict[str, int | None]:
+def embedding_rows(options: TrainingOptions, num_classes: int) -> dict[str, int | None]:
     """A network's rows for so many classes: the last is for "no label", where labels are dropped in training."""
     if not num_classes:
         return {"num_class_embeds": None, "null_class": None}
@@ -64,7 +64,7 @@ def build_network(
     options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0
 ) -> DDPMPaperUNet | DDPMPaperMLP:
     """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,), and so many classes."""
-    channels, rows = sample_shape[0], class_rows(options, num_classes)
+    channels, rows = sample_shape[0], embedding_rows(options, num_classes)
     if options.random_flip and len(sample_shape) == 1:
         raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
