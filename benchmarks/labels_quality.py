@@ -19,7 +19,6 @@ quartiles of interleaved rounds, plain and sped up, at two batch sizes; and how 
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from sklearn.datasets import load_digits
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.convert import given_class
+from ddpm_hf.evaluation.errors import share_error
 from ddpm_hf.inference import speed_up
 from ddpm_hf.runs import environment
 
@@ -61,8 +61,7 @@ def quality(pipe: DDPMPaperPipeline, scale: float) -> dict[str, Any]:
 
 def share_of(right: np.ndarray) -> list[float]:
     """A share and its standard error, by Laplace's rule: also that of 1 is not sure."""
-    likely = (right.sum() + 1) / (len(right) + 2)
-    return [float(right.mean()), math.sqrt(likely * (1 - likely) / len(right))]
+    return [float(right.mean()), share_error(int(right.sum()), len(right))]
 
 
 def spread(by_class: list[np.ndarray]) -> float:

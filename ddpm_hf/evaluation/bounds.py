@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..likelihood import BoundTerms, rate_distortion
+from .errors import share_error
 
 
 def _curve(terms: BoundTerms) -> dict[str, list[float]]:
@@ -30,11 +31,7 @@ def bound_result(terms: BoundTerms, settings: Mapping[str, Any]) -> dict[str, An
             "decoder_bpd": terms.terms_bt[:, 0].mean().item(),
         },
         **({} if settings["num_timesteps_subset"] else {"rate_distortion": _curve(terms)}),
-        "protocol": {
-            "num_images": len(total),
-            **{name: value for name, value in settings.items() if name != "batch_size"},
-            "clip_denoised": bool(settings["clip_denoised"]),
-        },
+        "protocol": _protocol(len(total), settings),
     }
 
 
@@ -42,16 +39,15 @@ def class_result(bounds: Tensor, classes: list[int], truth: Tensor, settings: Ma
     """How many images have their lowest bound given their own class, of `bounds` [N, Y] given each of `classes`."""
     guesses = torch.tensor(classes)[bounds.argmin(dim=1)]
     right, count = int((guesses == truth).sum()), len(bounds)
-    likely = (right + 1) / (
-        count + 2
-    )  # by Laplace's rule: that all were right does not say that no other would be wrong
     return {
         "name": "accuracy of classes by their bounds",
         "value": right / count,
-        "spread": math.sqrt(likely * (1 - likely) / count),
-        "protocol": {
-            "num_images": count,
-            **{name: value for name, value in settings.items() if name != "batch_size"},
-            "clip_denoised": bool(settings["clip_denoised"]),
-        },
+        "spread": share_error(right, count),
+        "protocol": _protocol(count, settings),
     }
+
+
+def _protocol(num_images: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What a result says of how it was measured; the size of batches counts for rounding only."""
+    kept = {name: value for name, value in settings.items() if name != "batch_size"}
+    return {"num_images": num_images, **kept, "clip_denoised": bool(settings["clip_denoised"])}

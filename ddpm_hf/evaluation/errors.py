@@ -27,6 +27,12 @@ NUM_HALVES = 50  # the error's own error is then about 10 %
 LEAST_ROWS = 4  # two in each half
 
 
+def share_error(right: int, count: int) -> float:
+    """Standard error of a share, by Laplace's rule: that all were right does not say that no other would be wrong."""
+    likely = (right + 1) / (count + 2)
+    return math.sqrt(likely * (1 - likely) / count)
+
+
 def random_halves(num_rows: int, seed: int, purpose: str) -> Tensor:
     """1 where a row is in the half and 0 elsewhere, [50, num_rows] in float64; keyed by (seed, purpose, number)."""
     halves = torch.zeros(NUM_HALVES, num_rows, dtype=torch.float64)

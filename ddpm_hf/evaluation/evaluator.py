@@ -8,7 +8,7 @@ Statistics are computed by the main process from the pieces in their order.
 import hashlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,7 @@ class Evaluator:
             "scheduler": {k: v for k, v in self.pipe.scheduler.config.items() if not k.startswith("_")},
             "scheduler_class": type(self.pipe.scheduler).__name__,
             "num_inference_steps": protocol.num_inference_steps,
+            **({"null_class": self.pipe.null_class} if self.pipe.classes else {}),
         }
         self._data: dict[str, Samples] = {}
         self._extractors: dict[str, Any] = {}
@@ -138,7 +139,7 @@ class Evaluator:
         if self.protocol.label_column is None:
             return None
         samples, names = self.data(metric), {name: number for number, name in self.pipe.id2label.items()}
-        known = set(range(self.pipe.unet.config.get("num_class_embeds") or 0)) - {self.pipe.null_class}
+        known = self.pipe.classes
         numbers = [names.get(name) if names else number for number, name in enumerate(samples.label_names)]
         missing = [name for name, number in zip(samples.label_names, numbers, strict=True) if number not in known]
         if missing:
@@ -181,18 +182,14 @@ class Evaluator:
 
     def bound_terms(self) -> BoundTerms:
         """The bound of the data set's first `num_images` images; called by all processes, and the same in each."""
-        samples, settings, classes = self.data("bpd"), self.bound_settings(), self.classes("bpd")
-        num_images = min(self.protocol.num_images or len(samples), len(samples))
+        settings, classes = self.bound_settings(), self.classes("bpd")
         chain = paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps)
         terms_per_image = self.protocol.num_timesteps_subset or chain.num_timesteps
 
-        def compute(piece: int) -> dict[str, Tensor]:
-            first = piece * IMAGES_PER_PIECE
-            indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
-            x_start = to_model_range(samples.batch(list(indices)), samples.num_levels)
-            labels = None if classes is None else classes[list(indices)]
+        def measure(x_start: Tensor, first: int) -> dict[str, Tensor]:
+            labels = None if classes is None else classes[first : first + len(x_start)]
             quiet = not self.accelerator.is_main_process
-            total = len(indices) * terms_per_image
+            total = len(x_start) * terms_per_image
             with tqdm(total=total, desc="bits/dim", unit="term", leave=False, disable=quiet) as bar:
                 model = self.pipe.unet, self.pipe.scheduler
                 terms = bits_per_dim(
@@ -200,50 +197,56 @@ class Evaluator:
                 )
             return terms._asdict()
 
+        parts = self._of_images("bpd", measure, settings, **self._conditions("bpd"))
+        return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
+
+    def classified(self) -> dict[str, Any]:
+        """How many of the data set's first `num_images` images have the lowest bound given their own class."""
+        settings, truth = self.bound_settings(), self.classes("classify")
+        assert truth is not None
+        chain = paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps)
+        few = min(CLASSIFYING_TERMS, chain.num_timesteps)
+        settings["num_timesteps_subset"] = self.protocol.num_timesteps_subset or few
+        known = list(self.pipe.classes)
+
+        def measure(x_start: Tensor, first: int) -> dict[str, Tensor]:
+            model = self.pipe.unet, self.pipe.scheduler
+            return {"bounds": class_bounds_bpd(*model, x_start, known, first_index=first, **settings)}
+
+        bounds = torch.cat([part["bounds"] for part in self._of_images("classify", measure, settings)])
+        settings["label_column"] = self.protocol.label_column
+        return class_result(bounds, known, truth[: len(bounds)], settings)
+
+    def _of_images(
+        self,
+        metric: str,
+        measure: Callable[[Tensor, int], dict[str, Tensor]],
+        settings: Mapping[str, Any],
+        **identity: Any,
+    ) -> list[dict[str, Tensor]]:
+        """`measure(x_start, index of the first)` of pieces of the data's first `num_images` images, in their order.
+
+        All processes call this. `settings` and `identity` are what tells this work from other work.
+        """
+        samples = self.data(metric)
+        num_images = min(self.protocol.num_images or len(samples), len(samples))
+
+        def compute(piece: int) -> dict[str, Tensor]:
+            first = piece * IMAGES_PER_PIECE
+            indices = range(first, min(first + IMAGES_PER_PIECE, num_images))
+            return measure(to_model_range(samples.batch(list(indices)), samples.num_levels), first)
+
         pieces = self._pieces(
-            "bpd",
+            metric,
             math.ceil(num_images / IMAGES_PER_PIECE),
             model=self.model_identity,
             data=samples.fingerprint,
             num_images=num_images,
             **{name: value for name, value in settings.items() if name != "clip_denoised"},  # in the scheduler's
-            **self._conditions("bpd"),
-        )
-        pieces.complete(self.accelerator, compute)
-        parts = list(pieces)
-        return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
-
-    def classified(self) -> dict[str, Any]:
-        """How many of the data set's first `num_images` images have the lowest bound given their own class."""
-        samples, settings, truth = self.data("classify"), self.bound_settings(), self.classes("classify")
-        assert truth is not None
-        settings["num_timesteps_subset"] = self.protocol.num_timesteps_subset or min(
-            CLASSIFYING_TERMS,
-            paper_scheduler(self.pipe.scheduler).chain(self.protocol.num_inference_steps).num_timesteps,
-        )
-        num_images = min(self.protocol.num_images or len(samples), len(samples))
-        known = sorted(set(range(self.pipe.unet.config["num_class_embeds"])) - {self.pipe.null_class})
-
-        def compute(piece: int) -> dict[str, Tensor]:
-            first = piece * IMAGES_PER_PIECE
-            indices = list(range(first, min(first + IMAGES_PER_PIECE, num_images)))
-            x_start = to_model_range(samples.batch(indices), samples.num_levels)
-            model = self.pipe.unet, self.pipe.scheduler
-            return {"bounds": class_bounds_bpd(*model, x_start, known, first_index=first, **settings)}
-
-        identity = {name: value for name, value in settings.items() if name != "clip_denoised"}
-        pieces = self._pieces(
-            "classify",
-            math.ceil(num_images / IMAGES_PER_PIECE),
-            model=self.model_identity,
-            data=samples.fingerprint,
-            num_images=num_images,
             **identity,
         )
         pieces.complete(self.accelerator, compute)
-        bounds = torch.cat([piece["bounds"] for piece in pieces])
-        settings["label_column"] = self.protocol.label_column
-        return class_result(bounds, known, truth[:num_images], settings)
+        return list(pieces)
 
     # ---- metrics of samples ----------------------------------------------------------------------------------------
 

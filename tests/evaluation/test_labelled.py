@@ -132,3 +132,19 @@ def test_the_command_prints_and_keeps_it(labelled, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "bits/dim given the class " in printed and "accuracy of classes by their bounds 0." in printed
     assert [result["metric"] for result in read_results(output)] == ["bpd", "classify"]
+
+
+def test_another_row_for_no_label_is_another_model(evaluator, labelled, tmp_path):
+    """The weights are the same, and kept work is of the one or of the other."""
+    pipe = DDPMPaperPipeline.from_pretrained(labelled)
+    config = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+    other = type(pipe.unet)(**{**config, "null_class": 10})
+    other.load_state_dict(pipe.unet.state_dict())
+    folder = tmp_path / "other"
+    DDPMPaperPipeline(other, pipe.scheduler, id2label={9 - i: name for i, name in DIGITS.items()}).save_pretrained(
+        folder
+    )
+    for options in ({"num_images": 4}, {"num_images": 4, "metrics": ("classify",), "label_column": "label"}):
+        kept = [len(list((tmp_path / "work").glob("*"))) for _ in [*evaluator(source=labelled, **options).run()]]
+        after = [len(list((tmp_path / "work").glob("*"))) for _ in [*evaluator(source=folder, **options).run()]]
+        assert after[0] == kept[0] + 1
