@@ -19,7 +19,16 @@ from ..unet.unet_ddpm_paper import (
     Upsample,
     sinusoidal_embedding,
 )
-from .kernels import Convolution, Normalization, Product, RowWinograd, convolution_3x3, weight_and_bias
+from .kernels import (
+    Convolution,
+    NativeConvolution,
+    Normalization,
+    Product,
+    RowWinograd,
+    convolution_3x3,
+    has_native,
+    weight_and_bias,
+)
 from .network import SamplingNetwork, sample_shape_of
 
 TABLE_BYTES = 2**28  # of biases by t and class
@@ -64,7 +73,7 @@ class FastUNet(SamplingNetwork):
         blocks: list[Any] = [block for level in (*down_blocks, unet.mid_block, *up_blocks) for block in level.resnets]
         self._time_bias = TimeBias(unet, blocks, num_timesteps, compute_dtype)
 
-    def _convolution(self, layer: nn.Conv2d, size: tuple[int, int, int]) -> Convolution | RowWinograd:
+    def _convolution(self, layer: nn.Conv2d, size: tuple[int, int, int]) -> Any:
         rows, height, width = size
         weight, bias = weight_and_bias(layer, self.compute_dtype)
         shape = rows, weight.shape[1], height, width
@@ -199,7 +208,10 @@ class Residual:
     def __call__(self, x: Tensor, time_bias: Tensor) -> Tensor:
         """`time_bias`: [O] where all samples have the same t, else [B, O]."""
         h = self.norm1(x)
-        h = self.conv1(h, time_bias) if time_bias.ndim == 1 else self.conv1(h).add_(time_bias[:, :, None, None])
+        if time_bias.ndim == 1 or isinstance(self.conv1, NativeConvolution):
+            h = self.conv1(h, time_bias)
+        else:
+            h = self.conv1(h).add_(time_bias[:, :, None, None])
         return self.conv2(self.norm2(h), residual=x if self.shortcut is None else self.shortcut(x))
 
 
@@ -242,6 +254,9 @@ class UpsampleConvolution:
     def __init__(self, layer: Upsample, size: tuple[int, int, int], dtype: torch.dtype):
         weight, bias = weight_and_bias(layer.conv, dtype)
         rows, height, width = size
+        self.native = NativeConvolution(weight, bias, scale=2) if has_native(weight) else None
+        if self.native:
+            return
         # an output row of parity a sees the rows i − 1 + a and i + a of the small image, through sums of three taps
         taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
         exact = torch.einsum("aik,bjl,ockl->abocij", taps, taps, layer.conv.weight.detach().double())
@@ -251,6 +266,8 @@ class UpsampleConvolution:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.native:
+            return self.native(x)
         batch, _, height, width = x.shape
         four = self.convolution(x).permute(0, 2, 3, 1).unflatten(3, (2, 2, self.out_channels))
         y = x.new_empty(batch, height, 2, width, 2, self.out_channels)

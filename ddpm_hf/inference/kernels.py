@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..machine import native
+
 # Winograd's minimal filtering F(4, 3): 4 outputs of a 3-tap filter from 6 products (Lavin & Gray 2016, Section 4).
 INPUT_TRANSFORM = [
     [4, 0, -5, 0, 1, 0],
@@ -72,6 +74,17 @@ class Convolution:
         return convolve.binary(x, residual, self.weight, bias, *self.geometry, "add", 1.0, None, [], None)
 
 
+class NativeConvolution:
+    """A 3×3 convolution with padding 1, as `Convolution`, by our own kernel, of x enlarged by `scale`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, scale: int = 1):
+        self.filters, self.bias, self.out_channels, self.scale = native.winograd_filters(weight), bias, len(bias), scale
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        bias = self.bias if bias is None else bias
+        return native.convolve(x, self.filters, self.out_channels, bias, residual, scale=self.scale)
+
+
 class RowWinograd:
     """A 3×3 convolution with padding 1, as `Convolution`, by F(4, 3) along each row; 4 must divide the width.
 
@@ -112,11 +125,17 @@ class RowWinograd:
         return y if residual is None else y.add_(residual)
 
 
-def convolution_3x3(weight: Tensor, bias: Tensor, input_shape: Sequence[int]) -> Convolution | RowWinograd:
-    """A 3×3 convolution with padding 1, by the faster kernel for this shape.
+def has_native(weight: Tensor) -> bool:
+    """Whether our own kernel computes the 3×3 convolution of these weights. In bfloat16 its sums would lose digits."""
+    return weight.dtype == torch.float32 and native.takes_channels(*weight.shape[:2])
 
-    In bfloat16 Winograd's sums would lose too many digits.
-    """
+
+def convolution_3x3(
+    weight: Tensor, bias: Tensor, input_shape: Sequence[int]
+) -> Convolution | NativeConvolution | RowWinograd:
+    """A 3×3 convolution with padding 1, by the faster kernel for this shape."""
+    if has_native(weight):
+        return NativeConvolution(weight, bias)
     _, channels, _, width = input_shape
     wide = min(channels, len(weight)) >= 128 and width >= 16 and width % 4 == 0
     if wide and weight.dtype == torch.float32 and has_onednn(weight.dtype):
@@ -149,13 +168,17 @@ class Normalization:
     """
 
     def __init__(self, norm: nn.GroupNorm, dtype: torch.dtype, *, silu: bool = True):
-        weight, bias = weight_and_bias(norm, dtype)
+        self.native = native.takes_channels(norm.num_channels)
+        weight, bias = weight_and_bias(norm, torch.float32 if self.native else dtype)
         self.arguments = norm.num_groups, weight, bias, norm.eps
         # with one channel in a group PyTorch's kernel for channels last does not vectorize
         self.single = norm.num_groups == norm.num_channels and dtype == torch.float32
         self.silu = silu
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.native:
+            groups, weight, bias, eps = self.arguments
+            return native.normalize(x, weight, bias, groups, eps, silu=self.silu)
         y = self._single(x) if self.single else F.group_norm(x, *self.arguments)
         return F.silu(y, inplace=True) if self.silu else y
 

@@ -1,0 +1,79 @@
+"""A `DDPMPaperUNet` that trains with our own kernels on a CPU: the same weights and sums, in another order."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..machine.native import NativeConvolution, NativeNorm, takes_channels
+from .unet_ddpm_paper import DDPMPaperUNet, ResnetBlock, Upsample
+
+
+def use_native_kernels(unet: Any) -> bool:
+    """Let the network's layers compute with our kernels, in float32 on a CPU; weights and their names stay.
+
+    Returns whether it does: the kernels need a compiler, and numbers of channels that they take.
+    """
+    if not isinstance(unet, DDPMPaperUNet) or not takes_channels(*unet.config["block_out_channels"]):
+        return False
+    for module in unet.modules():
+        module.__class__ = NATIVE.get(type(module), type(module))
+        if isinstance(module, NativeResnetBlock) and module.conv_shortcut is not None:
+            module.conv_shortcut.__class__ = PointwiseConvolution
+    unet.conv_in.__class__ = ChannelsLastConvolution
+    return True
+
+
+class NativeResnetBlock(ResnetBlock):
+    """`ResnetBlock`, whose time embedding is part of the first convolution's bias, and the shortcut of the second."""
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        bias = self.conv1.bias + self.time_emb_proj(F.silu(temb))
+        h = NativeConvolution.apply(_norm(self.norm1, x, silu=True), self.conv1.weight, bias, None)
+        h = _dropped(_norm(self.norm2, h, silu=True), self.dropout)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return NativeConvolution.apply(h, self.conv2.weight, self.conv2.bias, shortcut)
+
+
+class NativeGroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        return _norm(self, input, silu=False)
+
+
+class NativeUpsample(Upsample):
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        return NativeConvolution.apply(x, self.conv.weight, self.conv.bias, None)
+
+
+class PointwiseConvolution(nn.Conv2d):
+    """1×1, as a product of matrices."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.permute(0, 2, 3, 1)
+        return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class ChannelsLastConvolution(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.contiguous(memory_format=torch.channels_last))
+
+
+NATIVE: dict[type, type] = {
+    ResnetBlock: NativeResnetBlock,
+    Upsample: NativeUpsample,
+    nn.GroupNorm: NativeGroupNorm,
+}
+
+
+def _norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool) -> Tensor:
+    return NativeNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+
+
+def _dropped(h: Tensor, dropout: nn.Dropout) -> Tensor:
+    """As `dropout`, with the same draws at the same places: PyTorch would draw in the order of memory."""
+    if not dropout.training or dropout.p == 0:
+        return h
+    kept = torch.empty(h.shape, dtype=h.dtype).bernoulli_(1 - dropout.p).div_(1 - dropout.p)
+    return h * kept.contiguous(memory_format=torch.channels_last)
