@@ -12,6 +12,8 @@ import hypothesis
 import pytest
 from fork_server import choose_place
 
+from ddpm_hf.machine.native import library
+
 # What is recorded, and said of tolerances, is the CPU's: without this, training would take a GPU that is there. The
 # tests of test_gpu.py ask for it. Processes that the tests start inherit it.
 if "DDPM_HF_GPU" not in os.environ:
@@ -53,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """The process that only hands tests to workers does without the fixtures, whose imports take seconds."""
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
         config.pluginmanager.import_plugin("shared_fixtures")
+        library()  # compiled before the tests, of which the quick ones start no process
 
 
 def pytest_collection_finish() -> None:

@@ -40,7 +40,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 DEFAULT_CHECKPOINT = Path("model_cards") / "ddpm-digits"  # of `demo`
 
 
@@ -77,9 +77,19 @@ def sample(command: Parser) -> None:
     command.add_argument(
         "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
     )
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
+    command.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="precision of the network; auto: bfloat16 where it is faster, else float32",
+    )
     add_device(command)
-    command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
+    command.add_argument(
+        "--fast",
+        action=argparse.BooleanOptionalAction,
+        help="the same samples, to rounding, sooner; default: where the network is a UNet of this package, in float32 "
+        "or bfloat16",
+    )
     command.add_argument(
         "-o",
         "--output",

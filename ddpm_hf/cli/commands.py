@@ -14,7 +14,7 @@ from .. import codec, hub
 from ..convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
 from ..evaluation import Evaluator, Protocol, paper_tables
 from ..hub import load_pipeline
-from ..inference import speed_up
+from ..inference import can_speed_up, speed_up
 from ..machine import join_processes, leave_processes
 from ..pictures import image_grid, point_density
 from ..runs import RESULTS, read_results, shown_value, write_results
@@ -33,8 +33,8 @@ def sample(args: argparse.Namespace) -> None:
     if not args.output:
         raise ValueError(f"--output {args.output!r}: give a .png, a .npy, or for images a folder")
     check_output(output, is_file=bool(suffix))
-    dtype = getattr(torch, args.dtype)
-    pipe = load_pipeline(args.checkpoint, dtype)
+    dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    pipe = load_pipeline(args.checkpoint, torch.float32 if dtype == "auto" else dtype)
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -43,8 +43,8 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
-    if args.fast:
-        pipe = speed_up(pipe, dtype)
+    if args.fast or (args.fast is None and can_speed_up(pipe, dtype)):
+        pipe = speed_up(pipe, dtype, release=True)
     labels, count, parts = None, len(args.seeds), []
     if args.classes is None:
         require_unlabelled(pipe, "--classes is missing", "--classes all takes them in turn")

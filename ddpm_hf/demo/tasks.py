@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import figures, pictures
 from ..data import FORMATS, decode_image, to_model_range
 from ..hub import load_model
-from ..inference import speed_up
+from ..inference import can_speed_up, speed_up
 from ..likelihood import bits_per_dim, subset_edges
 from ..pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
 from ..runs import read_options
@@ -89,8 +89,8 @@ def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[
             kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"
             raise ValueError(f"the page shows images of 1 or 3 channels; {checkpoint} draws {kind}")
         pipe.to(device)
-        if fast and type(pipe.unet).__name__ == "DDPMPaperUNet" and pipe.unet.device.type in ("cpu", "cuda"):
-            pipe = speed_up(pipe)
+        if fast and can_speed_up(pipe):
+            pipe = speed_up(pipe, release=True)
         pipe.set_progress_bar_config(disable=True)
         models[name] = Model(pipe, num_levels(checkpoint, shape))
     return models

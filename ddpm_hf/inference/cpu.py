@@ -26,7 +26,7 @@ from .kernels import (
     Product,
     RowWinograd,
     convolution_3x3,
-    has_native,
+    native_convolution,
     weight_and_bias,
 )
 from .network import SamplingNetwork, sample_shape_of
@@ -38,10 +38,14 @@ Layer = tuple["Residual", "Attention | None"]  # a residual block, and the atten
 
 
 class FastUNet(SamplingNetwork):
-    """ε_θ(x_t, t) on a CPU, with copies of the weights in its kernels' own layouts."""
+    """ε_θ(x_t, t) on a CPU, with copies of the weights in its kernels' own layouts.
 
-    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, num_timesteps: int):
+    With `release`, `unet` loses each weight as soon as it is copied, and cannot be used any more.
+    """
+
+    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, num_timesteps: int, release: bool = False):
         super().__init__()
+        self._release = release
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, torch.device("cpu")
         self.class_embedding = copy.deepcopy(unet.class_embedding)
         self.sample_shape = sample_shape_of(unet)
@@ -57,7 +61,7 @@ class FastUNet(SamplingNetwork):
         for down in down_blocks:
             layers, downsample = self._layers(down, size), None
             for module in down.downsamplers:
-                downsample = DownsampleConvolution(module, size, compute_dtype)
+                downsample = self._packed(DownsampleConvolution, module, size)
                 size = size[0], size[1] // 2, size[2] // 2
             self._down.append((layers, downsample))
         self._middle = self._layers(unet.mid_block, size)
@@ -65,7 +69,7 @@ class FastUNet(SamplingNetwork):
         for up in up_blocks:
             layers, upsample = self._layers(up, size), None
             for module in up.upsamplers:
-                upsample = UpsampleConvolution(module, size, compute_dtype)
+                upsample = self._packed(UpsampleConvolution, module, size)
                 size = size[0], size[1] * 2, size[2] * 2
             self._up.append((layers, upsample))
         self._norm_out = Normalization(unet.conv_norm_out, compute_dtype)
@@ -73,7 +77,9 @@ class FastUNet(SamplingNetwork):
         blocks: list[Any] = [block for level in (*down_blocks, unet.mid_block, *up_blocks) for block in level.resnets]
         self._time_bias = TimeBias(unet, blocks, num_timesteps, compute_dtype)
 
-    def _convolution(self, layer: nn.Conv2d, size: tuple[int, int, int]) -> Any:
+    def _convolution(
+        self, layer: nn.Conv2d, size: tuple[int, int, int]
+    ) -> Convolution | NativeConvolution | RowWinograd:
         rows, height, width = size
         weight, bias = weight_and_bias(layer, self.compute_dtype)
         shape = rows, weight.shape[1], height, width
@@ -81,9 +87,16 @@ class FastUNet(SamplingNetwork):
 
     def _layers(self, level: Any, size: tuple[int, int, int]) -> "list[Layer]":
         """The level's residual blocks, each with the attention that follows it."""
-        residuals = [Residual(block, size, self.compute_dtype) for block in level.resnets]
-        attentions = [Attention(module, size, self.compute_dtype) for module in level.attentions]
+        residuals = [self._packed(Residual, block, size) for block in level.resnets]
+        attentions = [self._packed(Attention, module, size) for module in level.attentions]
         return list(itertools.zip_longest(residuals, attentions))  # the middle has attention after its first only
+
+    def _packed(self, kind: Any, module: nn.Module, size: tuple[int, int, int]) -> Any:
+        layer = kind(module, size, self.compute_dtype)
+        for name, weight in module.named_parameters() if self._release else ():
+            if name.endswith("weight") and "conv" in name or name.startswith("to_"):  # others are needed for the table
+                weight.data = weight.data.new_empty(0)
+        return layer
 
     def _forward(self, sample: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:
         biases = self._time_bias(t, rows)
@@ -254,8 +267,8 @@ class UpsampleConvolution:
     def __init__(self, layer: Upsample, size: tuple[int, int, int], dtype: torch.dtype):
         weight, bias = weight_and_bias(layer.conv, dtype)
         rows, height, width = size
-        self.native = NativeConvolution(weight, bias, scale=2) if has_native(weight) else None
-        if self.native:
+        self.native = native_convolution(weight, bias, (rows, weight.shape[1], height, width), scale=2)
+        if self.native is not None:
             return
         # an output row of parity a sees the rows i − 1 + a and i + a of the small image, through sums of three taps
         taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
@@ -266,7 +279,7 @@ class UpsampleConvolution:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.native:
+        if self.native is not None:
             return self.native(x)
         batch, _, height, width = x.shape
         four = self.convolution(x).permute(0, 2, 3, 1).unflatten(3, (2, 2, self.out_channels))

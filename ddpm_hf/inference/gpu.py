@@ -19,11 +19,11 @@ class GraphedUNet(SamplingNetwork):
     With `compile`, TorchInductor generates its kernels, which takes half a minute per batch size.
     """
 
-    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, compile: bool):
+    def __init__(self, unet: DDPMPaperUNet, *, compute_dtype: torch.dtype, compile: bool, release: bool = False):
         super().__init__()
         self.config, self.compute_dtype, self._device = unet.config, compute_dtype, unet.device
         self.sample_shape = sample_shape_of(unet)
-        network: Any = copy.deepcopy(unet)
+        network: Any = unet if release else copy.deepcopy(unet)
         self.class_embedding = network.class_embedding
         nn.Module.to(network, compute_dtype).eval().requires_grad_(False)  # diffusers' own `to` would only warn
         # TorchInductor's kernels are faster channels last, PyTorch's GroupNorm is not

@@ -29,6 +29,7 @@ FILTER_TRANSFORM = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
+NATIVE_WEIGHTS = 2**14  # of a 3×3 convolution, by inputs and outputs: as Winograd's filters they take 2 MB
 OUTPUT_TRANSFORM = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
@@ -78,7 +79,12 @@ class NativeConvolution:
     """A 3×3 convolution with padding 1, as `Convolution`, by our own kernel, of x enlarged by `scale`."""
 
     def __init__(self, weight: Tensor, bias: Tensor, *, scale: int = 1):
-        self.filters, self.bias, self.out_channels, self.scale = native.winograd_filters(weight), bias, len(bias), scale
+        self.filters, self.bias, self.out_channels, self.scale = (
+            native.winograd_filters(weight),
+            bias,
+            len(bias),
+            scale,
+        )
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         bias = self.bias if bias is None else bias
@@ -125,18 +131,30 @@ class RowWinograd:
         return y if residual is None else y.add_(residual)
 
 
-def has_native(weight: Tensor) -> bool:
-    """Whether our own kernel computes the 3×3 convolution of these weights. In bfloat16 its sums would lose digits."""
-    return weight.dtype == torch.float32 and native.takes_channels(*weight.shape[:2])
+def native_convolution(
+    weight: Tensor, bias: Tensor, input_shape: Sequence[int], *, scale: int = 1
+) -> NativeConvolution | None:
+    """Our kernel for a 3×3 convolution with padding 1 of x enlarged by `scale`, where it is the faster one.
+
+    In bfloat16 Winograd's sums would lose digits.
+    """
+    outputs, inputs = weight.shape[:2]
+    height, width = (side * scale for side in input_shape[2:])
+    # one tile is too little work for so many weights, unless these stay in the cache; of two rows it is mostly padding
+    worth = min(height, width) > 2 and (height * width > 16 or outputs * inputs <= NATIVE_WEIGHTS)
+    if worth and weight.dtype == torch.float32 and native.takes_channels(outputs, inputs):
+        return NativeConvolution(weight, bias, scale=scale)
+    return None
 
 
 def convolution_3x3(
     weight: Tensor, bias: Tensor, input_shape: Sequence[int]
 ) -> Convolution | NativeConvolution | RowWinograd:
     """A 3×3 convolution with padding 1, by the faster kernel for this shape."""
-    if has_native(weight):
-        return NativeConvolution(weight, bias)
     _, channels, _, width = input_shape
+    ours = native_convolution(weight, bias, input_shape)
+    if ours is not None:
+        return ours
     wide = min(channels, len(weight)) >= 128 and width >= 16 and width % 4 == 0
     if wide and weight.dtype == torch.float32 and has_onednn(weight.dtype):
         return RowWinograd(weight, bias, input_shape)

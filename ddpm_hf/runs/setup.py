@@ -14,7 +14,7 @@ from ..objectives import LossHistory
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
-from ..unet import DDPMPaperMLP, DDPMPaperUNet
+from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
 from .options import TrainingOptions
 from .records import environment
 from .state import TrainingState
@@ -182,6 +182,8 @@ def training_state(
     is kept, None for uniform t. `label_names` are those of a conditional network's classes.
     """
     unet.to(accelerator.device)
+    if accelerator.device.type == "cpu" and accelerator.mixed_precision == "no" and not compile:
+        use_native_kernels(unet)
     # decay = min_decay: the first update copies and then the decay is constant, as in the paper's code
     ema = EMAModel(unet.parameters(), decay=ema_decay, min_decay=ema_decay, foreach=True)
     on_gpu = accelerator.device.type == "cuda"

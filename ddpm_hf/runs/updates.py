@@ -64,6 +64,7 @@ class Updates:
         alone_on_gpu = accelerator.device.type == "cuda" and accelerator.num_processes == 1
         replayed = cuda_graphs and alone_on_gpu and not state.grad_scaler
         self.recorded: dict[Callable[..., Tensor | None], Recorded] | None = {} if replayed else None
+        self.weights = list(state.unet.parameters())  # once: walking over the modules takes milliseconds
         self.loss = torch.zeros((), device=accelerator.device)
         self.learning_rate = learning_rate(state.num_updates)
         self._parts: list[tuple[Batch, Tensor]] = []  # of this update, with their losses
@@ -138,7 +139,7 @@ class Updates:
         return losses.detach()
 
     def _clip_gradient(self) -> Tensor:
-        norm: Any = self.accelerator.clip_grad_norm_(self.state.unet.parameters(), self.max_grad_norm)
+        norm: Any = self.accelerator.clip_grad_norm_(self.weights, self.max_grad_norm)
         return norm
 
     def _update_weights(self) -> None:
@@ -147,7 +148,7 @@ class Updates:
         # a CUDA graph needs the gradient in its place
         state.optimizer.zero_grad(set_to_none=self.accelerator.device.type != "cuda")
         if not self.accelerator.optimizer_step_was_skipped:
-            state.ema.step(state.unet.parameters())
+            state.ema.step(self.weights)
 
     def _not_finite(self) -> FloatingPointError:
         """What to raise where the loss, or only the gradient, is not finite, with the samples it may come from."""

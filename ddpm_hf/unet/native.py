@@ -30,10 +30,10 @@ class NativeResnetBlock(ResnetBlock):
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         bias = self.conv1.bias + self.time_emb_proj(F.silu(temb))
-        h = NativeConvolution.apply(_norm(self.norm1, x, silu=True), self.conv1.weight, bias, None)
+        h = _convolve(self.conv1, _norm(self.norm1, x, silu=True), bias)
         h = _dropped(_norm(self.norm2, h, silu=True), self.dropout)
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return NativeConvolution.apply(h, self.conv2.weight, self.conv2.bias, shortcut)
+        return _convolve(self.conv2, h, self.conv2.bias, shortcut)
 
 
 class NativeGroupNorm(nn.GroupNorm):
@@ -43,8 +43,7 @@ class NativeGroupNorm(nn.GroupNorm):
 
 class NativeUpsample(Upsample):
     def forward(self, x: Tensor) -> Tensor:
-        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        return NativeConvolution.apply(x, self.conv.weight, self.conv.bias, None)
+        return _convolve(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"), self.conv.bias)
 
 
 class PointwiseConvolution(nn.Conv2d):
@@ -65,6 +64,14 @@ NATIVE: dict[type, type] = {
     Upsample: NativeUpsample,
     nn.GroupNorm: NativeGroupNorm,
 }
+
+
+def _convolve(layer: nn.Conv2d, x: Tensor, bias: Any, residual: Tensor | None = None) -> Tensor:
+    """`layer` with another bias, [O] or [B, O], and a sum. Of images below 3×3 a tile would be mostly padding."""
+    if min(x.shape[2:]) > 2:
+        return NativeConvolution.apply(x, layer.weight, bias, residual)
+    y = F.conv2d(x, layer.weight, padding=1) + bias.reshape(-1, len(layer.weight), 1, 1)
+    return y if residual is None else y + residual
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool) -> Tensor:

@@ -52,12 +52,21 @@ def test_folder_with_one_picture_per_seed(images, tmp_path, capsys):
 
 def test_fast_draws_the_same(images, tmp_path, monkeypatch):
     made = []
-    monkeypatch.setattr(commands, "speed_up", lambda *args: made.append(speed_up(*args)) or made[-1])
-    for name, extra in (("plain", []), ("fast", ["--fast"])):
+    monkeypatch.setattr(commands, "speed_up", lambda *args, **kw: made.append(speed_up(*args, **kw)) or made[-1])
+    ways = {"plain": ["--no-fast"], "fast": ["--fast"], "default": [], "auto": ["--dtype", "auto"]}
+    for name, extra in ways.items():
         main(["sample", images, "--seeds", "0-2", "-o", str(tmp_path / f"{name}.npy"), *extra])
-    plain, fast = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fast"))
-    np.testing.assert_allclose(fast, plain, atol=1e-5)
-    assert len(made) == 1
+    arrays = {name: np.load(tmp_path / f"{name}.npy") for name in ways}
+    for array in arrays.values():
+        np.testing.assert_allclose(array, arrays["plain"], atol=1e-5)
+    assert np.array_equal(arrays["fast"], arrays["default"])
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("extra", [[], ["--dtype", "auto"]])
+def test_what_cannot_be_sped_up_is_drawn_as_it_is(points, tmp_path, extra):
+    main(["sample", points, "--seeds", "0-2", "-o", str(tmp_path / "points.npy"), *extra])
+    assert np.load(tmp_path / "points.npy").shape == (3, 2)
 
 
 def test_fast_is_for_images(points, tmp_path):

@@ -9,12 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline
-from ddpm_hf.inference import FastUNet, cpu, kernels, speed_up
+from ddpm_hf.inference import FastUNet, cpu, kernels, pipelines, speed_up
 from ddpm_hf.inference.cpu import UpsampleConvolution
-from ddpm_hf.inference.kernels import Convolution, Normalization, Product, RowWinograd
+from ddpm_hf.inference.kernels import Convolution, NativeConvolution, Normalization, Product, RowWinograd
+from ddpm_hf.machine.native import ops as native_ops
 from ddpm_hf.unet.unet_ddpm_paper import Upsample
 
 DIGITS = Path(__file__).parents[2] / "model_cards" / "ddpm-digits"
+needs_kernels = pytest.mark.skipif(not native_ops.has_kernels(), reason="no compiler")
 onednn = pytest.mark.skipif(not kernels.has_onednn(torch.float32), reason="this PyTorch has no oneDNN")
 
 
@@ -26,10 +28,13 @@ def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last)
 
 
-@pytest.fixture(params=[pytest.param(True, marks=onednn), False], ids=["oneDNN", "plain"])
+@pytest.fixture(params=[pytest.param("native", marks=needs_kernels), pytest.param("oneDNN", marks=onednn), "plain"])
 def either_way(request, monkeypatch):
-    if not request.param:
+    if request.param != "native":
+        monkeypatch.setattr(native_ops, "_kernels", dict)
+    if request.param == "plain":
         monkeypatch.setattr(kernels, "has_onednn", lambda dtype: False)
+    return request.param
 
 
 # ---- kernels, against PyTorch's in float64 -------------------------------------------------------------------------
@@ -100,6 +105,11 @@ NETWORKS = {
     "wide": {"sample_size": 16, "block_out_channels": (128,), "norm_num_groups": 32, "attention_resolutions": ()},
     "not square": {"sample_size": (8, 12), "block_out_channels": (8, 16, 16), "layers_per_block": 2},
     "grey, learned variance": {"in_channels": 1, "out_channels": 2},
+    "of widths for our kernels": {
+        "block_out_channels": (32, 64, 96),
+        "norm_num_groups": 16,
+        "attention_resolutions": (4,),
+    },
     "one level": {"block_out_channels": (8,), "attention_resolutions": (8,)},
 }
 
@@ -130,8 +140,12 @@ def test_network(either_way, tiny_unet, relative_error, config, monkeypatch):
 
 
 @onednn
-def test_wide_rows_go_by_winograd(tiny_unet):
+def test_wide_rows_go_by_winograd(tiny_unet, monkeypatch):
     wide, narrow = fast_of(tiny_unet(**NETWORKS["wide"])), fast_of(tiny_unet())
+    if native_ops.has_kernels():
+        assert isinstance(wide._down[0][0][0][0].conv2, NativeConvolution)
+        monkeypatch.setattr(native_ops, "_kernels", dict)
+        wide = fast_of(tiny_unet(**NETWORKS["wide"]))
     assert isinstance(wide._down[0][0][0][0].conv2, RowWinograd)
     assert isinstance(narrow._down[0][0][0][0].conv2, Convolution)
     half = fast_of(tiny_unet(**NETWORKS["wide"]), compute_dtype=torch.bfloat16)
@@ -206,6 +220,31 @@ def test_same_digits():
         results.append(p(seeds=range(3), num_inference_steps=40, output_type="pt").images)
     torch.testing.assert_close(*results, rtol=0, atol=1e-4)
     assert not torch.equal(*results)  # another order of the sums
+
+
+def test_released_weights(pipe, tiny_unet):
+    """The pipeline they came from draws with the new network; nothing of the large tensors is left in the old one."""
+    plain = DDPMPaperPipeline(tiny_unet(), pipe.scheduler)
+    old = pipe.unet
+    fast = speed_up(pipe, release=True)
+    assert pipe.unet is fast.unet and isinstance(fast.unet, FastUNet)
+    left = sum(weight.numel() for weight in old.parameters())
+    assert left < 0.25 * sum(weight.numel() for weight in plain.unet.parameters())
+    for p in (pipe, fast, plain):
+        p.set_progress_bar_config(disable=True)
+    images, again, expected = (p(seeds=range(2), output_type="pt").images for p in (fast, pipe, plain))
+    assert torch.equal(images, again)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
+
+
+def test_automatic_precision_is_the_instructions(pipe, tiny_unet, tiny_scheduler, monkeypatch):
+    """A network of 128 channels and more in bfloat16 where there is AMX, everything else in float32."""
+    wide = DDPMPaperPipeline(tiny_unet(**NETWORKS["wide"]), tiny_scheduler())
+    monkeypatch.setattr(pipelines, "has_onednn", lambda dtype: True)
+    for amx in (False, True):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        assert pipelines.fastest_dtype(wide.unet) == (torch.bfloat16 if amx else torch.float32)
+        assert speed_up(pipe, "auto").unet.compute_dtype == torch.float32
 
 
 def test_what_cannot_be_sped_up(pipe, tiny_scheduler, tmp_path):

@@ -1,3 +1,4 @@
+from .autograd import NativeConvolution as NativeConvolution, NativeNorm as NativeNorm
 from .build import library as library
 from .ops import (
     convolve as convolve,
@@ -6,4 +7,3 @@ from .ops import (
     takes_channels as takes_channels,
     winograd_filters as winograd_filters,
 )
-from .autograd import NativeConvolution as NativeConvolution, NativeNorm as NativeNorm

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import tempfile
@@ -28,20 +27,21 @@ def library() -> ctypes.CDLL | None:
     """
     if os.environ.get(SWITCH) == "0" or platform.system() != "Linux":
         return None
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    named = os.environ.get("CXX")
+    compiler = shutil.which(named) if named else next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(_built(shlex.split(compiler))))
+        return ctypes.CDLL(str(_built(Path(compiler))))
     except (OSError, subprocess.SubprocessError) as error:
         told = getattr(error, "stderr", None) or error
         logger.warning("kernels.cpp was not compiled, so PyTorch's kernels are used (%s)", str(told).strip()[:300])
         return None
 
 
-def _built(compiler: list[str]) -> Path:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=SECONDS)
-    parts = SOURCE.read_text(encoding="utf-8"), FLAGS, version.stdout, _cpu()
+def _built(compiler: Path) -> Path:
+    status = compiler.stat()
+    parts = SOURCE.read_text(encoding="utf-8"), FLAGS, f"{compiler} {status.st_size} {status.st_mtime_ns}", _cpu()
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "ddpm_hf")
     path = folder / f"kernels-{key}.so"
@@ -49,7 +49,7 @@ def _built(compiler: list[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as temporary:  # several processes may build at once
             made = Path(temporary, path.name)
-            command = [*compiler, *FLAGS.split(), "-o", str(made), str(SOURCE)]
+            command = [str(compiler), *FLAGS.split(), "-o", str(made), str(SOURCE)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=SECONDS)
             made.replace(path)
     return path

@@ -62,7 +62,7 @@ def convolve(
 ) -> Tensor:
     """A 3×3 convolution with padding 1, of x [B, I, H, W] → [B, O, scale H, scale W]: float32, channels last.
 
-    `bias` is [O], or [B, O]; `residual`, of the result's shape, is added. x is enlarged by its nearest neighbours first.
+    `bias` is [O], or [B, O]; `residual` has the result's shape. x is enlarged by its nearest neighbours first.
     """
     x = _channels_last(x)
     batch, inputs, height, width = x.shape
