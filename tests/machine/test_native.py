@@ -1,4 +1,4 @@
-"""Our own kernels against PyTorch's in float64: values and gradients, shapes of every kind; with and without a compiler.
+"""Our own kernels beside PyTorch's in float64: values and gradients, shapes of every kind; without a compiler too.
 
 Float32 rounds sums of a thousand terms to about 3e-7 of their size (root mean square), Winograd's to twice that.
 """
