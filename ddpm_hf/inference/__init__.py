@@ -5,9 +5,11 @@
 On a GPU the network is a CUDA graph, which Python launches by one call. On a CPU the same weights give the same sums
 in another order, so images agree with the plain pipeline's to rounding. There
 
-- convolutions and linear layers run in oneDNN, with weights that are laid out for it once;
-- 3×3 convolutions of wide feature maps use Winograd's F(4, 3) along each row: half of the multiplications;
-- a nearest-neighbour upsampling and its 3×3 convolution are one 2×2 convolution of the small image: half again;
+- 3×3 convolutions take a quarter of the multiplications, and GroupNorm with SiLU one pass, by kernels of our own
+  (`machine/native`) where there is a compiler and the number of channels is a multiple of 32; else oneDNN's convolutions,
+  of wide feature maps with Winograd's F(4, 3) along each row, and for a nearest-neighbour upsampling and its convolution
+  one 2×2 convolution of the small image;
+- other convolutions and linear layers run in oneDNN, with weights that are laid out for it once;
 - what depends on t alone, the time embedding and its projections, comes from a table, as part of a bias;
 - queries, keys and values are one product, the kernels add residuals, SiLU works in place, memory is channels last;
 - a batch is computed in parts that fit into the cache.

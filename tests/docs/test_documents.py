@@ -284,7 +284,7 @@ def test_results_are_those_of_their_files():
         ),
     }.items():
         assert re.search(
-            rf"^\| {re.escape(row)} \|.*\| {values[label].split('×')[0]}× \(", PAGES["README.md"], re.M
+            rf"^\| {re.escape(row)} \|.*\| {values[label].split('×')[0]}× \(", PAGES["docs/speed.md"], re.M
         ), label
     rows = re.findall(r"^\| Table (\d) \| (?:CIFAR-10, )?(.+?) \| (.+?) \|$", published, re.M)
     assert len(rows) == 8
