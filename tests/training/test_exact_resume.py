@@ -58,6 +58,7 @@ def pictures(tmp_path_factory) -> Path:
 def command(run: Path, pictures: Path, num_workers: int, parts: int, flip: bool, every: int) -> list[str]:
     own = {"dataset_name": "none", "train_data_dir": pictures, "num_workers": num_workers, "random_flip": flip}
     own |= {"gradient_accumulation_steps": parts, "global_batch_size": BATCH, "num_steps": NUM_STEPS}
+    own |= {"block_out_channels": [32] if flip else [8]}  # 32 are trained by our own kernels, where they are
     return arguments(run, **own, checkpoint_every=every)
 
 
