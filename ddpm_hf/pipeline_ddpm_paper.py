@@ -22,8 +22,8 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
-from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, evaluation_mode
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, known_prediction
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights, evaluation_mode
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
@@ -120,6 +120,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         id2label: dict | None = None,
     ):
         super().__init__()
+        if "predict_epsilon" in getattr(scheduler, "config", {}):
+            scheduler = type(scheduler).from_config(known_prediction(scheduler.config))  # type: ignore[union-attr]
         self.register_modules(unet=unet, scheduler=scheduler)
         if id2label is not None:
             self.register_to_config(id2label=_checked_names(id2label, unet))
@@ -151,10 +153,17 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (C, H, W) for images, (d,) for points."""
-        config: Any = self.unet.config
-        size = config.get("sample_size") or ()
-        return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
+        return self._shape(self.unet.config.get("sample_size", ()))
+
+    def _shape(self, size: Any) -> tuple[int, ...]:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        factor = 2 ** (len(self.unet.config.get("block_out_channels") or [0]) - 1)
+        whole = len(sides) in (0, 2) and all(_is_whole(side, 1, 2**16) and side % factor == 0 for side in sides)
+        stated = f"a size of {size!r} must be a multiple of {factor}, as one integer or as (height, width)"
+        found = "the network states no sample_size" if size is None else stated
+        _check(whole, f"{found}: pipe.unet.register_to_config(sample_size=…), or write it into unet/config.json")
+        return (self.unet.config.in_channels, *sides)
 
     # ---- classes ---------------------------------------------------------------------------------------------------
 
@@ -420,7 +429,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self, sizes: dict[str, int | None], seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
         """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
-        known, shape = output_type in OUTPUT_TYPES, self.sample_shape
+        unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
+        shape = self._shape(tuple(latents.shape[2:])) if unsized else self.sample_shape
+        known = output_type in OUTPUT_TYPES
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
         _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
@@ -512,6 +523,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
+        places = [Path(args[0], name) for name in ("unet_ema", "unet", "")] if args and "unet" not in kwargs else []
+        for place in (place for place in places if (place / "config.json").is_file()):
+            check_weights(place.glob("*"), kwargs)
+            network = f"{place} is a network without a scheduler: take it with the process that it was trained in"
+            how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
+            if not Path(args[0], cls.config_name).is_file():
+                raise OSError(f"{args[0]} has no {cls.config_name}; {network}, {how}")
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod
@@ -532,6 +550,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
         loaded = super().load_config(*args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
+        parts = inspect.signature(cls.__init__).parameters
+        others = [k for k, v in index.items() if k[0] != "_" and k not in parts and isinstance(v, list) and v[-1]]
+        _check(not others, f"model_index.json: {', '.join(others)} are parts that no DDPM has, but another pipeline")
         for name in {"unet", "scheduler"} & index.keys():
             pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]
             _check(pair, f"model_index.json: {name} is {index[name]}; expected a library and a class")

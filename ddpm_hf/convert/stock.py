@@ -99,6 +99,14 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
     return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
 
 
+def unknown_keys(pipe: DiffusionPipeline) -> list[str]:
+    """The keys of a pipeline's configurations, network's and scheduler's, that no class of diffusers or ours knows."""
+    scheduler, network = pipe.scheduler, pipe.unet
+    known = {key for kind in (type(scheduler), *scheduler.compatibles) for key in kind._get_init_keys(kind)}
+    unknown = scheduler.config.keys() - known, network.config.keys() - type(network)._get_init_keys(type(network))
+    return [key for keys in unknown for key in sorted(keys) if not key.startswith("_")]
+
+
 @torch.no_grad()
 def given_class(unet: DDPMPaperUNet, class_label: int) -> DDPMPaperUNet:
     """ε_θ(x_t, t, y) for one class y as a network without classes, outputs equal to 1e-5.
@@ -178,9 +186,11 @@ def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
         if stock[key] != value and not same.get(key):
             _refuse(key, stock[key], needed.get(key, repr(value)))
     size = stock["sample_size"]
-    if size is None:
-        _refuse("sample_size", None, "a side or (height, width): load the network with sample_size=32, for example")
-    side = size if isinstance(size, int) else max(size)
+    sides = size if isinstance(size, list | tuple) else [size]
+    if not all(isinstance(side, int) for side in sides):
+        remedy = "unet.register_to_config(sample_size=32) or ddpm-hf convert --sample_size 32, for example, states it"
+        _refuse("sample_size", size, f"a side or (height, width), as integers: {remedy}")
+    side = max(sides)
     return {
         **{key: stock[key] for key in _SHARED},
         "block_out_channels": channels,
