@@ -256,6 +256,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)
             return scheduler
+        out, learned = self.unet.config.get("out_channels"), "learned" in str(scheduler.config.get("variance_type"))
+        fits = out is None or out == self.unet.config.in_channels * (1 + learned)
+        _check(
+            fits, f"{type(scheduler).__name__} cannot use the network's {out} output channels (a learned variance?)"
+        )
         steps = total if steps is None else steps
         scheduler.set_timesteps(steps, device=self._execution_device)
         name, timesteps = type(scheduler).__name__, scheduler.timesteps

@@ -102,16 +102,18 @@ def from_pytorch_port(path: str | Path, *, ema: bool = True, sample_size: int | 
 
 def read_tensors(path: str | Path) -> Any:
     """What a file of `torch.save` or of safetensors holds, on the CPU. ValueError for what only code could read."""
-    if Path(path).suffix == ".safetensors":
-        return load_file(path)
     try:
+        if Path(path).suffix == ".safetensors":
+            return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # whatever the reader of a damaged or hostile file comes upon
+        if not Path(path).is_file():
+            raise
         beside = re.search(r"GLOBAL (\S+)", str(error))
         if beside is None:
-            raise ValueError(f"{path} is damaged, or no file of torch.save ({type(error).__name__})") from error
+            raise ValueError(
+                f"{path} is damaged, or neither a file of torch.save nor safetensors ({type(error).__name__})"
+            ) from error
         raise ValueError(
             f"{path} holds {beside[1]} beside its tensors, which only code could read: where you trust its source, "
             "load it yourself with weights_only=False, and save the network's state dict alone"
@@ -140,11 +142,10 @@ def paper_variables(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 def _in_tf_layout(name: str, path: str, tensor: Tensor) -> np.ndarray:
     array = tensor.detach().float().numpy()
-    if "/attn_" in path or path.endswith("/nin_shortcut"):
-        if array.ndim == 4:
-            if array.shape[2:] != (1, 1):
-                raise ValueError(f"{name!r} has shape {array.shape}; a 1×1 convolution is expected")
-            array = array[:, :, 0, 0]
+    if array.ndim > 1 and (path.endswith("/nin_shortcut") or re.search(r"/attn_\d+/", path)):
+        if array.shape[2:] != (1, 1):
+            raise ValueError(f"{name!r} has shape {array.shape}; a 1×1 convolution is expected")
+        array = array[:, :, 0, 0]
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 

@@ -55,14 +55,30 @@ def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipel
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
             "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
         )
-    if scheduler.config["variance_type"] == "learned":  # ours would accept it with the paper's meaning
+    _check_variance(scheduler.config["variance_type"], unet.config.in_channels, unet.config.out_channels)
+    ours = DDPMPaperScheduler.from_config(scheduler.config)
+    names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
+    return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
+
+
+def _check_variance(variance_type: str, in_channels: int, out_channels: int) -> None:
+    """ValueError for variances of stock's DDPMScheduler that ours does not have, and for channels that none needs."""
+    if variance_type == "learned_range":
+        raise ValueError(
+            "variance_type='learned_range' means a place between the two fixed variances, which ours cannot express; "
+            "DDPMPaperPipeline.from_pretrained samples with stock's scheduler as it is"
+        )
+    if variance_type == "learned":  # ours would accept it with the paper's meaning
         raise ValueError(
             "variance_type='learned' means a variance in stock's DDPMScheduler and a log-variance in ours: if the "
             "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
         )
-    ours = DDPMPaperScheduler.from_config(scheduler.config)
-    names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
-    return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
+    if out_channels != in_channels:
+        raise ValueError(
+            f"the network puts out {out_channels} channels for {in_channels}, and variance_type={variance_type!r} "
+            f"needs {in_channels}: if the others are log-variances, build DDPMPaperPipeline(from_stock(unet), "
+            "DDPMPaperScheduler(variance_type='learned', ...)) yourself"
+        )
 
 
 def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline:

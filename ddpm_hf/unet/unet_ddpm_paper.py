@@ -505,11 +505,8 @@ def check_weights(files: Iterable[Path], asked: Mapping[str, Any]) -> None:
     if found and (asked.get("variant"), bool(asked["use_safetensors"])) not in found:
         (variant, safe), file = next(iter(found.items()))
         how = [f'variant="{variant}" (--variant {variant})'] * bool(variant) + [PICKLED] * (not safe)
-        listed, options = (
-            ", ".join(map(str, found.values())),
-            " and ".join(how) or "neither variant nor use_safetensors",
-        )
-        raise OSError(f"found {listed}; to read {file.name} give {'' if len(how) == 0 else 'only '}{options}")
+        options = " and ".join(how) or "neither variant nor use_safetensors"
+        raise OSError(f"found {', '.join(map(str, found.values()))}; {file.name} is read with {options}")
 
 
 def _check_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
