@@ -78,7 +78,7 @@ def add_weights(command: Parser) -> None:
 
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_weights` added, as `load_pipeline` takes it."""
-    return {"variant": args.variant, "allow_pickle": args.allow_pickle}
+    return {"variant": args.variant, "read_bin": args.allow_pickle}
 
 
 def add_classes(command: Parser, help: str) -> None:

@@ -78,11 +78,11 @@ def load(
     *,
     fast: bool = True,
     variant: str | None = None,
-    allow_pickle: bool = False,
+    read_bin: bool = False,
 ) -> dict[str, Model]:
     """The models by the names that the page shows: a folder's own, or a repository's; sped up where `fast`.
 
-    `variant` and `allow_pickle` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint that cannot be
+    `variant` and `read_bin` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint that cannot be
     shown: of points or of other channels than 1 or 3, or with the name of another one.
     """
     models: dict[str, Model] = {}
@@ -90,7 +90,7 @@ def load(
         name = checkpoint_name(checkpoint)
         if name in models:
             raise ValueError(f"two checkpoints are called {name}; rename the folder of one")
-        pipe, _ = load_model(checkpoint, None, variant=variant, allow_pickle=allow_pickle)
+        pipe, _ = load_model(checkpoint, None, variant=variant, read_bin=read_bin)
         shape = pipe.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"

@@ -73,11 +73,11 @@ class Evaluator:
         *,
         work_dir: Path | None = None,
         variant: str | None = None,
-        allow_pickle: bool = False,
+        read_bin: bool = False,
     ):
         self.accelerator, self.protocol = accelerator, protocol
         self.work_dir = work_dir or default_work_dir()
-        self.pipe, self.weights = load_model(checkpoint, protocol.weights, variant=variant, allow_pickle=allow_pickle)
+        self.pipe, self.weights = load_model(checkpoint, protocol.weights, variant=variant, read_bin=read_bin)
         self.pipe.to(accelerator.device)
         quiet = not accelerator.is_main_process
         self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)

@@ -27,11 +27,11 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     *,
     variant: str | None = None,
-    allow_pickle: bool = False,
+    read_bin: bool = False,
 ) -> DDPMPaperPipeline:
     """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
 
-    `variant` chooses weights such as "fp16"; with `allow_pickle` those in `.bin` files are read, where there are none
+    `variant` chooses weights such as "fp16"; with `read_bin` those in `.bin` files are read, where there are none
     in safetensors. A folder with a network alone, as diffusers' training scripts write (`checkpoint-500`, its
     `unet_ema`), is taken where the finished model, with its process, lies around it.
 
@@ -41,7 +41,7 @@ def load_pipeline(
     """
     options = {"dtype": dtype, "variant": variant, "use_safetensors": True}
     if os.path.isdir(checkpoint):
-        return _from_folder(Path(checkpoint), options, allow_pickle)
+        return _from_folder(Path(checkpoint), options, read_bin)
     name, parent = str(checkpoint), os.path.dirname(checkpoint)
     if os.path.exists(name):
         single = "; ddpm-hf convert makes one of it" if Path(name).suffix in WEIGHT_FILES else ""
@@ -53,13 +53,13 @@ def load_pipeline(
     if os.path.isdir(parent):
         more = f"; a repository of that name on the Hub is looked for only where there is no folder {parent}"
         raise ValueError(_not_here(name, more))
-    return _from_the_hub(name, options, allow_pickle)
+    return _from_the_hub(name, options, read_bin)
 
 
-def _from_folder(folder: Path, options: dict[str, Any], allow_pickle: bool) -> DDPMPaperPipeline:
+def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMPaperPipeline:
     """A folder's pipeline, or its network with the rest of the pipeline that lies around it."""
     network = _network_in(folder)
-    if network is not None and allow_pickle:
+    if network is not None and read_bin:
         try:
             check_weights(network.glob("*"), options)
         except OSError:
@@ -111,7 +111,7 @@ def _nearest_folder(path: Path) -> Path | None:
     return parent / close[0] if close else None
 
 
-def _from_the_hub(name: str, options: dict[str, Any], allow_pickle: bool) -> DDPMPaperPipeline:
+def _from_the_hub(name: str, options: dict[str, Any], read_bin: bool) -> DDPMPaperPipeline:
     """A repository's pipeline. Raises ValueError with what the Hub answered, where that is why there is none."""
     # diffusers says at once that it could not ask, before it looks into the cache
     delayed: list[logging.LogRecord] = []
@@ -126,9 +126,9 @@ def _from_the_hub(name: str, options: dict[str, Any], allow_pickle: bool) -> DDP
         pipe = DDPMPaperPipeline.from_pretrained(name, **options)
     except Exception as error:  # the client's, its HTTP library's and diffusers' have no base in common
         if options["use_safetensors"] and (files := _other_weights(error)):
-            if not allow_pickle:
+            if not read_bin:
                 check_weights(files, options)
-            return _from_the_hub(name, {**options, "use_safetensors": False}, allow_pickle)
+            return _from_the_hub(name, {**options, "use_safetensors": False}, read_bin)
         cause = _cause_at_the_hub(error)
         if cause is None:
             raise
@@ -166,17 +166,17 @@ def _cause_at_the_hub(error: BaseException | None) -> str | None:
 
 
 def load_model(
-    checkpoint: str, weights: str | None, *, variant: str | None = None, allow_pickle: bool = False
+    checkpoint: str, weights: str | None, *, variant: str | None = None, read_bin: bool = False
 ) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
-    `variant` and `allow_pickle` are as in `load_pipeline`. Raises ValueError where raw weights are asked for and
+    `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw weights are asked for and
     there are none.
     """
     place = Path(checkpoint)
     alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and _network_in(place) is not None
     folder = model_folder(place) if place.is_dir() and not alone else None
-    pipe = load_pipeline(folder or checkpoint, variant=variant, allow_pickle=allow_pickle)
+    pipe = load_pipeline(folder or checkpoint, variant=variant, read_bin=read_bin)
     if folder is None or not checkpoints.has(folder, "model"):
         is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
         if weights == "raw" or (weights == "ema" and not is_run):
