@@ -256,14 +256,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)
             return scheduler
-        out, learned = self.unet.config.get("out_channels"), "learned" in str(scheduler.config.get("variance_type"))
-        fits = out is None or out == self.unet.config.in_channels * (1 + learned)
-        _check(
-            fits, f"{type(scheduler).__name__} cannot use the network's {out} output channels (a learned variance?)"
-        )
+        name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
+        channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
+        _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
         steps = total if steps is None else steps
         scheduler.set_timesteps(steps, device=self._execution_device)
-        name, timesteps = type(scheduler).__name__, scheduler.timesteps
+        timesteps = scheduler.timesteps
         # a multistep solver would divide by the length of a step that is none
         twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
         _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
@@ -435,8 +433,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
     ) -> tuple[int, Generators]:
         """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
         unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
-        shape = self._shape(tuple(latents.shape[2:])) if unsized else self.sample_shape
-        known = output_type in OUTPUT_TYPES
+        known, shape = output_type in OUTPUT_TYPES, self._shape(latents.shape[2:]) if unsized else self.sample_shape
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
         _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
@@ -529,12 +526,17 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         places = [Path(args[0], name) for name in ("unet_ema", "unet", "")] if args and "unet" not in kwargs else []
-        for place in (place for place in places if (place / "config.json").is_file()):
+        place = next((place for place in places if (place / "config.json").is_file()), None)
+        if place is not None:
             check_weights(place.glob("*"), kwargs)
-            network = f"{place} is a network without a scheduler: take it with the process that it was trained in"
             how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
+            alone = f"{place} is a network without a scheduler: take it with the process that it was trained in, {how}"
             if not Path(args[0], cls.config_name).is_file():
-                raise OSError(f"{args[0]} has no {cls.config_name}; {network}, {how}")
+                raise OSError(f"{args[0]} has no {cls.config_name}; {alone}")
+            if place == places[-1] and kwargs.get("variant"):  # which diffusers looks for in folders alone
+                network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
+                options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
+                kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod
@@ -555,8 +557,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
         loaded = super().load_config(*args, **kwargs)
         index = loaded[0] if isinstance(loaded, tuple) else loaded
-        parts = inspect.signature(cls.__init__).parameters
-        others = [k for k, v in index.items() if k[0] != "_" and k not in parts and isinstance(v, list) and v[-1]]
+        mine = inspect.signature(cls.__init__).parameters
+        others = [k for k, v in index.items() if not (k[0] == "_" or k in mine) and isinstance(v, list) and v[-1]]
         _check(not others, f"model_index.json: {', '.join(others)} are parts that no DDPM has, but another pipeline")
         for name in {"unet", "scheduler"} & index.keys():
             pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]

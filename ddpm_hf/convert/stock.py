@@ -55,7 +55,7 @@ def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipel
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
             "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
         )
-    _check_variance(scheduler.config["variance_type"], unet.config.in_channels, unet.config.out_channels)
+    _check_variance(scheduler.config["variance_type"], unet.config["in_channels"], unet.config["out_channels"])
     ours = DDPMPaperScheduler.from_config(scheduler.config)
     names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
     return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
@@ -203,9 +203,9 @@ def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
             _refuse(key, stock[key], needed.get(key, repr(value)))
     size = stock["sample_size"]
     sides = size if isinstance(size, list | tuple) else [size]
-    if not all(isinstance(side, int) for side in sides):
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
         remedy = "unet.register_to_config(sample_size=32) or ddpm-hf convert --sample_size 32, for example, states it"
-        _refuse("sample_size", size, f"a side or (height, width), as integers: {remedy}")
+        _refuse("sample_size", size, f"a side or (height, width), as positive integers: {remedy}")
     side = max(sides)
     return {
         **{key: stock[key] for key in _SHARED},
