@@ -65,7 +65,7 @@ def _check_variance(variance_type: str, in_channels: int, out_channels: int) -> 
     """ValueError for variances of stock's DDPMScheduler that ours does not have, and for channels that none needs."""
     if variance_type == "learned_range":
         raise ValueError(
-            "variance_type='learned_range' means a place between the two fixed variances, which ours cannot express; "
+            "variance_type='learned_range' is not supported: ours has no place between the two fixed variances; "
             "DDPMPaperPipeline.from_pretrained samples with stock's scheduler as it is"
         )
     if variance_type == "learned":  # ours would accept it with the paper's meaning

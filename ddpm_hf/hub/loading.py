@@ -66,12 +66,22 @@ def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMP
             options = {**options, "use_safetensors": False}
     whole = _finished_model(folder)
     if network is None or whole is None:
+        _check_parts(folder)
         return DDPMPaperPipeline.from_pretrained(folder, **options)
     kinds = {"UNet2DModel": UNet2DModel, "DDPMPaperUNet": DDPMPaperUNet, "DDPMPaperMLP": DDPMPaperMLP}
     kind = DDPMPaperPipeline.load_config(whole)["unet"][1]
     if kind not in kinds:
         raise ValueError(f"{whole} is a pipeline of a {kind}; {', '.join(kinds)} are known")
     return DDPMPaperPipeline.from_pretrained(whole, unet=kinds[kind].from_pretrained(network, **options))
+
+
+def _check_parts(folder: Path) -> None:
+    """ValueError for a pipeline of diffusers with more parts than ours: of latent diffusion, latents would be drawn."""
+    if _is_pipeline(folder):
+        index = DDPMPaperPipeline.load_config(folder)
+        parts = [key for key, value in index.items() if isinstance(value, list) and value[:1] == ["diffusers"]]
+        if others := [f"{key} ({index[key][-1]})" for key in parts if key not in ("unet", "scheduler")]:
+            raise ValueError(f"{folder} has parts beside unet and scheduler, and is no DDPM: {', '.join(others)}")
 
 
 def _network_in(folder: Path) -> Path | None:
