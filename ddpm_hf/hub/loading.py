@@ -76,7 +76,7 @@ def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMP
 
 
 def _check_parts(folder: Path) -> None:
-    """ValueError for a pipeline of diffusers with more parts than ours: of latent diffusion, latents would be drawn."""
+    """ValueError for a pipeline of diffusers with more parts: of latent diffusion, latents would be drawn."""
     if _is_pipeline(folder):
         index = DDPMPaperPipeline.load_config(folder)
         parts = [key for key, value in index.items() if isinstance(value, list) and value[:1] == ["diffusers"]]
@@ -180,7 +180,7 @@ def load_model(
 ) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
-    `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw weights are asked for and
+    The last also names the variant. `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw weights are asked for and
     there are none.
     """
     place = Path(checkpoint)
@@ -193,7 +193,7 @@ def load_model(
             raise ValueError(
                 f"weights={weights!r}: {checkpoint} is no training checkpoint and has one kind of weights"
             )
-        return pipe, "ema" if is_run else "as saved"
+        return pipe, "ema" if is_run else "as saved" if variant is None else f"as saved, {variant}"
     if weights == "raw":
         pipe.unet.load_state_dict(checkpoints.read(folder, "model"))
     return pipe, weights or "ema"

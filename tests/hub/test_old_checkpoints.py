@@ -68,8 +68,15 @@ def refusal(*words: Any) -> str:
 # ---- weights in other files: variants, pickles, shards -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shards", [False, True], ids=["one file", "shards"])
-@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+@pytest.mark.parametrize(
+    ("flat", "shards"),
+    [
+        pytest.param(False, False, id="nested"),
+        pytest.param(False, True, id="nested shards"),
+        pytest.param(True, False, id="flat"),
+        pytest.param(True, True, id="flat shards", marks=pytest.mark.long),
+    ],
+)
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "bin"])
 @pytest.mark.parametrize("variant", [None, "fp16", pytest.param("non_ema", marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", KINDS)
@@ -115,6 +122,11 @@ def test_another_variant_than_is_there_is_named(tmp_path, kind):
     KINDS[kind]().save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"is read with neither variant nor use_safetensors"):
         DDPMPaperPipeline.from_pretrained(tmp_path, variant="bf16")
+
+
+def test_the_variant_is_part_of_what_is_said_of_the_weights(tmp_path):
+    stock_pipeline().save_pretrained(tmp_path, variant="fp16")
+    assert load_model(str(tmp_path), None, variant="fp16")[1] == "as saved, fp16"
 
 
 def test_allow_pickle_still_prefers_safetensors(tmp_path):
