@@ -17,6 +17,7 @@ from ..convert import (
     pipeline_from_stock,
     pipeline_from_tf_checkpoint,
     pipeline_to_stock,
+    state_size,
     tf_checkpoint_prefix,
     unknown_keys,
 )
@@ -25,7 +26,6 @@ from ..hub import load_pipeline
 from ..inference import speed_up
 from ..machine import join_processes, leave_processes
 from ..pictures import image_grid, point_density
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..runs import RESULTS, read_results, shown_value, write_results
 from ..scheduler import paper_scheduler
 from ..short_chains import shortened
@@ -102,7 +102,8 @@ def convert(args: argparse.Namespace) -> None:
     else:
         pipe = load_pipeline(args.source, **weights_options(args))
         left_out = unknown_keys(pipe)
-        _state_size(pipe, args.sample_size)
+        if args.sample_size is not None:
+            state_size(pipe, args.sample_size)
         is_ours = not isinstance(pipe.unet, UNet2DModel)
         if args.to == "paper" and not (is_ours and (args.variant or args.allow_pickle)):  # then it is written anew
             pipe = pipeline_from_stock(pipe)
@@ -122,18 +123,6 @@ def convert(args: argparse.Namespace) -> None:
         f"variance_type={config['variance_type']}"
         + (f"; of its configurations, unknown here and without effect: {', '.join(left_out)}" if left_out else "")
     )
-
-
-def _state_size(pipe: DDPMPaperPipeline, sample_size: int | None) -> None:
-    """Write the size into a network that states none. ValueError where it states one."""
-    if sample_size is not None:
-        stated = pipe.unet.config.get("sample_size")
-        if stated is not None:
-            raise ValueError(
-                f"--sample_size {sample_size} is for TensorFlow checkpoints, files of PyTorch ports and networks that "
-                f"state no size; this one has sample_size={stated}"
-            )
-        pipe.unet.register_to_config(sample_size=sample_size)
 
 
 def evaluate(args: argparse.Namespace) -> None:

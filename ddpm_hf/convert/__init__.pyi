@@ -7,6 +7,7 @@ from .stock import (
     given_class as given_class,
     pipeline_from_stock as pipeline_from_stock,
     pipeline_to_stock as pipeline_to_stock,
+    state_size as state_size,
     to_stock as to_stock,
     unknown_keys as unknown_keys,
 )

@@ -115,6 +115,17 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
     return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
 
 
+def state_size(pipe: DiffusionPipeline, sample_size: int) -> None:
+    """Write the images' size into the configuration of a network that states none. ValueError where it states one."""
+    stated = pipe.unet.config.get("sample_size")
+    if stated is not None:
+        raise ValueError(
+            f"--sample_size {sample_size} is for TensorFlow checkpoints, files of PyTorch ports and networks that state "
+            f"no size; this one has sample_size={stated}"
+        )
+    pipe.unet.register_to_config(sample_size=sample_size)
+
+
 def unknown_keys(pipe: DiffusionPipeline) -> list[str]:
     """The keys of a pipeline's configurations, network's and scheduler's, that no class of diffusers or ours knows."""
     scheduler, network = pipe.scheduler, pipe.unet

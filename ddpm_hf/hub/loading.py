@@ -180,8 +180,8 @@ def load_model(
 ) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
-    The last also names the variant. `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw weights are asked for and
-    there are none.
+    The last also names the variant. `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw
+    weights are asked for and there are none.
     """
     place = Path(checkpoint)
     alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and _network_in(place) is not None
