@@ -120,8 +120,8 @@ def state_size(pipe: DiffusionPipeline, sample_size: int) -> None:
     stated = pipe.unet.config.get("sample_size")
     if stated is not None:
         raise ValueError(
-            f"--sample_size {sample_size} is for TensorFlow checkpoints, files of PyTorch ports and networks that state "
-            f"no size; this one has sample_size={stated}"
+            f"--sample_size {sample_size} is for TensorFlow checkpoints, files of PyTorch ports and networks that "
+            f"state no size; this one has sample_size={stated}"
         )
     pipe.unet.register_to_config(sample_size=sample_size)
 
