@@ -22,8 +22,8 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
-from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, evaluation_mode
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, known_prediction
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights, evaluation_mode
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
@@ -120,6 +120,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         id2label: dict | None = None,
     ):
         super().__init__()
+        if "predict_epsilon" in getattr(scheduler, "config", {}):
+            scheduler = type(scheduler).from_config(known_prediction(scheduler.config))  # type: ignore[union-attr]
         self.register_modules(unet=unet, scheduler=scheduler)
         if id2label is not None:
             self.register_to_config(id2label=_checked_names(id2label, unet))
@@ -151,10 +153,17 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (C, H, W) for images, (d,) for points."""
-        config: Any = self.unet.config
-        size = config.get("sample_size") or ()
-        return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
+        return self._shape(self.unet.config.get("sample_size", ()))
+
+    def _shape(self, size: Any) -> tuple[int, ...]:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        factor = 2 ** (len(self.unet.config.get("block_out_channels") or [0]) - 1)
+        whole = len(sides) in (0, 2) and all(_is_whole(side, 1, 2**16) and side % factor == 0 for side in sides)
+        stated = f"a size of {size!r} must be a multiple of {factor}, as one integer or as (height, width)"
+        found = "the network states no sample_size" if size is None else stated
+        _check(whole, f"{found}: pipe.unet.register_to_config(sample_size=…), or write it into unet/config.json")
+        return (self.unet.config.in_channels, *sides)
 
     # ---- classes ---------------------------------------------------------------------------------------------------
 
@@ -247,9 +256,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)
             return scheduler
+        name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
+        channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
+        _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
         steps = total if steps is None else steps
         scheduler.set_timesteps(steps, device=self._execution_device)
-        name, timesteps = type(scheduler).__name__, scheduler.timesteps
+        timesteps = scheduler.timesteps
         # a multistep solver would divide by the length of a step that is none
         twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
         _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
@@ -420,7 +432,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self, sizes: dict[str, int | None], seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
         """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
-        known, shape = output_type in OUTPUT_TYPES, self.sample_shape
+        unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
+        known, shape = (
+            output_type in OUTPUT_TYPES,
+            self._shape((*latents.shape[2:],)) if unsized else self.sample_shape,
+        )
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
         _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
@@ -512,6 +528,18 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
+        places = [Path(args[0], name) for name in ("unet_ema", "unet", "")] if args and "unet" not in kwargs else []
+        place = next((place for place in places if (place / "config.json").is_file()), None)
+        if place is not None:
+            check_weights(place.glob("*"), kwargs)
+            how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
+            alone = f"{place} is a network without a scheduler: take it with the process that it was trained in, {how}"
+            if not Path(args[0], cls.config_name).is_file():
+                raise OSError(f"{args[0]} has no {cls.config_name}; {alone}")
+            if place == places[-1] and kwargs.get("variant"):  # which diffusers looks for in folders alone
+                network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
+                options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
+                kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
         return super().from_pretrained(*args, **kwargs)
 
     @classmethod

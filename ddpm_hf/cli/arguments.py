@@ -22,6 +22,7 @@ from .shared_options import (
     add_guidance,
     add_parser,
     add_skip_bad_images,
+    add_weights,
     add_work_arguments,
     folder,
     parse_seeds,
@@ -100,20 +101,26 @@ def sample(command: Parser) -> None:
 
 
 def convert(command: Parser) -> None:
-    """Make a checkpoint of stock diffusers, or of the paper's TensorFlow code, one of ours; or one of ours stock's."""
+    """Make a checkpoint of stock diffusers, of the paper's code or its ports one of ours; or one of ours stock's."""
     command.add_argument(
         "source",
         type=place,
-        help="a folder or Hub repository of ours or stock's, or a TensorFlow checkpoint (model.ckpt-790000)",
+        help="a folder or Hub repository of ours or stock's, a TensorFlow checkpoint (model.ckpt-790000), or a file "
+        "of a PyTorch port of the paper's code (diffusion_cifar10_model.ckpt), of which only tensors are read",
     )
     command.add_argument("output", type=place, help="a new folder")
     command.add_argument(
         "--to", choices=("paper", "stock"), default="paper", help="ours, or DDPMPipeline; default: ours"
     )
-    tensorflow = command.add_argument_group("TensorFlow checkpoints only")
-    tensorflow.add_argument("--raw", action="store_true", help="the raw weights, not their moving average")
-    tensorflow.add_argument("--sample_size", type=int, help="side of the images; default: so that attention is at 16")
-    tensorflow.add_argument(
+    add_weights(command)
+    ports = command.add_argument_group("checkpoints of the paper's code and its ports only")
+    ports.add_argument("--raw", action="store_true", help="the raw weights, not their moving average")
+    ports.add_argument(
+        "--sample_size",
+        type=int,
+        help="side of the images; default: so that attention is at 16. Also for one of stock's that states none",
+    )
+    ports.add_argument(
         "--variance_type",
         choices=("fixed_small", "fixed_large", "learned"),
         help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
@@ -251,6 +258,7 @@ def demo(command: Parser) -> None:
         help="training runs, pipelines' folders, or repositories on the Hub, to choose from in the page; default: "
         f"{DEFAULT_CHECKPOINT} of the source",
     )
+    add_weights(command)
     command.add_argument(
         "--host", default="127.0.0.1", help="0.0.0.0: for all who reach this machine; default: %(default)s"
     )

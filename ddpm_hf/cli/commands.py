@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 
 from .. import codec, hub
-from ..convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
+from ..convert import (
+    pipeline_from_pytorch_port,
+    pipeline_from_stock,
+    pipeline_from_tf_checkpoint,
+    pipeline_to_stock,
+    state_size,
+    tf_checkpoint_prefix,
+    unknown_keys,
+)
 from ..evaluation import Evaluator, Protocol, paper_tables
 from ..hub import load_pipeline
 from ..inference import can_speed_up, speed_up
@@ -24,6 +33,7 @@ from .arguments import SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
+from .shared_options import weights_options
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -34,7 +44,8 @@ def sample(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output!r}: give a .png, a .npy, or for images a folder")
     check_output(output, is_file=bool(suffix))
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    pipe = load_pipeline(args.checkpoint, torch.float32 if dtype == "auto" else dtype)
+    loaded_in = torch.float32 if dtype == "auto" else dtype
+    pipe = load_pipeline(args.checkpoint, loaded_in, **weights_options(args))
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -76,21 +87,26 @@ def sample(args: argparse.Namespace) -> None:
 
 
 def convert(args: argparse.Namespace) -> None:
-    """A TensorFlow checkpoint, where `source` is one, or a pipeline → ours or stock's in a new folder."""
+    """What `source` is, made a pipeline of ours, or stock's, in a new folder; keys that are left out are named."""
     output = Path(args.output)
     check_new_folder(output)
-    if tf_checkpoint_prefix(args.source):
-        pipe = pipeline_from_tf_checkpoint(
-            args.source, ema=not args.raw, sample_size=args.sample_size, variance_type=args.variance_type
-        )
-    elif args.raw or args.sample_size is not None or args.variance_type:
+    left_out: list[str] = []
+    is_tensorflow = tf_checkpoint_prefix(args.source) is not None
+    if is_tensorflow or Path(args.source).is_file():
+        read = pipeline_from_tf_checkpoint if is_tensorflow else pipeline_from_pytorch_port
+        pipe = read(args.source, ema=not args.raw, sample_size=args.sample_size, variance_type=args.variance_type)
+    elif args.raw or args.variance_type:
         raise ValueError(
-            "--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no "
-            f"{args.source}.index and no {Path(args.source) / 'checkpoint'}"
+            "--raw, --sample_size and --variance_type are for TensorFlow checkpoints and files of PyTorch ports; "
+            f"there is no {args.source}.index, no {Path(args.source) / 'checkpoint'} and no file {args.source}"
         )
     else:
-        pipe = load_pipeline(args.source)
-        if args.to == "paper":
+        pipe = load_pipeline(args.source, **weights_options(args))
+        left_out = unknown_keys(pipe)
+        if args.sample_size is not None:
+            state_size(pipe, args.sample_size)
+        is_ours = not isinstance(pipe.unet, UNet2DModel)
+        if args.to == "paper" and not (is_ours and (args.variant or args.allow_pickle)):  # then it is written anew
             pipe = pipeline_from_stock(pipe)
     if args.to == "stock":
         require_unlabelled(
@@ -106,6 +122,7 @@ def convert(args: argparse.Namespace) -> None:
     print(
         f"{output}: {type(pipe).__name__}, {parameters:,} parameters, sample_size={config['sample_size']}, "
         f"variance_type={config['variance_type']}"
+        + (f"; of its configurations, unknown here and without effect: {', '.join(left_out)}" if left_out else "")
     )
 
 
@@ -117,7 +134,7 @@ def evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **weights_options(args))
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():
@@ -141,7 +158,7 @@ def shorten(args: argparse.Namespace) -> None:
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
     )
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **weights_options(args))
     require_unlabelled(evaluator.pipe, f"shorten {args.checkpoint}")
     scheduler, num_levels = paper_scheduler(evaluator.pipe.scheduler), evaluator.data("bpd").num_levels
     # refuse now what would be refused after the measuring
@@ -182,7 +199,7 @@ def compress(args: argparse.Namespace) -> None:
     check_in_range("--fit_images", args.fit_images, 1)
     check_in_range("--max_batch", args.max_batch, 1, codec.LARGEST_BATCH)
     check_in_range("--skip_bad_images", args.skip_bad_images, 0)
-    pipe = load_pipeline(args.checkpoint).to(args.device)
+    pipe = load_pipeline(args.checkpoint, **weights_options(args)).to(args.device)
     require_unlabelled(pipe, f"compress with {args.checkpoint}")
     num_timesteps = len(paper_scheduler(pipe.scheduler))
     if args.steps is not None and pipe.scheduler.config.get("inference_timesteps"):
@@ -224,7 +241,7 @@ def decompress(args: argparse.Namespace) -> None:
     check_in_range("--micro_batch", args.micro_batch, 1)
     data = codec.read_file(args.file)
     codec.read_header(data)  # refuse a damaged file before the model is loaded
-    pipe = load_pipeline(args.checkpoint).to(args.device)
+    pipe = load_pipeline(args.checkpoint, **weights_options(args)).to(args.device)
     decoded = codec.decompress(pipe, data, micro_batch=args.micro_batch, progress=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix.lower() == ".npy":

@@ -5,6 +5,7 @@ import argparse
 from ..demo import load, write_space
 from .arguments import DEFAULT_CHECKPOINT, SCHEDULERS, parse_seeds
 from .checks import check_new_folder
+from .shared_options import weights_options
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -28,7 +29,7 @@ def demo(args: argparse.Namespace) -> None:
         raise ValueError(f"--port {args.port} must lie in [1, 65535]")
     if not args.max_seconds > 0:
         raise ValueError(f"--max_seconds {args.max_seconds:g} must be above 0")
-    models = load(checkpoints, args.device)
+    models = load(checkpoints, args.device, **weights_options(args))
     page = Page(models, parse_seeds=parse_seeds, schedulers=SCHEDULERS, max_seconds=args.max_seconds).build()
     url = launch(page, host=args.host, port=args.port)
     print(f"{', '.join(models)} on {url} until Ctrl-C", flush=True)

@@ -15,6 +15,7 @@ from ..hub import load_model
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..scheduler import paper_scheduler
 from .classes import ALL, chosen_classes, require_unlabelled, shown_classes
+from .shared_options import weights_options
 
 WEIGHTS = [i / 10 for i in range(11)]  # λ of the interpolations, as in the paper's Figures 8 and 9
 NUM_NEAREST = 8
@@ -27,7 +28,7 @@ def draw(args: argparse.Namespace) -> None:
     suffixes = (".png", ".gif") if args.kind == "progressive" else (".png",)
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"--output {output}: give a {' or a '.join(suffixes)}")
-    pipe = load_model(args.checkpoint, None)[0].to(args.device)
+    pipe = load_model(args.checkpoint, None, **weights_options(args))[0].to(args.device)
     draws, wanted = ("points" if about else "images" for about in (len(pipe.sample_shape) == 1, args.kind == "points"))
     if draws != wanted:
         raise ValueError(f"draw {args.kind} is for {wanted}; {args.checkpoint} draws {draws}")

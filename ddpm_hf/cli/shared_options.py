@@ -63,6 +63,22 @@ def add_checkpoint(
     command: Parser, help: str = "a training run, a pipeline's folder, or a repository on the Hub"
 ) -> None:
     command.add_argument("checkpoint", type=place, help=help)
+    add_weights(command)
+
+
+def add_weights(command: Parser) -> None:
+    """Which of a checkpoint's files its weights are read from."""
+    command.add_argument("--variant", metavar="NAME", help="of the weights: fp16 reads ….fp16.safetensors")
+    command.add_argument(
+        "--allow_pickle",
+        action="store_true",
+        help="read weights in .bin files where there are no others; they are pickles, so for sources you trust",
+    )
+
+
+def weights_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_weights` added, as `load_pipeline` takes it."""
+    return {"variant": args.variant, "read_bin": args.allow_pickle}
 
 
 def add_classes(command: Parser, help: str) -> None:

@@ -1,4 +1,4 @@
-"""Networks and pipelines from elsewhere: the paper's TensorFlow checkpoints → ours, stock diffusers ⇄ ours."""
+"""Networks and pipelines from elsewhere: the paper's TensorFlow checkpoints and PyTorch ports → ours, stock ⇄ ours."""
 
 import lazy_loader
 

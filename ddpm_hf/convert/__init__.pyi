@@ -1,9 +1,15 @@
+from .pytorch_ports import (
+    from_pytorch_port as from_pytorch_port,
+    pipeline_from_pytorch_port as pipeline_from_pytorch_port,
+)
 from .stock import (
     from_stock as from_stock,
     given_class as given_class,
     pipeline_from_stock as pipeline_from_stock,
     pipeline_to_stock as pipeline_to_stock,
+    state_size as state_size,
     to_stock as to_stock,
+    unknown_keys as unknown_keys,
 )
 from .tensorflow import (
     from_tf_checkpoint as from_tf_checkpoint,

@@ -55,14 +55,30 @@ def pipeline_from_stock(stock: DiffusionPipeline | str | Path) -> DDPMPaperPipel
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; stock's UNet2DModel and "
             "DDPMScheduler can be converted (DDPMScheduler.from_config makes one of another scheduler's configuration)"
         )
-    if scheduler.config["variance_type"] == "learned":  # ours would accept it with the paper's meaning
+    _check_variance(scheduler.config["variance_type"], unet.config["in_channels"], unet.config["out_channels"])
+    ours = DDPMPaperScheduler.from_config(scheduler.config)
+    names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
+    return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
+
+
+def _check_variance(variance_type: str, in_channels: int, out_channels: int) -> None:
+    """ValueError for variances of stock's DDPMScheduler that ours does not have, and for channels that none needs."""
+    if variance_type == "learned_range":
+        raise ValueError(
+            "variance_type='learned_range' is not supported: ours has no place between the two fixed variances; "
+            "DDPMPaperPipeline.from_pretrained samples with stock's scheduler as it is"
+        )
+    if variance_type == "learned":  # ours would accept it with the paper's meaning
         raise ValueError(
             "variance_type='learned' means a variance in stock's DDPMScheduler and a log-variance in ours: if the "
             "network puts out the latter, build DDPMPaperPipeline(from_stock(unet), DDPMPaperScheduler(...)) yourself"
         )
-    ours = DDPMPaperScheduler.from_config(scheduler.config)
-    names = pipe.id2label if isinstance(pipe, DDPMPaperPipeline) else {}
-    return DDPMPaperPipeline(from_stock(unet), ours, names or None)  # type: ignore[arg-type]
+    if out_channels != in_channels:
+        raise ValueError(
+            f"the network puts out {out_channels} channels for {in_channels}, and variance_type={variance_type!r} "
+            f"needs {in_channels}: if the others are log-variances, build DDPMPaperPipeline(from_stock(unet), "
+            "DDPMPaperScheduler(variance_type='learned', ...)) yourself"
+        )
 
 
 def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline:
@@ -97,6 +113,25 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
     elif class_label is not None:
         raise ValueError(f"class_label={class_label!r}: the network is unconditional")
     return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
+
+
+def state_size(pipe: DiffusionPipeline, sample_size: int) -> None:
+    """Write the images' size into the configuration of a network that states none. ValueError where it states one."""
+    stated = pipe.unet.config.get("sample_size")
+    if stated is not None:
+        raise ValueError(
+            f"--sample_size {sample_size} is for TensorFlow checkpoints, files of PyTorch ports and networks that "
+            f"state no size; this one has sample_size={stated}"
+        )
+    pipe.unet.register_to_config(sample_size=sample_size)
+
+
+def unknown_keys(pipe: DiffusionPipeline) -> list[str]:
+    """The keys of a pipeline's configurations, network's and scheduler's, that no class of diffusers or ours knows."""
+    scheduler, network = pipe.scheduler, pipe.unet
+    known = {key for kind in (type(scheduler), *scheduler.compatibles) for key in kind._get_init_keys(kind)}
+    unknown = scheduler.config.keys() - known, network.config.keys() - type(network)._get_init_keys(type(network))
+    return [key for keys in unknown for key in sorted(keys) if not key.startswith("_")]
 
 
 @torch.no_grad()
@@ -178,9 +213,11 @@ def _paper_config(stock: Mapping[str, Any]) -> dict[str, Any]:
         if stock[key] != value and not same.get(key):
             _refuse(key, stock[key], needed.get(key, repr(value)))
     size = stock["sample_size"]
-    if size is None:
-        _refuse("sample_size", None, "a side or (height, width): load the network with sample_size=32, for example")
-    side = size if isinstance(size, int) else max(size)
+    sides = size if isinstance(size, list | tuple) else [size]
+    if not sides or not all(type(side) is int and side > 0 for side in sides):
+        remedy = "unet.register_to_config(sample_size=32) or ddpm-hf convert --sample_size 32, for example, states it"
+        _refuse("sample_size", size, f"a side or (height, width), as positive integers: {remedy}")
+    side = max(sides)
     return {
         **{key: stock[key] for key in _SHARED},
         "block_out_channels": channels,

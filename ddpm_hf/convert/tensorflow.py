@@ -25,7 +25,11 @@ def pipeline_from_tf_checkpoint(
     CIFAR-10, and `fixed_small` above, as at 256×256; `learned` where the network has the channels for it.
     Raises as `from_tf_checkpoint`, and ValueError for a variance that the network's channels do not fit.
     """
-    unet = from_tf_checkpoint(path, ema=ema, sample_size=sample_size)
+    return paper_pipeline(from_tf_checkpoint(path, ema=ema, sample_size=sample_size), variance_type)
+
+
+def paper_pipeline(unet: DDPMPaperUNet, variance_type: str | None) -> DDPMPaperPipeline:
+    """A network of the paper with the paper's process; `variance_type` is as in `pipeline_from_tf_checkpoint`."""
     size, in_channels, out_channels = (unet.config[key] for key in ("sample_size", "in_channels", "out_channels"))
     learned = out_channels != in_channels
     if variance_type is None:

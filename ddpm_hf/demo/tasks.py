@@ -72,18 +72,25 @@ class Model(NamedTuple):
         return names if self.pipe.null_class is None else {unlabelled: None, **names}
 
 
-def load(checkpoints: Sequence[str], device: str, *, fast: bool = True) -> dict[str, Model]:
+def load(
+    checkpoints: Sequence[str],
+    device: str,
+    *,
+    fast: bool = True,
+    variant: str | None = None,
+    read_bin: bool = False,
+) -> dict[str, Model]:
     """The models by the names that the page shows: a folder's own, or a repository's; sped up where `fast`.
 
-    Raises ValueError for a checkpoint that cannot be shown: of points or of other channels than 1 or 3, or with the
-    name of another one.
+    `variant` and `read_bin` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint that cannot be
+    shown: of points or of other channels than 1 or 3, or with the name of another one.
     """
     models: dict[str, Model] = {}
     for checkpoint in checkpoints:
         name = checkpoint_name(checkpoint)
         if name in models:
             raise ValueError(f"two checkpoints are called {name}; rename the folder of one")
-        pipe, _ = load_model(checkpoint, None)
+        pipe, _ = load_model(checkpoint, None, variant=variant, read_bin=read_bin)
         shape = pipe.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"

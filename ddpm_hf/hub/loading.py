@@ -3,29 +3,49 @@
 import difflib
 import logging
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..runs import checkpoints, model_folder, on_one_line
+from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights
 from .retries import is_transport_error
 
+NETWORKS = ("unet_ema", "unet", "")  # where diffusers, and its training scripts, put a network into a folder
+TRAINING_STEP = re.compile(r"checkpoint-\d+")  # a folder of these scripts, within that of the finished model
+WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
-def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> DDPMPaperPipeline:
+
+def load_pipeline(
+    checkpoint: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    variant: str | None = None,
+    read_bin: bool = False,
+) -> DDPMPaperPipeline:
     """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
+
+    `variant` chooses weights such as "fp16"; with `read_bin` those in `.bin` files are read, where there are none
+    in safetensors. A folder with a network alone, as diffusers' training scripts write (`checkpoint-500`, its
+    `unet_ema`), is taken where the finished model, with its process, lies around it.
 
     `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is probably a typo, and must not load
     what somebody else has under that name. Raises ValueError where there is neither, in one line with
     what is like it here and what the Hub answered; what `from_pretrained` raises where there is one.
     """
+    options = {"dtype": dtype, "variant": variant, "use_safetensors": True}
     if os.path.isdir(checkpoint):
-        return DDPMPaperPipeline.from_pretrained(checkpoint, dtype=dtype)
+        return _from_folder(Path(checkpoint), options, read_bin)
     name, parent = str(checkpoint), os.path.dirname(checkpoint)
     if os.path.exists(name):
-        raise ValueError(f"{name} is a file; give the folder of a checkpoint")
+        single = "; ddpm-hf convert makes one of it" if Path(name).suffix in WEIGHT_FILES else ""
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint{single}")
     try:
         validate_repo_id(name)
     except HFValidationError:  # no repository can be called so
@@ -33,7 +53,52 @@ def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> D
     if os.path.isdir(parent):
         more = f"; a repository of that name on the Hub is looked for only where there is no folder {parent}"
         raise ValueError(_not_here(name, more))
-    return _from_the_hub(name, dtype)
+    return _from_the_hub(name, options, read_bin)
+
+
+def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMPaperPipeline:
+    """A folder's pipeline, or its network with the rest of the pipeline that lies around it."""
+    network = _network_in(folder)
+    if network is not None and read_bin:
+        try:
+            check_weights(network.glob("*"), options)
+        except OSError:
+            options = {**options, "use_safetensors": False}
+    whole = _finished_model(folder)
+    if network is None or whole is None:
+        _check_parts(folder)
+        return DDPMPaperPipeline.from_pretrained(folder, **options)
+    kinds = {"UNet2DModel": UNet2DModel, "DDPMPaperUNet": DDPMPaperUNet, "DDPMPaperMLP": DDPMPaperMLP}
+    kind = DDPMPaperPipeline.load_config(whole)["unet"][1]
+    if kind not in kinds:
+        raise ValueError(f"{whole} is a pipeline of a {kind}; {', '.join(kinds)} are known")
+    return DDPMPaperPipeline.from_pretrained(whole, unet=kinds[kind].from_pretrained(network, **options))
+
+
+def _check_parts(folder: Path) -> None:
+    """ValueError for a pipeline of diffusers with more parts: of latent diffusion, latents would be drawn."""
+    if _is_pipeline(folder):
+        index = DDPMPaperPipeline.load_config(folder)
+        parts = [key for key, value in index.items() if isinstance(value, list) and value[:1] == ["diffusers"]]
+        if others := [f"{key} ({index[key][-1]})" for key in parts if key not in ("unet", "scheduler")]:
+            raise ValueError(f"{folder} has parts beside unet and scheduler, and is no DDPM: {', '.join(others)}")
+
+
+def _network_in(folder: Path) -> Path | None:
+    """Where a folder has its network, by the configuration beside it."""
+    return next((folder / name for name in NETWORKS if (folder / name / "config.json").is_file()), None)
+
+
+def _finished_model(folder: Path) -> Path | None:
+    """The pipeline around a folder that is none: above it, or above the `checkpoint-500` that it lies in."""
+    above = [folder.parent, folder.parent.parent][: 1 + bool(TRAINING_STEP.fullmatch(folder.parent.name))]
+    if _is_pipeline(folder):
+        return None
+    return next((place for place in above if _is_pipeline(place)), None)
+
+
+def _is_pipeline(folder: Path) -> bool:
+    return (folder / DDPMPaperPipeline.config_name).is_file()
 
 
 def _not_here(name: str, more: str = "") -> str:
@@ -56,7 +121,7 @@ def _nearest_folder(path: Path) -> Path | None:
     return parent / close[0] if close else None
 
 
-def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
+def _from_the_hub(name: str, options: dict[str, Any], read_bin: bool) -> DDPMPaperPipeline:
     """A repository's pipeline. Raises ValueError with what the Hub answered, where that is why there is none."""
     # diffusers says at once that it could not ask, before it looks into the cache
     delayed: list[logging.LogRecord] = []
@@ -68,8 +133,12 @@ def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
 
     source.addFilter(hold)
     try:
-        pipe = DDPMPaperPipeline.from_pretrained(name, dtype=dtype)
+        pipe = DDPMPaperPipeline.from_pretrained(name, **options)
     except Exception as error:  # the client's, its HTTP library's and diffusers' have no base in common
+        if options["use_safetensors"] and (files := _other_weights(error)):
+            if not read_bin:
+                check_weights(files, options)
+            return _from_the_hub(name, {**options, "use_safetensors": False}, read_bin)
         cause = _cause_at_the_hub(error)
         if cause is None:
             raise
@@ -79,6 +148,12 @@ def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
     for record in delayed:
         source.handle(record)
     return pipe
+
+
+def _other_weights(error: Exception) -> list[Path]:
+    """A repository's files, of diffusers' error that it has no safetensors; else none."""
+    lacking = "necessary `safetensors` weights" in str(error)
+    return [Path(name) for name in re.findall(r"'([^']+)'", str(error))] if lacking else []
 
 
 def _cause_at_the_hub(error: BaseException | None) -> str | None:
@@ -100,20 +175,25 @@ def _cause_at_the_hub(error: BaseException | None) -> str | None:
     return None
 
 
-def load_model(checkpoint: str, weights: str | None) -> tuple[DDPMPaperPipeline, str]:
+def load_model(
+    checkpoint: str, weights: str | None, *, variant: str | None = None, read_bin: bool = False
+) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
-    Raises ValueError where raw weights are asked for and there are none.
+    The last also names the variant. `variant` and `read_bin` are as in `load_pipeline`. Raises ValueError where raw
+    weights are asked for and there are none.
     """
-    folder = model_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else None
-    pipe = load_pipeline(folder or checkpoint)
+    place = Path(checkpoint)
+    alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and _network_in(place) is not None
+    folder = model_folder(place) if place.is_dir() and not alone else None
+    pipe = load_pipeline(folder or checkpoint, variant=variant, read_bin=read_bin)
     if folder is None or not checkpoints.has(folder, "model"):
         is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
         if weights == "raw" or (weights == "ema" and not is_run):
             raise ValueError(
                 f"weights={weights!r}: {checkpoint} is no training checkpoint and has one kind of weights"
             )
-        return pipe, "ema" if is_run else "as saved"
+        return pipe, "ema" if is_run else "as saved" if variant is None else f"as saved, {variant}"
     if weights == "raw":
         pipe.unet.load_state_dict(checkpoints.read(folder, "model"))
     return pipe, weights or "ema"

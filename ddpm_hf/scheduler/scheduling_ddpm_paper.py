@@ -389,7 +389,8 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
         """As in diffusers, but what the other scheduler left at its defaults is kept where training depends on it."""
         if isinstance(config, dict):
-            config = {**config, "_use_default_values": _droppable(config)}
+            config = known_prediction(config)
+            config["_use_default_values"] = _droppable(config)
             if config.get("variance_type") == "learned" and config.get("_class_name", cls.__name__) != cls.__name__:
                 raise ValueError("variance_type='learned' of stock is not a log-variance; it has no equivalent here")
             if config.get("variance_type", "") is None:  # of schedulers that have no variance, such as DPM-Solver
@@ -556,6 +557,18 @@ def _droppable(config: Mapping[str, Any]) -> list[str]:
     was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
     """
     return [key for key in ("timestep_spacing", "steps_offset") if key in config.get("_use_default_values", [])]
+
+
+def known_prediction(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a prediction_type for predict_epsilon, of diffusers before 0.9. ValueError where both disagree."""
+    config, old, left = dict(config), config.get("predict_epsilon"), config.get("_use_default_values", [])
+    if "predict_epsilon" in config:
+        meant = {"True": "epsilon", "False": "sample"}.get(repr(config.pop("predict_epsilon")))
+        stated = None if "prediction_type" in left else config.get("prediction_type")
+        pair = f"predict_epsilon={old!r} (true is 'epsilon', false 'sample') and prediction_type={stated!r}"
+        _check(meant and stated in (None, meant), f"{pair} contradict each other: remove the wrong one")
+        config |= {"prediction_type": meant, "_use_default_values": [k for k in left if k != "prediction_type"]}
+    return config
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

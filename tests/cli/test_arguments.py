@@ -80,7 +80,7 @@ def test_what_commands_do_stands_in_the_order_of_their_options():
 # What takes any text and is no path; an option that is in neither this list nor a path must be sorted.
 NO_PATHS = {
     *("device", "split", "extractor", "repo_id", "revision", "license", "host", "words"),
-    *("classes", "label_column"),
+    *("classes", "label_column", "variant"),
 }
 
 

@@ -491,7 +491,10 @@ def test_the_command_converts_tensorflow_checkpoints_to_stock(tmp_path):
     ("options", "message"),
     [
         (["--to", "stock"], "a DDPMPaperUNet and a DDPMPaperScheduler can be converted"),
-        (["--raw"], "--raw, --sample_size and --variance_type are for TensorFlow checkpoints; there is no"),
+        (
+            ["--raw"],
+            "--raw, --sample_size and --variance_type are for TensorFlow checkpoints",
+        ),
     ],
 )
 def test_the_command_says_what_it_cannot_do(flat, tmp_path, options, message):
