@@ -257,9 +257,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
             _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
             scheduler.step = functools.partial(scheduler.step, eta=eta)
         first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
-        if signal[first] > 0.5 > signal[-1]:
-            _warn_once(f"the chain begins with noise at t = {first}, where x_t is mostly image; take more steps, "
-                       "or set timestep_spacing='trailing'")  # fmt: skip
+        if signal[first] > 0.05 > signal[-1]:
+            _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "
+                       "timestep_spacing='trailing', or take another number of steps")  # fmt: skip
         return scheduler
 
     def model_output(
@@ -604,15 +604,17 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     _check(same, f"{name} has another ᾱ than the β of its configuration make: it samples another process")
     scheduler.set_timesteps(steps, device=device)
     t, sigmas, total = scheduler.timesteps.double(), getattr(scheduler, "sigmas", None), len(expected)
-    # a multistep solver would divide by the length of a step that is none
-    twice = name.endswith("MultistepScheduler") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
-    _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
-    _check(total > t[0] >= t[-1], f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
+    down = total > t[0] == t.max()  # NaN, where stock divides by 0, is neither
+    _check(down, f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
     around = (int(t[0]) + torch.tensor([-1, 2])).clamp(0, total - 1)  # grids need not begin at a timestep
     low, high = sorted((1 / stated[around] - 1).sqrt().tolist())
-    sigma = low if sigmas is None else float(sigmas.max())
-    own = low * 0.999 <= sigma <= high * 1.001
-    _check(own, f"{name} begins with σ = {sigma:.4g} at t = {t[0]:g}, where a DDPM has {low:.4g} to {high:.4g}")
+    first, last = (low, 0.0) if sigmas is None else (float(sigmas.max()), float(sigmas[-1]))
+    own = low * 0.999 <= first <= high * 1.001
+    _check(own, f"{name} begins with σ = {first:.4g} at t = {t[0]:g}, where a DDPM has {low:.4g} to {high:.4g}")
+    _check(last < 0.2, f"{name} ends with σ = {last:.2g}: samples would keep this noise")
+    # a solver with a history would divide by the length of a step that is none
+    twice = hasattr(scheduler, "model_outputs") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
+    _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
 
 
 @functools.cache

@@ -84,6 +84,32 @@ def test_sigmas_of_flows_are_refused(tiny_mlp, name):
         pipe(seeds=[0], num_inference_steps=10, output_type="pt")
 
 
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
+def test_noise_that_would_stay_in_the_samples_is_refused(tiny_mlp, name):
+    """These two end at the level of t = 0, which is little only where β_1 is."""
+    short = DDPMPaperScheduler(trained_betas=[0.3, 0.6, 0.9, 0.99])
+    with pytest.raises(ValueError, match=f"{name} ends with σ = 0.65: samples would keep this noise"):
+        pipe_with(tiny_mlp(), built(name, short))(seeds=[0], num_inference_steps=2, output_type="pt")
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace"])
+@pytest.mark.parametrize(
+    "name", ["SASolverScheduler", "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
+)
+def test_a_step_of_no_length_is_refused(tiny_mlp, name, spacing):
+    """SA-Solver would draw NaN, or end in an assertion."""
+    pipe = pipe_with(tiny_mlp(), built(name, timestep_spacing=spacing))
+    with pytest.raises(ValueError, match=f"{name} visits timesteps twice in 100 steps"):
+        pipe(seeds=[0], num_inference_steps=100, output_type="pt")
+
+
+def test_a_grid_with_nan_is_refused(tiny_mlp):
+    """KDPM2's ancestral one divides by 0 in two steps with linspace."""
+    pipe = pipe_with(tiny_mlp(), built("KDPM2AncestralDiscreteScheduler", timestep_spacing="linspace"))
+    with pytest.raises(ValueError, match="KDPM2AncestralDiscreteScheduler goes from t = 99 to "):
+        pipe(seeds=[0], num_inference_steps=2, output_type="pt")
+
+
 @pytest.mark.parametrize("name", ["DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"])
 def test_a_way_up_is_refused(tiny_mlp, name):
     pipe = pipe_with(tiny_mlp(), built(name))
@@ -148,9 +174,16 @@ def test_one_step_at_t_0_is_warned_about(tiny_mlp, warned, name):
         pipe(seeds=[0], num_inference_steps=1, output_type="pt")
     (message,) = warned()
     assert message == (
-        "the chain begins with noise at t = 0, where x_t is mostly image; take more steps, or set "
-        "timestep_spacing='trailing'"
+        "the chain begins with noise at t = 0, and x_t is 100% image there: set timestep_spacing='trailing', or take "
+        "another number of steps"
     )
+
+
+def test_so_is_leading_with_more_than_half_of_the_steps(tiny_mlp, warned):
+    """T // n is 1 there, so that 51 of 100 steps are the last 51."""
+    pipe_with(tiny_mlp(), OURS)(seeds=[0], num_inference_steps=51, output_type="pt")
+    (message,) = warned()
+    assert message.startswith("the chain begins with noise at t = 50, and x_t is 7% image there")
 
 
 @pytest.mark.parametrize("name", [None, "DDIMScheduler", "EulerDiscreteScheduler", "LMSDiscreteScheduler"])
