@@ -603,7 +603,7 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     same = stated.shape == expected.shape and bool(((stated - expected).abs() <= near).all())
     _check(same, f"{name} has another ᾱ than the β of its configuration make: it samples another process")
     scheduler.set_timesteps(steps, device=device)
-    t, sigmas, total = scheduler.timesteps.double(), getattr(scheduler, "sigmas", None), len(expected)
+    t, sigmas, total = scheduler.timesteps.cpu().double(), getattr(scheduler, "sigmas", None), len(expected)
     down = total > t[0] == t.max()  # NaN, where stock divides by 0, is neither
     _check(down, f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
     around = (int(t[0]) + torch.tensor([-1, 2])).clamp(0, total - 1)  # grids need not begin at a timestep
@@ -612,8 +612,8 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     own = low * 0.999 <= first <= high * 1.001
     _check(own, f"{name} begins with σ = {first:.4g} at t = {t[0]:g}, where a DDPM has {low:.4g} to {high:.4g}")
     _check(last < 0.2, f"{name} ends with σ = {last:.2g}: samples would keep this noise")
-    # a solver with a history would divide by the length of a step that is none
-    twice = hasattr(scheduler, "model_outputs") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
+    # a multistep solver would divide by the length of a step that is none
+    twice = hasattr(scheduler, "lower_order_nums") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
     _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
 
 
