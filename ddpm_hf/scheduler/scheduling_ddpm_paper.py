@@ -360,8 +360,6 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         inference_timesteps: Sequence[int] | None = None,
         x_start_mse: Sequence[float] | None = None,
     ):
-        # Another scheduler built from this configuration would replace what was left at our defaults by its own.
-        self.config.get("_use_default_values", []).clear()
         _check_config(self.config)
         name, betas = "trained_betas", trained_betas
         if betas is None:
@@ -378,7 +376,7 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         mse = None if x_start_mse is None else _spread(x_start_mse, own, len(betas))
         self.diffusion = GaussianDiffusion(betas, prediction_type, variance_type, x_start_mse=mse)
         self._default_chain = self.diffusion.respaced(own)
-        # Other schedulers warn of keys they do not know: only configurations that need these have them.
+        # Other schedulers warn of keys they do not know, and replace by their own what a configuration calls defaults.
         absent = {key for key in ("inference_timesteps", "x_start_mse") if self.config[key] is None}
         absent.add("_use_default_values")
         self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
