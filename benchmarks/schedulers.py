@@ -12,6 +12,7 @@ are the quantiles of N(0, I), so that samplers without noise have no error of ch
 
 import argparse
 import inspect
+import json
 import logging
 import math
 import sys
@@ -84,12 +85,11 @@ def scheduler_classes() -> dict[str, type]:
 
 
 def truth() -> dict[str, dict[str, float]]:
-    """Moments of both data sets, as `drawn` has them."""
-    mixture = TRUTH.given(1)
-    below = torch.special.ndtr((SPLIT - mixture.means[:, 0]) / mixture.covariances[:, 0, 0].sqrt())
-    left = float(mixture.weights @ below)
-    both = {"mean": float(mixture.mean), "std": float(mixture.covariance.sqrt()), "left": left}
-    return {"gaussian": {"mean": 0.3, "std": 0.2}, "mixture": both}
+    """What `drawn` should find."""
+    both = [TRUTH.given(label) for label in range(2)]
+    gaussian, mixture = ({"mean": float(one.mean), "std": float(one.covariance.sqrt())} for one in both)
+    below = torch.special.ndtr((SPLIT - both[1].means[:, 0]) / both[1].covariances[:, 0, 0].sqrt())
+    return {"gaussian": gaussian, "mixture": {**mixture, "left": float(both[1].weights @ below)}}
 
 
 def quantiles(num: int) -> Tensor:
@@ -98,12 +98,9 @@ def quantiles(num: int) -> Tensor:
     return (math.sqrt(2) * torch.erfinv(2 * middle - 1)).repeat(2)[:, None].float()
 
 
-def moments(x: Tensor) -> dict[str, list[float]]:
-    """Mean and standard deviation, each with its standard error, of x [N]."""
-    num, mean, std = len(x), float(x.mean()), float(x.std())
-    fourth = float((x - mean).pow(4).mean())
-    of_std = math.sqrt(max(fourth - std**4, 0) / num) / (2 * std) if std else 0.0
-    return {"mean": [mean, std / math.sqrt(num)], "std": [std, of_std]}
+def moments(x: Tensor) -> dict[str, float]:
+    """Of x [N]."""
+    return {"mean": float(x.mean()), "std": float(x.std())}
 
 
 def drawn(scheduler_class: type, ours: DDPMPaperScheduler, num_steps: int, num_samples: int) -> dict[str, Any]:
@@ -119,9 +116,8 @@ def drawn(scheduler_class: type, ours: DDPMPaperScheduler, num_steps: int, num_s
     except (ArithmeticError, TypeError, ValueError) as error:
         return {"refused": f"{error}".splitlines()[0][:200]}
     gaussian, mixture = x.double().flatten().chunk(2)  # type: ignore[union-attr]
-    left = float((mixture < SPLIT).double().mean())
-    weight = [left, math.sqrt(left * (1 - left) / num_samples)]
-    return {"gaussian": moments(gaussian), "mixture": {**moments(mixture), "left": weight}}
+    left = float((mixture < SPLIT).double().mean())  # the weight of the component on this side
+    return {"gaussian": moments(gaussian), "mixture": {**moments(mixture), "left": left}}
 
 
 def cases(num_timesteps: Sequence[int] = NUM_TIMESTEPS) -> Iterator[dict[str, Any]]:
@@ -163,12 +159,17 @@ def measure(names: Sequence[str] | None, num_samples: int) -> list[dict[str, Any
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to six digits, which is more than chance leaves."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
+    """Numbers to four digits, which is more than chance leaves."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
-    return [rounded(part) for part in value] if isinstance(value, list) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write(path: Path, results: dict[str, Any]) -> None:
+    """As JSON with a line for each row."""
+    rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in results["rows"])
+    head = json.dumps({**results, "rows": []}, indent=1, ensure_ascii=False)
+    path.write_text(head.replace('"rows": []', f'"rows": [\n{rows}\n ]') + "\n", encoding="utf-8")
 
 
 def main(argv: list[str]) -> int:
@@ -187,9 +188,9 @@ def main(argv: list[str]) -> int:
     diffusers.logging.set_verbosity_error()  # of keys that a scheduler does not know
     logging.getLogger("ddpm_hf").setLevel(logging.ERROR)  # of chains that begin late, which are some of the cases
     results = {"kind": "schedulers", "num_samples": args.num_samples, "truth": truth(), **report.surroundings()}
-    results["rows"] = rounded(measure(args.only, args.num_samples))
+    results["rows"] = [rounded(row) for row in measure(args.only, args.num_samples)]
     if args.output:
-        report.write_json(args.output, results)
+        write(args.output, results)
     print("\n" + table(results))
     return 0
 
