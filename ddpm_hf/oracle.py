@@ -18,7 +18,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .scheduler import GaussianDiffusion
+from .scheduler import GaussianDiffusion, alphas_cumprod_at
 from .unet.unet_ddpm_paper import class_rows
 
 
@@ -184,19 +184,27 @@ class OracleNetwork(nn.Module):
         self.config = FrozenDict(in_channels=mixture.dim, out_channels=mixture.dim, **classes)
 
     def forward(
-        self, sample: Tensor, timestep: int | Tensor, class_labels: int | Tensor | None = None
+        self, sample: Tensor, timestep: float | Tensor, class_labels: int | Tensor | None = None
     ) -> UNet2DOutput:
         """ε* as `.sample`, float64 [B, d], of x_t = `sample` [B, d] at 0-based training timesteps, one or [B].
 
+        Between two of them, where some of diffusers' solvers ask, ᾱ is that of `alphas_cumprod_at`.
         `class_labels` are integers, one or [B], by default `null_class`. Raises ValueError for another shape, for
         timesteps outside the process, and for labels that the mixture does not have.
         """
-        t = timestep.expand(len(sample)) if isinstance(timestep, Tensor) else timestep
-        unit = torch.ones(len(sample), 1, 1, dtype=torch.float64)
-        signal, noise_variance, _ = self.diffusion.q_mean_variance(unit, t)
+        signal, noise_variance = self._levels(timestep, len(sample))
         score = self.mixture._score(sample, signal, noise_variance, self._allowed(class_labels, len(sample)))
         deviation = torch.as_tensor(noise_variance, dtype=torch.float64).sqrt().view(-1, 1)
         return UNet2DOutput(sample=-deviation * score)
+
+    def _levels(self, timestep: float | Tensor, batch_size: int) -> tuple[Tensor | float, Tensor | float]:
+        """√ᾱ_t, [B, 1, 1], and 1 − ᾱ_t, a number or [B, 1, 1]."""
+        t = timestep.expand(batch_size) if isinstance(timestep, Tensor) else timestep
+        if isinstance(t, float) or (isinstance(t, Tensor) and t.is_floating_point()):
+            alphas_cumprod = alphas_cumprod_at(self.diffusion, t).expand(batch_size).view(-1, 1, 1)
+            return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt() ** 2  # as the table rounds it
+        unit = torch.ones(batch_size, 1, 1, dtype=torch.float64)
+        return self.diffusion.q_mean_variance(unit, t)[:2]
 
     def _allowed(self, class_labels: int | Tensor | None, batch_size: int) -> Tensor | None:
         """Which components count for each sample, bool [B, K]; None for all."""

@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import json
+import logging
 import math
 import shutil
 import tempfile
@@ -246,8 +247,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
 
-    def own_scheduler(self, num_inference_steps: int | None = None) -> Any:
-        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see."""
+    def own_scheduler(self, num_inference_steps: int | None = None, eta: float | None = None) -> Any:
+        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see.
+
+        `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
+        """
         steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
@@ -255,16 +259,19 @@ class DDPMPaperPipeline(DiffusionPipeline):
         scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)
-            return scheduler
-        name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
-        channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
-        _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
-        steps = total if steps is None else steps
-        scheduler.set_timesteps(steps, device=self._execution_device)
-        timesteps = scheduler.timesteps
-        # a multistep solver would divide by the length of a step that is none
-        twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
-        _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
+        else:
+            name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
+            channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
+            _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
+            _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
+        if eta is not None:
+            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
+            _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
+            scheduler.step = functools.partial(scheduler.step, eta=eta)
+        first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
+        if signal[first] > 0.05 > signal[-1]:
+            _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "
+                       "timestep_spacing='trailing', or take another number of steps")  # fmt: skip
         return scheduler
 
     def model_output(
@@ -306,7 +313,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         with evaluation_mode(self.unet):
             x_t = scheduler.scale_model_input(x, t)
             model_output = self.model_output(x_t, t, class_labels, guidance_scale)
-        options = {"generator": generator} if _takes_generator(type(scheduler)) else {}
+        options = {"generator": generator} if _takes(type(scheduler), "generator") else {}
         stepped = scheduler.step(model_output, t, x, **options)
         return ReverseStep(t, x_t, model_output, stepped.get("pred_original_sample"), stepped.prev_sample)
 
@@ -363,6 +370,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         generator: Generators = None,
         num_inference_steps: int | None = None,
+        eta: float | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -384,6 +392,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
             generator: a torch.Generator, or one per sample.
             num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default all of them,
                 or the scheduler's own `inference_timesteps`.
+            eta: η from 0 to 1, for a scheduler that has it, as DDIM's: 0 adds no noise, 1 as much as `fixed_small`.
             latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
                 chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
@@ -397,7 +406,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(not unknown, f"callback_on_step_end_tensor_inputs has {unknown}; only 'latents' can be passed")
         called = callback_on_step_end is None or callable(callback_on_step_end)
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
-        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
+        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps, eta)
         self._check_guidance(class_labels, guidance_scale)
         labels = _plain(class_labels)
         sizes = {"batch_size": batch_size, "class_labels": len(labels) if isinstance(labels, list) else None}
@@ -606,8 +615,39 @@ def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
 
 
 @functools.cache
-def _takes_generator(scheduler_class: type) -> bool:
-    return "generator" in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+def _takes(scheduler_class: type, argument: str) -> bool:
+    return argument in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+
+
+def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
+    """Of a scheduler of diffusers. Raises ValueError unless its ᾱ follows from the configuration's β, and σ from ᾱ."""
+    name, stated = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
+    _check(stated is not None, f"{name} has no alphas_cumprod: it samples another process than a DDPM's")
+    stated = torch.as_tensor(stated, dtype=torch.float64, device="cpu")
+    parts = ("num_train", "beta_", "trained_betas", "rescale_betas")
+    betas = {key: value for key, value in scheduler.config.items() if key.startswith(parts)}
+    expected = DDPMPaperScheduler(**betas, prediction_type="sample").alphas_cumprod.double()  # ᾱ_T = 0 is for x_0
+    near = 1e-3 * torch.minimum(expected, 1 - expected) + 1e-6  # float32 tables; stock's 0 is 2⁻²⁴
+    same = stated.shape == expected.shape and bool(((stated - expected).abs() <= near).all())
+    _check(same, f"{name} has another ᾱ than the β of its configuration make: it samples another process")
+    scheduler.set_timesteps(steps, device=device)
+    t, sigmas, total = scheduler.timesteps.cpu().double(), getattr(scheduler, "sigmas", None), len(expected)
+    down = total > t[0] == t.max()  # NaN, where stock divides by 0, is neither
+    _check(down, f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
+    around = (int(t[0]) + torch.tensor([-1, 2])).clamp(0, total - 1)  # grids need not begin at a timestep
+    low, high = sorted((1 / stated[around] - 1).sqrt().tolist())
+    first, last = (low, 0.0) if sigmas is None else (float(sigmas.max()), float(sigmas[-1]))
+    own = low * 0.999 <= first <= high * 1.001
+    _check(own, f"{name} begins with σ = {first:.4g} at t = {t[0]:g}, where a DDPM has {low:.4g} to {high:.4g}")
+    _check(last < 0.2, f"{name} ends with σ = {last:.2g}: samples would keep this noise")
+    # a multistep solver would divide by the length of a step that is none
+    twice = hasattr(scheduler, "lower_order_nums") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
+    _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.getLogger(__name__).warning(message)
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

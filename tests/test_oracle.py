@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, GaussianDiffusion
 from ddpm_hf.likelihood import bits_per_dim, prior_bpd, vb_terms_bpd
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork, annealed_langevin
-from ddpm_hf.scheduler.scheduling_ddpm_paper import make_betas
+from ddpm_hf.scheduler import alphas_cumprod_at
+from ddpm_hf.scheduler.scheduling_ddpm_paper import make_betas, rescale_zero_terminal_snr
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "oracle.md"
 PAPER = GaussianDiffusion(make_betas("linear", 1000, 1e-4, 0.02))
@@ -173,6 +175,61 @@ def test_a_timestep_may_be_an_int_or_a_tensor():
     assert expected.dtype == torch.float64
     for t in (torch.tensor(30), torch.tensor([30, 30, 30])):
         torch.testing.assert_close(network(x, t).sample, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rescale", [False, True], ids=["paper", "zero snr"])
+def test_between_timesteps_alpha_falls_at_a_constant_rate(rescale):
+    betas = rescale_zero_terminal_snr(PAPER.betas) if rescale else PAPER.betas
+    process = GaussianDiffusion(betas, "v_prediction")
+    whole = torch.arange(1000)
+    assert torch.equal(alphas_cumprod_at(process, whole), torch.tensor(process.alphas_cumprod))  # the table's bits
+    fine = alphas_cumprod_at(process, torch.linspace(0, 999, 3 * 999 + 1, dtype=torch.float64))
+    assert (fine.diff() < 0).all()
+    halves = alphas_cumprod_at(process, whole[:-2] + 0.5)
+    expected = np.sqrt(process.alphas_cumprod[:-2] * process.alphas_cumprod[1:-1])
+    np.testing.assert_allclose(halves, expected, rtol=1e-12)
+    for t in (-0.1, 999.1, math.nan, torch.tensor([0.0, 1000.0])):
+        with pytest.raises(ValueError, match=r"leaves \[0, 999\]"):
+            alphas_cumprod_at(process, t)
+
+
+def test_eps_between_timesteps_is_that_of_the_level_between():
+    """At whole times the same bits, whichever type they have; in between it is continuous."""
+    network, x = OracleNetwork(PLANE, PAPER), normal(8, 4, 2)
+    t = torch.tensor([0, 30, 500, 999])
+    expected = network(x, t).sample
+    for times in (t.float(), t.double()):
+        assert torch.equal(network(x, times).sample, expected)
+        near = times + torch.tensor([1.0, 1.0, 1.0, -1.0]) * 1e-4
+        torch.testing.assert_close(network(x, near).sample, expected, rtol=0, atol=1e-3)
+    assert torch.equal(network(x, 30.0).sample, network(x, 30).sample)
+    level = float(alphas_cumprod_at(PAPER, 0.5))
+    one = GaussianDiffusion(np.array([1 - level]))  # whose only level is the one in between
+    torch.testing.assert_close(network(x, 0.5).sample, OracleNetwork(PLANE, one)(x, 0).sample, rtol=1e-9, atol=1e-9)
+    with pytest.raises(ValueError, match=r"leaves \[0, 999\]"):
+        network(x, 999.5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete"),
+        *("KDPM2AncestralDiscrete", "DPMSolverSDE"),
+    ],
+)
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_solvers_that_ask_in_between_reach_the_data(name, spacing):
+    """Their mean is the data's to chance and a little more, their spread what 20 steps make of it."""
+    truth = mixture([1.0], [[0.3]], [[[0.04]]])
+    scheduler: Any = DDPMPaperScheduler(clip_sample=False, timestep_spacing=spacing)
+    network: Any = OracleNetwork(truth, scheduler.diffusion)
+    other = getattr(diffusers, name + "Scheduler").from_config(scheduler.config)
+    pipe: Any = DDPMPaperPipeline(network, other)
+    pipe.set_progress_bar_config(disable=True)
+    torch.manual_seed(0)  # DPMSolverSDE draws noise of its own
+    x = pipe(2000, generator=seeded(9), num_inference_steps=20, output_type="latent").images.double()
+    assert float(x.mean()) == pytest.approx(0.3, abs=0.03)
+    assert float(x.std()) == pytest.approx(0.2, abs=0.1)
 
 
 # ---- Algorithm 2 ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cost_tables, decoding_tables, few_steps_tables
+from . import cost_tables, decoding_tables, few_steps_tables, scheduler_tables
 from .networks import ROOT
 from .report import read_json, speed_table
 
@@ -14,6 +14,7 @@ BLOCK = re.compile(r"(<!-- (benchmarks/results/[\w.-]+\.json)(?:: ([\w -]+?))? -
 TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `kind` that results name
     "speed": speed_table,
     "few steps": few_steps_tables.table,
+    "schedulers": scheduler_tables.table,
     "cost": cost_tables.table,
     "decoding": decoding_tables.table,
 }

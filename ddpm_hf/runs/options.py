@@ -70,7 +70,7 @@ class TrainingOptions:
     # diffusion process
     num_train_timesteps: int = option(1000, "T", at_least=1, at_most=1_000_000)
     beta_schedule: Literal[
-        "linear", "quad", "const", "jsd", "warmup10", "warmup50", "scaled_linear", "squaredcos_cap_v2"
+        "linear", "quad", "const", "jsd", "warmup10", "warmup50", "scaled_linear", "squaredcos_cap_v2", "sigmoid"
     ] = option("linear", "how β runs from β_1 to β_T")
     beta_start: float = option(1e-4, "β_1", above=0, below=1)
     beta_end: float = option(0.02, "β_T", above=0, below=1)

@@ -1,4 +1,4 @@
-from .process import paper_scheduler as paper_scheduler
+from .process import alphas_cumprod_at as alphas_cumprod_at, paper_scheduler as paper_scheduler
 from .scheduling_ddpm_paper import (
     DDPMPaperScheduler as DDPMPaperScheduler,
     GaussianDiffusion as GaussianDiffusion,

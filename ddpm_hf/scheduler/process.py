@@ -1,10 +1,13 @@
-"""Any scheduler of a DDPM → a scheduler of ours."""
+"""Any scheduler of a DDPM → a scheduler of ours; the process between its timesteps."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .scheduling_ddpm_paper import DDPMPaperScheduler
+import torch
+from torch import Tensor
+
+from .scheduling_ddpm_paper import DDPMPaperScheduler, GaussianDiffusion
 
 
 def paper_scheduler(scheduler: Any) -> Any:
@@ -20,3 +23,17 @@ def paper_scheduler(scheduler: Any) -> Any:
     if scheduler.config.get("variance_type") == "learned":
         raise ValueError(f"variance_type='learned' of {name} is not a log-variance; it has no equivalent here")
     return DDPMPaperScheduler.from_config(scheduler.config)
+
+
+def alphas_cumprod_at(diffusion: GaussianDiffusion, t: Tensor | float) -> Tensor:
+    """ᾱ(t) for real t in [0, T − 1], 0-based: float64 of t's shape, on the CPU; at integers the table's bits.
+
+    In between log ᾱ is linear, so that ᾱ falls at the constant rate β; where ᾱ_T = 0, ᾱ itself is linear on the way
+    there. Raises ValueError for t outside.
+    """
+    t = torch.as_tensor(t, dtype=torch.float64, device="cpu")
+    if not bool(((t >= 0) & (t <= diffusion.num_timesteps - 1)).all()):
+        raise ValueError(f"t={t.tolist()} leaves [0, {diffusion.num_timesteps - 1}]")
+    table, fraction = torch.tensor(diffusion.alphas_cumprod), t - t.floor()
+    before, after = table[t.floor().long()], table[t.ceil().long()]
+    return torch.where(after > 0, before * (after / before) ** fraction, before * (1 - fraction) + after * fraction)

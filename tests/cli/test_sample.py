@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf import DDPMPaperPipeline, pipeline_ddpm_paper
 from ddpm_hf.cli import commands, main
 from ddpm_hf.cli.arguments import SCHEDULERS
 from ddpm_hf.inference import speed_up
@@ -48,6 +48,14 @@ def test_folder_with_one_picture_per_seed(images, tmp_path, capsys):
     for seed, expected in zip([7, 3], sampled(images, [7, 3], "pil"), strict=True):
         with Image.open(tmp_path / "pictures" / f"seed-{seed}.png") as picture:
             assert picture.mode == "L" and picture.tobytes() == expected.tobytes()
+
+
+def test_one_step_at_t_0_is_named(images, tmp_path, caplog):
+    pipeline_ddpm_paper._warn_once.cache_clear()
+    for steps in ("1", "10"):
+        main(["sample", images, "--steps", steps, "-o", str(tmp_path / "x.png")])
+    (record,) = caplog.records
+    assert "begins with noise at t = 0" in record.getMessage() and "timestep_spacing='trailing'" in record.getMessage()
 
 
 def test_fast_draws_the_same(images, tmp_path, monkeypatch):

@@ -304,7 +304,7 @@ def test_points_cannot_become_stock(tiny_mlp, tiny_scheduler):
         (DDPMScheduler(variance_type="learned"), "variance_type='learned' means a variance in stock"),
         (DDPMScheduler(variance_type="learned_range"), "variance_type='learned_range' is not supported"),
         (DDPMScheduler(variance_type="fixed_large_log"), "variance_type='fixed_large_log' is not supported"),
-        (DDPMScheduler(beta_schedule="sigmoid"), "beta_schedule='sigmoid' is not supported"),
+        (DDPMScheduler(beta_schedule="laplace"), "beta_schedule='laplace' is not supported"),
         (DDIMScheduler(), "has a UNet2DModel and a DDIMScheduler; stock's UNet2DModel and DDPMScheduler can be"),
     ],
 )

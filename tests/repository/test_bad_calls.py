@@ -59,7 +59,7 @@ SCHEDULER = [
     ({"trained_betas": [0.9] * 1000}, "betas are too small or too many for float64", "(0, 1)"),
     *(
         ({"beta_schedule": x}, f"beta_schedule={x!r} is not supported; {SCHEDULES}")
-        for x in ("cosine", "Linear", "", None, 3, ["linear"], "sigmoid", "laplace")
+        for x in ("cosine", "Linear", "", None, 3, ["linear"], "Sigmoid", "laplace")
     ),
     ({"trained_betas": []}, "trained_betas has shape (0,); it must be a non-empty list of numbers"),
     ({"trained_betas": 0.1}, "trained_betas has shape ()"),

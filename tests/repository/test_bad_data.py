@@ -334,7 +334,7 @@ STOCK_CASES = [
             ("variance_type", "learned"),
             ("variance_type", "fixed_large_log"),
             ("variance_type", "learned_range"),
-            ("beta_schedule", "sigmoid"),
+            ("beta_schedule", "laplace"),
         )
     ),
 ]

@@ -70,10 +70,10 @@ def test_there_and_back_again_is_the_same_scheduler(other, config):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_another_schedulers_defaults_are_kept_where_training_depends_on_them():
-    """Its configuration does not spell them out: Heun's are β from 0.00085 to 0.012, and linspace spacing."""
+    """Its configuration in memory has a list of them, which diffusers drops: Heun's are β from 0.00085 to 0.012."""
     ours = DDPMPaperScheduler.from_config(HeunDiscreteScheduler().config)
     assert ours.diffusion.betas[[0, -1]].tolist() == pytest.approx([0.00085, 0.012], rel=1e-12)
-    assert ours.config.timestep_spacing == DDPMPaperScheduler().config.timestep_spacing
+    assert ours.config.timestep_spacing == "linspace"
 
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
@@ -109,3 +109,35 @@ def test_saving_and_loading_is_exact(tmp_path, config):
     public = {key: value for key, value in ours.config.items() if not key.startswith("_")}
     assert {key: loaded.config[key] for key in public} == public
     assert json.loads((tmp_path / "scheduler_config.json").read_text())["_class_name"] == "DDPMPaperScheduler"
+
+
+def public(config) -> dict:
+    """What decides; diffusers notes beside it which of the values were defaults, and its version."""
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", [*KARRAS_SCHEDULERS, "DPMSolverSDEScheduler", "DDPMPaperScheduler"])
+@pytest.mark.parametrize("config", [{}, {"timestep_spacing": "trailing"}, {"beta_schedule": "quad"}], ids=str)
+def test_built_in_memory_or_from_a_file_it_is_the_same(name, config, tmp_path):
+    """Also what was left at its default, how timesteps are spaced too: a file has all of it."""
+    scheduler_class = getattr(diffusers, name, DDPMPaperScheduler)
+    ours = DDPMPaperScheduler(20, **config)
+    ours.save_pretrained(tmp_path)
+    in_memory = scheduler_class.from_config(ours.config)
+    from_file = scheduler_class.from_config(DDPMPaperScheduler.from_pretrained(tmp_path).config)
+    assert public(in_memory.config) == public(from_file.config)
+    for scheduler in (in_memory, from_file):
+        scheduler.set_timesteps(5)
+    assert torch.equal(in_memory.timesteps, from_file.timesteps)
+    if "timestep_spacing" in config:
+        assert in_memory.config.timestep_spacing == "trailing"
+
+
+@pytest.mark.parametrize("name", [n for n in KARRAS_SCHEDULERS if n != "EDMEulerScheduler"])
+def test_ours_is_the_same_from_their_memory_or_file(name, tmp_path):
+    other = getattr(diffusers, name)(num_train_timesteps=20)
+    other.save_pretrained(tmp_path)
+    in_memory = DDPMPaperScheduler.from_config(other.config)
+    from_file = DDPMPaperScheduler.from_pretrained(tmp_path)
+    assert public(in_memory.config) == public(from_file.config)
