@@ -6,9 +6,9 @@ On a GPU the network is a CUDA graph, which Python launches by one call. On a CP
 in another order, so images agree with the plain pipeline's to rounding. There
 
 - 3×3 convolutions take a quarter of the multiplications, and GroupNorm with SiLU one pass, by kernels of our own
-  (`machine/native`) where there is a compiler and the number of channels is a multiple of 32; else oneDNN's convolutions,
-  of wide feature maps with Winograd's F(4, 3) along each row, and for a nearest-neighbour upsampling and its convolution
-  one 2×2 convolution of the small image;
+  (`machine/native`) where there is a compiler and the number of channels is a multiple of 32;
+- elsewhere oneDNN computes them, of wide feature maps with Winograd's F(4, 3) along each row, and a nearest-neighbour
+  upsampling with its convolution as one 2×2 convolution of the small image;
 - other convolutions and linear layers run in oneDNN, with weights that are laid out for it once;
 - what depends on t alone, the time embedding and its projections, comes from a table, as part of a bias;
 - queries, keys and values are one product, the kernels add residuals, SiLU works in place, memory is channels last;
