@@ -1,0 +1,44 @@
+"""Networks that a user may have written, for tests of what takes any network."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from ddpm_hf import DDPMPaperUNet
+
+
+class OwnNet(ModelMixin, ConfigMixin):
+    """Two convolutions, with dropout and with a buffer that training changes; (x, t) is all that it takes."""
+
+    @register_to_config
+    def __init__(
+        self, sample_size: Any = 8, in_channels: int = 1, out_channels: int = 1, width: int = 8, dropout: float = 0.0
+    ):
+        super().__init__()
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.drop = nn.Dropout(dropout)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        h = self.norm(self.conv_in(sample)) + timestep.view(-1, 1, 1, 1) / 1000
+        return UNet2DOutput(sample=self.conv_out(self.drop(F.silu(h))))
+
+
+class OwnUNet(DDPMPaperUNet):
+    """A subclass of ours, whose output is half as large."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return UNet2DOutput(sample=super().forward(*args, **kwargs).sample / 2)
+
+
+class Plain(nn.Module):
+    """No network of diffusers: (x, t) → a tensor."""
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return torch.tanh(sample)
