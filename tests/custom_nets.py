@@ -42,3 +42,33 @@ class Plain(nn.Module):
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         return torch.tanh(sample)
+
+
+class OwnPoints(ModelMixin, ConfigMixin):
+    """Of points in R^d, which have no size."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 2):
+        super().__init__()
+        self.linear = nn.Linear(in_channels, in_channels)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        return UNet2DOutput(sample=self.linear(sample))
+
+
+class FixedSize(OwnNet):
+    """Of one size, whatever the data have."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 1):
+        super().__init__(sample_size=16, in_channels=in_channels)
+
+
+class WrongShape(OwnNet):
+    def forward(self, sample: Tensor, timestep: Tensor) -> UNet2DOutput:
+        return UNet2DOutput(sample=F.pad(super().forward(sample, timestep).sample, (1, 0, 1, 0)))
+
+
+class BareTensor(OwnNet):
+    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+        return super().forward(sample, timestep).sample

@@ -15,6 +15,7 @@ from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet
+from .networks import own_network
 from .options import TrainingOptions
 from .records import environment
 from .state import TrainingState
@@ -60,15 +61,16 @@ def embedding_rows(options: TrainingOptions, num_classes: int) -> dict[str, int 
     return {"num_class_embeds": num_classes + dropped, "null_class": num_classes if dropped else None}
 
 
-def build_network(
-    options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0
-) -> DDPMPaperUNet | DDPMPaperMLP:
+def build_network(options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0) -> Any:
     """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,), and so many classes."""
     channels, rows = sample_shape[0], embedding_rows(options, num_classes)
     if options.random_flip and len(sample_shape) == 1:
         raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
     out_channels = 2 * channels if options.variance_type == "learned" else channels
+    if options.network:
+        shape: Any = {"sample_shape": sample_shape, "out_channels": out_channels, "rows": rows}
+        return own_network(options.network, options.network_args or {}, **shape)
     if len(sample_shape) == 1:
         return DDPMPaperMLP(channels, out_channels, options.hidden_size, options.num_layers, **rows)
     height, width = sample_shape[1:]
