@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import datasets
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
+from PIL import Image
 from torch import Tensor, nn
 
 from ddpm_hf import DDPMPaperUNet
@@ -72,3 +75,31 @@ class WrongShape(OwnNet):
 class BareTensor(OwnNet):
     def forward(self, sample: Tensor, timestep: Tensor) -> Any:
         return super().forward(sample, timestep).sample
+
+
+# ---- data, as module:function ---------------------------------------------------------------------------------------
+
+
+def stripes(split: str) -> np.ndarray:
+    """Grey images uint8 [N, 1, 8, 8], 40 of the training split and 6 of the others."""
+    rows = np.arange(40 if split == "train" else 6)
+    return (rows[:, None, None, None] * 5 + 8 * np.arange(8)[None, None, None, :] + np.zeros((1, 1, 8, 1))).astype(
+        np.uint8
+    )
+
+
+def labelled(split: str) -> datasets.Dataset:
+    images = [Image.fromarray(image[0]) for image in stripes(split)]
+    return datasets.Dataset.from_dict({"image": images, "kind": [n % 2 for n in range(len(images))]}).cast_column(
+        "image", datasets.Image()
+    )
+
+
+def spiral(split: str) -> np.ndarray:
+    """Points float32 [50, 2]."""
+    angle = np.linspace(0, 6, 50)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32) / 2
+
+
+def nothing(split: str) -> list[int]:
+    return [1, 2]

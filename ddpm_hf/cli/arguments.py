@@ -22,9 +22,11 @@ from .shared_options import (
     add_guidance,
     add_parser,
     add_skip_bad_images,
+    add_trust,
     add_work_arguments,
     folder,
     parse_seeds,
+    parse_size,
     place,
 )
 
@@ -77,8 +79,12 @@ def sample(command: Parser) -> None:
     command.add_argument(
         "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
     )
+    command.add_argument(
+        "--size", type=parse_size, metavar="48x64", help="height x width of images; default: what it was trained on"
+    )
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
     add_device(command)
+    add_trust(command)
     command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
     command.add_argument(
         "-o",
@@ -134,7 +140,9 @@ def evaluate(command: Parser) -> None:
         help="classify: the share of images whose class has the lowest bound; default: bpd",
     )
     command.add_argument(
-        "--dataset", type=place, help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder"
+        "--dataset",
+        type=place,
+        help="digits, swiss_roll, moons, a data set's name on the Hub, a folder, or module:function",
     )
     command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
     command.add_argument(
@@ -158,6 +166,7 @@ def evaluate(command: Parser) -> None:
         "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
     )
     add_skip_bad_images(command)
+    add_trust(command)
     command.add_argument("-o", "--output", type=place, help=f"default: {RESULTS} in the checkpoint's folder, or here")
     add_work_arguments(command)
 

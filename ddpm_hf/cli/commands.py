@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from ..runs import RESULTS, read_results, shown_value, write_results
 from ..scheduler import paper_scheduler
 from ..short_chains import shortened
 from .arguments import SCHEDULERS
-from .checks import check_in_range, check_new_file, check_new_folder, check_output
+from .checks import check_in_range, check_new_file, check_new_folder, check_output, resize
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
 
@@ -34,7 +35,7 @@ def sample(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output!r}: give a .png, a .npy, or for images a folder")
     check_output(output, is_file=bool(suffix))
     dtype = getattr(torch, args.dtype)
-    pipe = load_pipeline(args.checkpoint, dtype)
+    pipe = load_pipeline(args.checkpoint, dtype, trust_remote_code=args.trust_remote_code)
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -43,6 +44,8 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
+    if args.size is not None:
+        resize(pipe, args.size)
     if args.fast:
         pipe = speed_up(pipe, dtype)
     labels, count, parts = None, len(args.seeds), []
@@ -117,7 +120,8 @@ def evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir)
+    trust: Any = {"trust_remote_code": args.trust_remote_code}
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **trust)
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():

@@ -65,10 +65,18 @@ def default_work_dir() -> Path:
 class Evaluator:
     """A model under a protocol, on this process's device; all processes of a run make the same one."""
 
-    def __init__(self, accelerator: Accelerator, checkpoint: str, protocol: Protocol, *, work_dir: Path | None = None):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        checkpoint: str,
+        protocol: Protocol,
+        *,
+        work_dir: Path | None = None,
+        trust_remote_code: bool = False,
+    ):
         self.accelerator, self.protocol = accelerator, protocol
         self.work_dir = work_dir or default_work_dir()
-        self.pipe, self.weights = load_model(checkpoint, protocol.weights)
+        self.pipe, self.weights = load_model(checkpoint, protocol.weights, trust_remote_code=trust_remote_code)
         self.pipe.to(accelerator.device)
         quiet = not accelerator.is_main_process
         self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)

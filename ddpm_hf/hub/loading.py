@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
@@ -14,15 +15,20 @@ from ..runs import checkpoints, model_folder, on_one_line
 from .retries import is_transport_error
 
 
-def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> DDPMPaperPipeline:
+def load_pipeline(
+    checkpoint: str | Path, dtype: torch.dtype | None = None, *, trust_remote_code: bool = False
+) -> DDPMPaperPipeline:
     """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
 
     `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is probably a typo, and must not load
     what somebody else has under that name. Raises ValueError where there is neither, in one line with
     what is like it here and what the Hub answered; what `from_pretrained` raises where there is one.
+
+    `trust_remote_code` runs the code of a network of a class of its own, which lies beside its weights.
     """
+    options: Any = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if os.path.isdir(checkpoint):
-        return DDPMPaperPipeline.from_pretrained(checkpoint, dtype=dtype)
+        return DDPMPaperPipeline.from_pretrained(checkpoint, **options)
     name, parent = str(checkpoint), os.path.dirname(checkpoint)
     if os.path.exists(name):
         raise ValueError(f"{name} is a file; give the folder of a checkpoint")
@@ -33,7 +39,7 @@ def load_pipeline(checkpoint: str | Path, dtype: torch.dtype | None = None) -> D
     if os.path.isdir(parent):
         more = f"; a repository of that name on the Hub is looked for only where there is no folder {parent}"
         raise ValueError(_not_here(name, more))
-    return _from_the_hub(name, dtype)
+    return _from_the_hub(name, options)
 
 
 def _not_here(name: str, more: str = "") -> str:
@@ -56,7 +62,7 @@ def _nearest_folder(path: Path) -> Path | None:
     return parent / close[0] if close else None
 
 
-def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
+def _from_the_hub(name: str, options: dict[str, Any]) -> DDPMPaperPipeline:
     """A repository's pipeline. Raises ValueError with what the Hub answered, where that is why there is none."""
     # diffusers says at once that it could not ask, before it looks into the cache
     delayed: list[logging.LogRecord] = []
@@ -68,7 +74,7 @@ def _from_the_hub(name: str, dtype: torch.dtype | None) -> DDPMPaperPipeline:
 
     source.addFilter(hold)
     try:
-        pipe = DDPMPaperPipeline.from_pretrained(name, dtype=dtype)
+        pipe = DDPMPaperPipeline.from_pretrained(name, **options)
     except Exception as error:  # the client's, its HTTP library's and diffusers' have no base in common
         cause = _cause_at_the_hub(error)
         if cause is None:
@@ -100,13 +106,15 @@ def _cause_at_the_hub(error: BaseException | None) -> str | None:
     return None
 
 
-def load_model(checkpoint: str, weights: str | None) -> tuple[DDPMPaperPipeline, str]:
+def load_model(
+    checkpoint: str, weights: str | None, *, trust_remote_code: bool = False
+) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
     Raises ValueError where raw weights are asked for and there are none.
     """
     folder = model_folder(Path(checkpoint)) if Path(checkpoint).is_dir() else None
-    pipe = load_pipeline(folder or checkpoint)
+    pipe = load_pipeline(folder or checkpoint, trust_remote_code=trust_remote_code)
     if folder is None or not checkpoints.has(folder, "model"):
         is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
         if weights == "raw" or (weights == "ema" and not is_run):

@@ -26,7 +26,9 @@ class TrainingOptions:
 
     # data: one of dataset_name and train_data_dir
     dataset_name: str | None = option(
-        None, "digits, swiss_roll, moons, fashion_mnist, or what datasets.load_dataset takes", is_path=True
+        None,
+        "digits, swiss_roll, moons, fashion_mnist, what datasets.load_dataset takes, or module:function",
+        is_path=True,
     )
     dataset_config: str | None = option(None, "configuration of a Hub dataset")
     dataset_split: str = option("train", "its split")

@@ -181,3 +181,10 @@ def test_weights_begin_as_the_seed_says(tmp_path):
     first, again, other = (build(tmp_path, **OWN, seed=seed).state.unet for seed in (0, 0, 1))
     assert torch.equal(first.conv_in.weight, again.conv_in.weight)
     assert not torch.equal(first.conv_in.weight, other.conv_in.weight)
+
+
+def test_own_data_train_and_are_evaluated(tmp_path):
+    folder = train(tmp_path, dataset_name="custom_nets:stripes", eval_split="test", eval_every=6, **OWN)
+    manifest = json.loads((folder / "checkpoints" / "step-6" / "train_state" / "manifest.json").read_text())
+    assert manifest["dataset"]["name"] == "custom_nets:stripes" and manifest["dataset"]["num_samples"] == 40
+    assert "trained on custom_nets&#58;stripes" in model_card(folder, folder, "user/name")
