@@ -42,6 +42,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+BATCHES = (1, 2, 63, 64, 140)  # of `export`: networks with a special case tend to have it at 1 or at 64
 DTYPES = ("float32", "bfloat16", "float16")
 DEFAULT_CHECKPOINT = Path("model_cards") / "ddpm-digits"  # of `demo`
 
@@ -85,6 +86,9 @@ def sample(command: Parser) -> None:
     command.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the network")
     add_device(command)
     add_trust(command)
+    command.add_argument(
+        "--onnx", type=place, metavar="FILE", help="draw by this file of `ddpm-hf export`, in onnxruntime"
+    )
     command.add_argument("--fast", action="store_true", help="the same samples, to rounding, sooner (images only)")
     command.add_argument(
         "-o",
@@ -114,6 +118,22 @@ def convert(command: Parser) -> None:
         choices=("fixed_small", "fixed_large", "learned"),
         help="default: the paper's, fixed_large up to 32x32 and fixed_small above; learned if channels are doubled",
     )
+
+
+def export(command: Parser) -> None:
+    """Write a checkpoint's network as an ONNX file for any batch, and say how far onnxruntime's outputs are."""
+    command.description = f"{command.description} Needs the extra `export`."
+    add_checkpoint(command)
+    command.add_argument("output", type=place, help="a new file, model.onnx")
+    command.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=list(BATCHES),
+        metavar="B",
+        help="sizes in which it is compared, fewer for large networks; default: 1 2 63 64 140",
+    )
+    add_trust(command)
 
 
 def draw(command: Parser) -> None:
@@ -268,6 +288,6 @@ def env(command: Parser) -> None:
 
 
 COMMANDS = (
-    *(train, sample, convert, draw, evaluate, shorten, reproduce),
+    *(train, sample, convert, export, draw, evaluate, shorten, reproduce),
     *(publish, compress, decompress, demo, env),
 )

@@ -1,7 +1,6 @@
 """What is refused before hours of work, in one line: numbers out of range, places where nothing can be written."""
 
 from pathlib import Path
-from typing import Any
 
 
 def check_in_range(option: str, value: int | None, least: int, most: int | None = None) -> None:
@@ -32,11 +31,3 @@ def check_new_folder(output: Path) -> None:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists; give a new or an empty folder")
     check_output(output, is_file=False)
-
-
-def resize(pipe: Any, size: tuple[int, int]) -> None:
-    """Let the network draw images of this height and width. Raises ValueError for points, and for what it cannot."""
-    height, width = size
-    if len(pipe.sample_shape) == 1:
-        raise ValueError(f"--size {height}x{width}: the checkpoint is one of points")
-    pipe.unet.register_to_config(sample_size=height if height == width else size)

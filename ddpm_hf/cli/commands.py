@@ -12,7 +12,13 @@ import numpy as np
 import torch
 
 from .. import codec, hub
-from ..convert import pipeline_from_stock, pipeline_from_tf_checkpoint, pipeline_to_stock, tf_checkpoint_prefix
+from ..convert import (
+    export_onnx,
+    pipeline_from_stock,
+    pipeline_from_tf_checkpoint,
+    pipeline_to_stock,
+    tf_checkpoint_prefix,
+)
 from ..evaluation import Evaluator, Protocol, paper_tables
 from ..hub import load_pipeline
 from ..inference import speed_up
@@ -22,9 +28,10 @@ from ..runs import RESULTS, read_results, shown_value, write_results
 from ..scheduler import paper_scheduler
 from ..short_chains import shortened
 from .arguments import SCHEDULERS
-from .checks import check_in_range, check_new_file, check_new_folder, check_output, resize
+from .checks import check_in_range, check_new_file, check_new_folder, check_output
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
+from .networks import draw_by_onnx, resize
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -44,6 +51,8 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
+    if args.onnx is not None:
+        draw_by_onnx(pipe, args)
     if args.size is not None:
         resize(pipe, args.size)
     if args.fast:
@@ -109,6 +118,25 @@ def convert(args: argparse.Namespace) -> None:
     print(
         f"{output}: {type(pipe).__name__}, {parameters:,} parameters, sample_size={config['sample_size']}, "
         f"variance_type={config['variance_type']}"
+    )
+
+
+def export(args: argparse.Namespace) -> None:
+    """The checkpoint's network as an ONNX file, and by how much onnxruntime differs from PyTorch."""
+    output = Path(args.output)
+    if output.suffix.lower() != ".onnx":
+        raise ValueError(f"{output}: give the name of a .onnx file")
+    check_new_file(output)
+    for size in args.batches:
+        check_in_range("--batches", size, 1)
+    pipe = load_pipeline(args.checkpoint, torch.float32, trust_remote_code=args.trust_remote_code)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    difference = export_onnx(pipe.unet, output, batches=args.batches)
+    sizes = ", ".join(map(str, args.batches))
+    print(f"{output}: {output.stat().st_size:,} bytes, for any batch and t of [1] or [B]")
+    print(
+        f"in onnxruntime at most {difference.largest:.2g} from PyTorch's outputs, which reach {difference.output:.2g} "
+        f"(batches of {sizes})"
     )
 
 

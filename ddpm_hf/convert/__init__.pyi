@@ -1,3 +1,4 @@
+from .onnx import OnnxNetwork as OnnxNetwork, export_onnx as export_onnx
 from .stock import (
     from_stock as from_stock,
     given_class as given_class,
