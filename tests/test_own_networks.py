@@ -34,6 +34,11 @@ def drawn(pipe: Any) -> Tensor:
     return pipe(seeds=[0, 1], output_type="latent").images
 
 
+def same(first: Tensor, second: Tensor) -> None:
+    """Weights in a file lie less well in memory, which shows in the rounding of sums; ours are copied first."""
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _code_of_this_process(tmp_path_factory) -> Iterator[None]:
     """Carried code runs from a folder of diffusers' that all processes share; here from one that they do not."""
@@ -60,7 +65,7 @@ def test_own_networks_load_when_they_are_given(saved, monkeypatch):
     unet = type(pipe.unet).from_pretrained(folder / "unet")
     loaded = DDPMPaperPipeline.from_pretrained(folder, unet=unet)
     assert loaded.unet is unet
-    assert torch.equal(drawn(loaded), drawn(pipe))
+    same(drawn(loaded), drawn(pipe))
 
 
 @pytest.mark.parametrize("pipeline_class", [DDPMPaperPipeline, DiffusionPipeline])
@@ -68,10 +73,10 @@ def test_own_networks_load_by_trust_and_are_saved_again(saved, pipeline_class, t
     pipe, folder = saved
     loaded = pipeline_class.from_pretrained(folder, trust_remote_code=True)
     assert type(loaded.unet) is not type(pipe.unet)  # it came from the file in the checkpoint
-    assert torch.equal(drawn(loaded), drawn(pipe))
+    same(drawn(loaded), drawn(pipe))
     loaded.save_pretrained(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "model_index.json").read_text())["unet"][0] == "own_custom_nets"
-    assert torch.equal(drawn(pipeline_class.from_pretrained(tmp_path / "again", trust_remote_code=True)), drawn(pipe))
+    same(drawn(pipeline_class.from_pretrained(tmp_path / "again", trust_remote_code=True)), drawn(pipe))
 
 
 def test_own_code_runs_only_by_trust(saved, tmp_path):
@@ -155,7 +160,7 @@ def test_saving_says_what_cannot_be_loaded_again(make, tiny_scheduler, tmp_path,
     with pytest.raises(ValueError, match="pass unet=MyNetwork.from_pretrained"):
         DDPMPaperPipeline.from_pretrained(tmp_path / "saved", trust_remote_code=True)
     given = {"unet": network_class.from_pretrained(tmp_path / "saved", subfolder="unet")}
-    assert torch.equal(drawn(DDPMPaperPipeline.from_pretrained(tmp_path / "saved", **given)), drawn(pipe))
+    same(drawn(DDPMPaperPipeline.from_pretrained(tmp_path / "saved", **given)), drawn(pipe))
 
 
 @pytest.mark.parametrize(
