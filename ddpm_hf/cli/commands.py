@@ -6,7 +6,6 @@ import importlib.metadata
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,8 +147,9 @@ def evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    trust: Any = {"trust_remote_code": args.trust_remote_code}
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **trust)
+    evaluator = Evaluator(
+        accelerator, args.checkpoint, protocol, work_dir=args.work_dir, trust_remote_code=args.trust_remote_code
+    )
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():
