@@ -6,6 +6,7 @@ is the decoder's L_0, term t ≥ 1 the KL divergence that the paper calls L_t, a
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .randomness import keyed_generator, keyed_generators
@@ -167,7 +168,8 @@ def bits_per_dim(
     sample): the result depends on neither `batch_size`, but for the rounding of kernels, nor on the other samples.
 
     Args:
-        unet: the network, ours or stock's, on any device.
+        unet: the network, ours or stock's, on any device; or any function of (x_t, t) that returns a tensor, or an
+            object that has it as `.sample`.
         scheduler: a `DDPMPaperScheduler`, or any whose configuration describes a DDPM.
         x_start: samples [B, ...] in [−1, 1]; points [B, d] as they are.
         seed: the noise's.
@@ -210,12 +212,12 @@ def bits_per_dim(
     if not np.isfinite(chain.c_skip[-1]):
         raise ValueError("ᾱ is 0 at the last timestep: ε gives no x_0 there, and the bound is infinite")
     t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))
-    device = getattr(unet, "device", torch.device("cpu"))
+    device, dtype = _place_of(unet)
     exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     x_start = x_start.to(exact, torch.float64)
 
     terms_bt, mse_bt = (torch.zeros(size, total, dtype=torch.float64) for _ in range(2))
-    with evaluation_mode(unet):
+    with evaluation_mode(unet) if isinstance(unet, nn.Module) else contextlib.nullcontext():
         starts = range(0, size * subset, batch_size)  # t by t, so that a batch has few different ones
         for first in tqdm(starts, desc="bits/dim", disable=not progress):
             s, b = np.divmod(np.arange(first, min(first + batch_size, size * subset)), size)
@@ -226,8 +228,8 @@ def bits_per_dim(
             x_t = chain.q_sample(x, index, noise)
             at = torch.from_numpy(times).to(device)
             conditions = {} if labels is None else {"class_labels": labels[torch.from_numpy(b)]}
-            output = unet(x_t.to(device, getattr(unet, "dtype", torch.float32)), at, **conditions).sample
-            output = output.to(exact, torch.float64)
+            output = unet(x_t.to(device, dtype), at, **conditions)
+            output = (output if isinstance(output, Tensor) else output.sample).to(exact, torch.float64)
             clip = clip_denoised
             if num_levels is not None and times.min() < round_below:
                 early = torch.from_numpy(times < round_below).to(exact)
@@ -240,6 +242,13 @@ def bits_per_dim(
                 on_progress(len(b))
     prior_b = prior_bpd(chain, x_start).cpu()
     return BoundTerms(prior_b + terms_bt.sum(dim=1), prior_b, terms_bt, mse_bt)
+
+
+def _place_of(network: Any) -> tuple[torch.device, torch.dtype]:
+    """Where a network computes and in which precision; functions do on the CPU in float32."""
+    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
+    device, dtype = (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
+    return getattr(network, "device", device), getattr(network, "dtype", dtype)
 
 
 def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequence[int], **options: Any) -> Tensor:

@@ -3,13 +3,16 @@
 This file is copied into checkpoints, beside the two it imports.
 """
 
+import contextvars
 import copy
 import functools
 import inspect
 import json
 import logging
 import math
+import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +29,7 @@ from torch import Tensor
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, known_prediction
 from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights, evaluation_mode
 
+logger = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
 CARRIED = {
@@ -39,8 +43,10 @@ ClassLabels = str | int | Sequence[str | int | None] | Tensor | None
 PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
     *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
+    "unet/own_*.py",
     *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
 )
+_loading: contextvars.ContextVar[dict] = contextvars.ContextVar("arguments of from_pretrained")
 STOCK_CARD = "This model card has been automatically generated"  # and says nothing
 PLAIN_CARD = """---
 library_name: diffusers
@@ -55,7 +61,8 @@ tags:
 
 A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_hf` installed,
 `DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
-`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository.
+`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository. With a
+`unet/own_….py` in it, both need `trust_remote_code=True`, or the network as `unet=`.
 """
 
 
@@ -98,7 +105,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
     """Sampling from a DDPM (Algorithm 2): images, or points in R^d.
 
     Args:
-        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or a diffusers `UNet2DModel`, with or without classes.
+        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or a diffusers `UNet2DModel`, with or without classes; or any
+            `ModelMixin` with `in_channels` and `sample_size` in its config, and `.sample` in what (x, t) gives.
         scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
         id2label: the names of a conditional network's classes, by their numbers; saved in model_index.json.
 
@@ -116,7 +124,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel,
+        unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel | ModelMixin,
         scheduler: DDPMPaperScheduler | SchedulerMixin,
         id2label: dict | None = None,
     ):
@@ -128,6 +136,16 @@ class DDPMPaperPipeline(DiffusionPipeline):
             self.register_to_config(id2label=_checked_names(id2label, unet))
         self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
         self._last = [False, 0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers, but ValueError for a network without what a call asks of it."""
+        if name == "unet" and value is not None:
+            missing = [each for each in ("config", "device", "dtype") if not hasattr(value, each)]
+            remedy = "derive its class from diffusers' ModelMixin and ConfigMixin"
+            if hasattr(value, "module"):  # of DataParallel and its kin
+                remedy = "take its .module, and start one process per GPU, each with its own seeds"
+            _check(not missing, f"unet: a {type(value).__name__} has no {', '.join(missing)}; {remedy}")
+        super().__setattr__(name, value)
 
     @property
     def num_timesteps(self) -> int:
@@ -393,7 +411,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
             num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default all of them,
                 or the scheduler's own `inference_timesteps`.
             eta: η from 0 to 1, for a scheduler that has it, as DDIM's: 0 adds no noise, 1 as much as `fixed_small`.
-            latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
+            latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn. Images may have another
+                height and width, where the network takes them.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
                 chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
             return_dict: an `ImagePipelineOutput`, else the 1-tuple of its images.
@@ -458,7 +477,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(drawing, f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if latents is not None:
             _check(isinstance(latents, Tensor), f"latents must be a tensor, got {type(latents).__name__}")
-            fits = tuple(latents.shape[1:]) == shape
+            fits = latents.ndim == len(shape) + 1 and latents.shape[1] == shape[0]  # of another height and width, too
             _check(fits, f"latents have shape {tuple(latents.shape)}; expected [B, {shape}]")
             _check(torch.isfinite(latents).all(), "latents must be finite, and hold NaN or infinity")
         sizes = {
@@ -511,6 +530,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         for name in ("unet", "scheduler"):
             if index[name][1] in CARRIED:
                 index[name][0] = CARRIED[index[name][1]][0]
+        if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
+            index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -549,7 +570,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
                 network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
                 options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
                 kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
-        return super().from_pretrained(*args, **kwargs)
+        token = _loading.set(kwargs)
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        finally:
+            _loading.reset(token)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
@@ -568,7 +593,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
         loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        index, arguments = loaded[0] if isinstance(loaded, tuple) else loaded, _loading.get({})
         for name in {"unet", "scheduler"} & index.keys():
             pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]
             _check(pair, f"model_index.json: {name} is {index[name]}; expected a library and a class")
@@ -576,8 +601,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
             stem, installed = CARRIED.get(class_name, (None, None))
             if library == stem:
                 index[name] = [installed.__module__, class_name]
-            known = library in (stem, "diffusers")
-            _check(known, f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
+            known = library in (stem, "diffusers") and class_name != "ModelMixin"
+            remedy = "; pass unet=MyNetwork.from_pretrained(…)" if name == "unet" else ""
+            if arguments.get(name) is not None and library != stem:  # of what the index names nothing is imported
+                index[name], known = ["diffusers", "ModelMixin" if name == "unet" else "SchedulerMixin"], True
+            elif re.fullmatch(r"own_\w+", library):
+                known = arguments.get("trust_remote_code")
+                remedy += f", or trust_remote_code=True, which runs {name}/{library}.py"
+            found = f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}"
+            _check(known, found + remedy)
         return loaded
 
 
@@ -647,7 +679,21 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    logging.getLogger(__name__).warning(message)
+    logger.warning(message)
+
+
+def _with_code(network: type, folder: Path) -> list[str]:
+    """The index's entry of an own network, with its file copied to `folder`; or a warning where that could not run."""
+    module, name = sys.modules.get(network.__module__), network.__name__
+    source = Path(getattr(module, "__file__", None) or "")
+    stays = network.__module__ == "__main__" or getattr(module, name, None) is not network or source.suffix != ".py"
+    if stays or re.search(r"^\s*from\s+\.", source.read_text(encoding="utf-8"), re.MULTILINE):
+        how = f"load it by from_pretrained(…, unet={name}.from_pretrained(…, subfolder='unet'))"
+        logger.warning("the code of %s (%s) is not saved with it: %s", name, network.__module__, how)
+        return ["diffusers", "ModelMixin"]
+    stem = f"own_{source.stem.removeprefix('own_')}"
+    shutil.copyfile(source, folder / f"{stem}.py")
+    return [stem, name]
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

@@ -248,7 +248,7 @@ def test_batch_size_follows_from_the_arguments(pipe, arguments, expected):
         ({"generator": [torch.Generator(), 3]}, "generator must be a torch.Generator or a list of them"),
         ({"latents": torch.zeros(2, 1, 8, 8)}, r"latents have shape \(2, 1, 8, 8\); expected .*3, 8, 8"),
         ({"latents": torch.zeros(3, 8, 8)}, r"latents have shape \(3, 8, 8\); expected .*3, 8, 8"),
-        ({"latents": torch.zeros(2, 3, 8, 4)}, r"latents have shape \(2, 3, 8, 4\); expected .*3, 8, 8"),
+        ({"latents": torch.zeros(2, 3, 8)}, r"latents have shape \(2, 3, 8\); expected .*3, 8, 8"),
         ({"output_type": "jpg"}, "output_type='jpg' is not supported; choose one of pil, np, pt, latent"),
         ({"callback_on_step_end_tensor_inputs": ["latents", "eps"]}, r"\['eps'\]; only 'latents'"),
     ],

@@ -78,10 +78,12 @@ from ddpm_hf.runs import (
     described,
     end_early,
     hold_out,
+    how_to_load,
     initial_model,
     linear_warmup,
     load_data,
     make_accelerator,
+    output_of,
     report_tables,
     resolved,
     run_manifest,
@@ -119,7 +121,7 @@ class Run:
             learning_rate=linear_warmup(self.options.learning_rate, self.options.warmup_steps),
             num_parts=self.options.gradient_accumulation_steps,
             max_grad_norm=self.options.max_grad_norm,
-            dropout_seed=self.options.seed if self.options.dropout else None,
+            dropout_seed=self.options.seed if self.options.dropout or self.options.network else None,
             cuda_graphs=self.options.cuda_graphs and not self.options.gradient_checkpointing,  # which draws again
         )
 
@@ -147,7 +149,7 @@ def losses_of(run: Run, x_start: Tensor, t: Tensor, noise: Tensor, class_labels:
     x_start = to_model_range(x_start, num_levels)
     x_t = diffusion.q_sample(x_start, t, noise)
     conditions = {} if class_labels is None else {"class_labels": class_labels}
-    model_output = run.model(x_t, t, **conditions, return_dict=False)[0].float()
+    model_output = output_of(run.model, x_t, t, conditions)
     if run.options.objective == "simple":
         return simple_loss(diffusion, model_output, x_start, x_t, t, noise)
     return vlb_loss(diffusion, model_output, x_start, x_t, t, num_levels=num_levels)
@@ -289,7 +291,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
     except OSError as error:  # a full disk, most often
         sys.exit(f"train.py: {error}")
     if accelerator.is_main_process:
-        logger.info("done: DDPMPaperPipeline.from_pretrained(%r)", options.output_dir)
+        logger.info("done: %s", how_to_load(options))
         with signals.interruptible():
             published = uploads is None or uploads.finish_in_one_line()
         if not published:

@@ -22,10 +22,12 @@ from .shared_options import (
     add_guidance,
     add_parser,
     add_skip_bad_images,
+    add_trust,
     add_weights,
     add_work_arguments,
     folder,
     parse_seeds,
+    parse_size,
     place,
 )
 
@@ -41,6 +43,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+BATCHES = (1, 2, 63, 64, 140)  # of `export`: networks with a special case tend to have it at 1 or at 64
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DEFAULT_CHECKPOINT = Path("model_cards") / "ddpm-digits"  # of `demo`
 
@@ -79,12 +82,19 @@ def sample(command: Parser) -> None:
         "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
     )
     command.add_argument(
+        "--size", type=parse_size, metavar="48x64", help="height x width of images; default: what it was trained on"
+    )
+    command.add_argument(
         "--dtype",
         choices=DTYPES,
         default="float32",
         help="precision of the network; auto: bfloat16 where it is faster, else float32",
     )
     add_device(command)
+    add_trust(command)
+    command.add_argument(
+        "--onnx", type=place, metavar="FILE", help="draw by this file of `ddpm-hf export`, in onnxruntime"
+    )
     command.add_argument(
         "--fast",
         action=argparse.BooleanOptionalAction,
@@ -127,6 +137,22 @@ def convert(command: Parser) -> None:
     )
 
 
+def export(command: Parser) -> None:
+    """Write a checkpoint's network as an ONNX file for any batch, and say how far onnxruntime's outputs are."""
+    command.description = f"{command.description} Needs the extra `export`."
+    add_checkpoint(command)
+    command.add_argument("output", type=place, help="a new file, model.onnx")
+    command.add_argument(
+        "--batches",
+        type=int,
+        nargs="+",
+        default=list(BATCHES),
+        metavar="B",
+        help="sizes in which it is compared, fewer for large networks; default: 1 2 63 64 140",
+    )
+    add_trust(command)
+
+
 def draw(command: Parser) -> None:
     """Draw a figure of the paper from a checkpoint."""
     kinds = command.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -151,7 +177,9 @@ def evaluate(command: Parser) -> None:
         help="classify: the share of images whose class has the lowest bound; default: bpd",
     )
     command.add_argument(
-        "--dataset", type=place, help="digits, swiss_roll, moons, a data set's name on the Hub, or a folder"
+        "--dataset",
+        type=place,
+        help="digits, swiss_roll, moons, a data set's name on the Hub, a folder, or module:function",
     )
     command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
     command.add_argument(
@@ -175,6 +203,7 @@ def evaluate(command: Parser) -> None:
         "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
     )
     add_skip_bad_images(command)
+    add_trust(command)
     command.add_argument("-o", "--output", type=place, help=f"default: {RESULTS} in the checkpoint's folder, or here")
     add_work_arguments(command)
 
@@ -277,6 +306,6 @@ def env(command: Parser) -> None:
 
 
 COMMANDS = (
-    *(train, sample, convert, draw, evaluate, shorten, reproduce),
+    *(train, sample, convert, export, draw, evaluate, shorten, reproduce),
     *(publish, compress, decompress, demo, env),
 )

@@ -13,6 +13,7 @@ from diffusers import UNet2DModel
 
 from .. import codec, hub
 from ..convert import (
+    export_onnx,
     pipeline_from_pytorch_port,
     pipeline_from_stock,
     pipeline_from_tf_checkpoint,
@@ -33,6 +34,7 @@ from .arguments import SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
+from .networks import draw_by_onnx, resize
 from .shared_options import weights_options
 
 
@@ -45,7 +47,8 @@ def sample(args: argparse.Namespace) -> None:
     check_output(output, is_file=bool(suffix))
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     loaded_in = torch.float32 if dtype == "auto" else dtype
-    pipe = load_pipeline(args.checkpoint, loaded_in, **weights_options(args))
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    pipe = load_pipeline(args.checkpoint, loaded_in, **trusted, **weights_options(args))
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -54,6 +57,10 @@ def sample(args: argparse.Namespace) -> None:
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
         raise ValueError(f"--output {output}: give a .png, a .npy, or for images a folder")
+    if args.onnx is not None:
+        draw_by_onnx(pipe, args)
+    if args.size is not None:
+        resize(pipe, args.size)
     if args.fast or (args.fast is None and can_speed_up(pipe, dtype)):
         pipe = speed_up(pipe, dtype, release=True)
     labels, count, parts = None, len(args.seeds), []
@@ -126,6 +133,25 @@ def convert(args: argparse.Namespace) -> None:
     )
 
 
+def export(args: argparse.Namespace) -> None:
+    """The checkpoint's network as an ONNX file, and by how much onnxruntime differs from PyTorch."""
+    output = Path(args.output)
+    if output.suffix.lower() != ".onnx":
+        raise ValueError(f"{output}: give the name of a .onnx file")
+    check_new_file(output)
+    for size in args.batches:
+        check_in_range("--batches", size, 1)
+    pipe = load_pipeline(args.checkpoint, torch.float32, trust_remote_code=args.trust_remote_code)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    difference = export_onnx(pipe.unet, output, batches=args.batches)
+    sizes = ", ".join(map(str, args.batches))
+    print(f"{output}: {output.stat().st_size:,} bytes, for any batch and t of [1] or [B]")
+    print(
+        f"in onnxruntime at most {difference.largest:.2g} from PyTorch's outputs, which reach {difference.output:.2g} "
+        f"(batches of {sizes})"
+    )
+
+
 def evaluate(args: argparse.Namespace) -> None:
     """The results of `Evaluator`, each printed and kept in evaluation.json as soon as it is there."""
     protocol = Protocol(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Protocol)})
@@ -134,7 +160,9 @@ def evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **weights_options(args))
+    trusted = {"trust_remote_code": args.trust_remote_code}
+    given = {"work_dir": args.work_dir, **trusted, **weights_options(args)}
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, **given)
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_SEEDS = 1_000_000
+MAX_SIDE = 65_536
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,6 +57,15 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """'48x64' → (48, 64), height and width; '48' → (48, 48). Raises argparse's error for anything else."""
+    sides = text.lower().replace("×", "x").split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and 0 < int(side) <= MAX_SIDE for side in sides):
+        allowed = f"height x width such as 48x64, of 1 to {MAX_SIDE}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; give {allowed}")
+    return int(sides[0]), int(sides[-1])
+
+
 # ---- options of several subcommands --------------------------------------------------------------------------------
 
 
@@ -79,6 +89,14 @@ def add_weights(command: Parser) -> None:
 def weights_options(args: argparse.Namespace) -> dict[str, Any]:
     """What `add_weights` added, as `load_pipeline` takes it."""
     return {"variant": args.variant, "read_bin": args.allow_pickle}
+
+
+def add_trust(command: Parser) -> None:
+    command.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="run unet/own_….py of a checkpoint whose network is of a class of its own; read it first",
+    )
 
 
 def add_classes(command: Parser, help: str) -> None:

@@ -1,3 +1,4 @@
+from .onnx import OnnxNetwork as OnnxNetwork, export_onnx as export_onnx
 from .pytorch_ports import (
     from_pytorch_port as from_pytorch_port,
     pipeline_from_pytorch_port as pipeline_from_pytorch_port,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import ImageColor
 
+from ..machine import is_module_and_name, object_named
 from .arrays import (
     FASHION_FOLDERS,
     FASHION_LABELS,
@@ -70,7 +71,8 @@ def load_samples(
     Args:
         dataset_name: one of BUILT_IN; "fashion_mnist"; what `datasets.load_dataset` takes: a local folder or a name on
             the Hub; a folder of `save_to_disk`; a .parquet, .npy or .npz file; or a `datasets.Dataset` or an array in
-            memory (images uint8 or uint16, or points float [N, d]).
+            memory (images uint8 or uint16, or points float [N, d]); or "module:function", which is called with the
+            split and returns one of these two, the same at every call.
         train_data_dir: a folder of images, searched with its sub-folders and linked folders, in the order of their
             relative paths; a zip or tar file of images; or a folder of IDX files.
         split: "train" or "test" for BUILT_IN and IDX files, any split of a named data set; a folder of images, a
@@ -110,6 +112,22 @@ def load_samples(
             **{"channels": channels, "max_value": max_value},
         )
         return built_in_samples(dataset_name, split, label_column=label_column)
+    if isinstance(dataset_name, str) and is_module_and_name(dataset_name) and not Path(dataset_name).exists():
+        made = load_samples(
+            _made(dataset_name, split),
+            resolution=resolution,
+            image_column=image_column,
+            label_column=label_column,
+            dataset_config=dataset_config,
+            background=background,
+            channels=channels,
+            max_value=max_value,
+            skip_bad_images=skip_bad_images,
+            cache_dir=cache_dir,
+            max_memory_bytes=max_memory_bytes,
+            num_workers=num_workers,
+        )
+        return replace(made, name=dataset_name)
     if train_data_dir is not None:
         _require_name("train_data_dir", train_data_dir)
         _refuse_given(train_data_dir, image_column=image_column, dataset_config=dataset_config)
@@ -163,6 +181,15 @@ def _decoded(source: Source, options: DecodeOptions, cache_dir: Path, **limits: 
     if source.labels is None:
         return samples
     return replace(samples, labels=source.labels.indices, label_names=source.labels.names)
+
+
+def _made(name: str, split: str) -> Any:
+    """What the function called `name`, as module:function, returns for this split: an array or a `Dataset`."""
+    made = object_named(name, "dataset_name")(split)
+    if not isinstance(made, np.ndarray) and type(made).__module__.split(".")[0] != "datasets":
+        kind = type(made).__name__
+        raise ValueError(f"dataset_name={name!r} returned a {kind}; it must return an array or a datasets.Dataset")
+    return made
 
 
 # ---- places ---------------------------------------------------------------------------------------------------------
@@ -241,7 +268,7 @@ def real_samples(
 
     Raises ValueError where the samples then have another shape than `sample_shape`, and what `load_samples` raises.
     """
-    resolution = None if dataset in BUILT_IN else sample_shape[-1]
+    resolution = None if dataset in BUILT_IN or len(sample_shape) == 1 else sample_shape[-1]
     name, folder = (None, dataset) if is_image_folder(dataset) else (dataset, None)
     samples = load_samples(
         name,

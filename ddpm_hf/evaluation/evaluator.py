@@ -74,10 +74,12 @@ class Evaluator:
         work_dir: Path | None = None,
         variant: str | None = None,
         read_bin: bool = False,
+        trust_remote_code: bool = False,
     ):
         self.accelerator, self.protocol = accelerator, protocol
         self.work_dir = work_dir or default_work_dir()
-        self.pipe, self.weights = load_model(checkpoint, protocol.weights, variant=variant, read_bin=read_bin)
+        how: dict[str, Any] = {"variant": variant, "read_bin": read_bin, "trust_remote_code": trust_remote_code}
+        self.pipe, self.weights = load_model(checkpoint, protocol.weights, **how)
         self.pipe.to(accelerator.device)
         quiet = not accelerator.is_main_process
         self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)

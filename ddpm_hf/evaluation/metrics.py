@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from ..machine import is_module_and_name, object_named
 from ..randomness import keyed_seed
 from .features import Stream, two_streams
 from .frechet import frechet_distance as frechet_distance
@@ -160,16 +161,9 @@ def load_extractor(name: str) -> nn.Module:
     known = {"inception": InceptionExtractor, "dinov2": Dinov2Extractor}
     if name in known:
         return known[name]()
-    module_name, colon, factory_name = name.partition(":")
-    if not all((colon, *module_name.split("."), factory_name)):
+    if not is_module_and_name(name):
         raise ValueError(f"extractor {name!r} must be one of {', '.join(known)}, or 'package.module:factory'")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ValueError(f"extractor {name!r}: {error}; its folder must be on PYTHONPATH") from error
-    factory = getattr(module, factory_name, None)
-    if not callable(factory):
-        raise ValueError(f"extractor {name!r}: {module_name} has no callable {factory_name!r}")
+    factory = object_named(name, "extractor")
     try:
         extractor = factory()
     except TypeError as error:

@@ -25,6 +25,7 @@ from ..runs import (
     read_metrics,
     read_options,
     read_results,
+    relevant_options,
     shown_value,
     weights_sha256,
 )
@@ -42,7 +43,10 @@ def _num_parameters(model: Path) -> int:
     for path in (model / "unet").glob("*.safetensors"):
         if re.fullmatch(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors", path.name):  # no variants
             with safe_open(path, "pt") as weights:
-                total += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in weights.keys())
+                names = [
+                    name for name in weights.keys() if not re.search(r"(^|\.)(running_\w+|num_batches_\w+)$", name)
+                ]
+                total += sum(torch.Size(weights.get_slice(name).get_shape()).numel() for name in names)
     return total
 
 
@@ -60,8 +64,11 @@ def model_card(
     manifest, metrics = read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
     options_file = run / "options.yaml"
     options = read_options(options_file) if options_file.is_file() else {}
-    options = public_options({**options, **manifest.get("options", {})})  # the manifest's are those that ran
+    options = {**options, **manifest.get("options", {})}  # the manifest's are those that ran
+    options = public_options(relevant_options(options))
     unet, scheduler = (read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
+    index = read_json(model / "model_index.json")
+    own = _own_network(index)
     dataset = str(options.get("dataset_name") or options.get("train_data_dir") or "")
     is_points = "sample_size" not in unet
     paper, deviations = compare_with_paper({**options, **unet, **scheduler}, is_points=is_points)
@@ -83,13 +90,16 @@ def model_card(
         "deviations": deviations,
         "evaluation": [_evaluation_row(result) for result in results],
         "environment": list(manifest.get("environment", {}).items()),
-        **_classes(unet, read_json(model / "model_index.json"), manifest),
+        **_classes(unet, index, manifest),
+        "network": options.get("network"),
+        "own_class": unet.get("_class_name") if own == "ModelMixin" else None,
     }
     code = {  # inside code, where an escape would show: made of checked names and constants
         "repo_id": repo_id,
         "revision_argument": f', revision="{revision}"' if revision else "",
         "output_argument": ', output_type="np"' if is_points else "",
         **_labels_argument(unet),
+        **_network_arguments(own, repo_id),
         "command": _command(options, world_size),
     }
     own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
@@ -129,6 +139,25 @@ def _labels_argument(unet: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "needs_labels": bool(numbers) and unet.get("null_class") is None,
         "labels_argument": f"class_labels={labels}" if labels else "",
+    }
+
+
+def _own_network(index: Mapping[str, Any]) -> str | None:
+    """Of a network of its own class the module beside the weights, "ModelMixin" where its code is not there."""
+    library, name = index.get("unet") or (None, None)
+    if isinstance(library, str) and re.fullmatch(r"own_\w+", library, re.ASCII):
+        return library
+    return "ModelMixin" if (library, name) == ("diffusers", "ModelMixin") else None
+
+
+def _network_arguments(own: str | None, repo_id: str) -> dict[str, str]:
+    """Arguments that load a network of its own class, and the file that holds its code."""
+    unet = f', unet=MyNetwork.from_pretrained("{repo_id}", subfolder="unet")' if own == "ModelMixin" else ""
+    is_carried = own is not None and not unet
+    return {
+        "own_file": f"{own}.py" if is_carried else "",
+        "network_argument": ", trust_remote_code=True" if is_carried else unet,
+        "unet_argument": unet,
     }
 
 

@@ -28,6 +28,7 @@ def load_pipeline(
     *,
     variant: str | None = None,
     read_bin: bool = False,
+    trust_remote_code: bool = False,
 ) -> DDPMPaperPipeline:
     """The pipeline in a folder, or of a repository on the Hub, its network in `dtype`; None: as it was saved.
 
@@ -38,8 +39,10 @@ def load_pipeline(
     `runs/digitz` is not looked for on the Hub where a folder `runs` is here: it is probably a typo, and must not load
     what somebody else has under that name. Raises ValueError where there is neither, in one line with
     what is like it here and what the Hub answered; what `from_pretrained` raises where there is one.
+
+    `trust_remote_code` runs the code of a network of a class of its own, which lies beside its weights.
     """
-    options = {"dtype": dtype, "variant": variant, "use_safetensors": True}
+    options = {"dtype": dtype, "variant": variant, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     if os.path.isdir(checkpoint):
         return _from_folder(Path(checkpoint), options, read_bin)
     name, parent = str(checkpoint), os.path.dirname(checkpoint)
@@ -72,6 +75,7 @@ def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMP
     kind = DDPMPaperPipeline.load_config(whole)["unet"][1]
     if kind not in kinds:
         raise ValueError(f"{whole} is a pipeline of a {kind}; {', '.join(kinds)} are known")
+    options.pop("trust_remote_code")  # these classes run no code of a checkpoint
     return DDPMPaperPipeline.from_pretrained(whole, unet=kinds[kind].from_pretrained(network, **options))
 
 
@@ -176,7 +180,12 @@ def _cause_at_the_hub(error: BaseException | None) -> str | None:
 
 
 def load_model(
-    checkpoint: str, weights: str | None, *, variant: str | None = None, read_bin: bool = False
+    checkpoint: str,
+    weights: str | None,
+    *,
+    variant: str | None = None,
+    read_bin: bool = False,
+    trust_remote_code: bool = False,
 ) -> tuple[DDPMPaperPipeline, str]:
     """The pipeline of a run, a checkpoint or a repository, and which weights it has: "ema", "raw" or "as saved".
 
@@ -186,7 +195,7 @@ def load_model(
     place = Path(checkpoint)
     alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and _network_in(place) is not None
     folder = model_folder(place) if place.is_dir() and not alone else None
-    pipe = load_pipeline(folder or checkpoint, variant=variant, read_bin=read_bin)
+    pipe = load_pipeline(folder or checkpoint, variant=variant, read_bin=read_bin, trust_remote_code=trust_remote_code)
     if folder is None or not checkpoints.has(folder, "model"):
         is_run = folder is not None and (folder / "options.yaml").is_file()  # finished: its averaged weights are left
         if weights == "raw" or (weights == "ema" and not is_run):

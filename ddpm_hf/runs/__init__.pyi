@@ -17,6 +17,7 @@ from .held_out import (
     numbers_of as numbers_of,
 )
 from .log import RunLog as RunLog, start_trackers as start_trackers
+from .networks import output_of as output_of
 from .options import (
     FREE_TO_CHANGE as FREE_TO_CHANGE,
     TrainingOptions as TrainingOptions,
@@ -35,6 +36,7 @@ from .records import (
     read_metrics as read_metrics,
     read_options as read_options,
     read_results as read_results,
+    relevant_options as relevant_options,
     shown_value as shown_value,
     weights_sha256 as weights_sha256,
     write_results as write_results,
@@ -57,6 +59,7 @@ from .watching import (
     command_to_go_on as command_to_go_on,
     described as described,
     end_early as end_early,
+    how_to_load as how_to_load,
     report_tables as report_tables,
     warn_if_averages_lag as warn_if_averages_lag,
     write_grids as write_grids,

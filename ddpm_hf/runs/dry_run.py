@@ -274,6 +274,8 @@ def _wrapped(words: list[str]) -> list[str]:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "; ".join(f"{name} {_short(each)}" for name, each in value.items())
     return str(value).replace("[", "").replace("]", "").replace(",", "")
 
 

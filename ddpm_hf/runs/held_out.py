@@ -24,6 +24,7 @@ from ..likelihood import bits_per_dim
 from ..randomness import keyed_generator, normal
 from ..scheduler import DDPMPaperScheduler, GaussianDiffusion
 from ..unet import evaluation_mode
+from .networks import output_of
 from .options import TrainingOptions
 from .setup import load_data
 from .state import TrainingState
@@ -201,7 +202,7 @@ def simple_losses(
         t = torch.from_numpy(t_bs[:, draw]).to(x_start.device)
         noise = normal(SEED, "evaluation noise", draw, indices, tuple(x_start.shape[1:])).to(x_start.device)
         x_t = diffusion.q_sample(x_start, t, noise)
-        output = unet(x_t, t, **conditions, return_dict=False)[0].float()[:, : x_t.shape[1]]
+        output = output_of(unet, x_t, t, conditions)[:, : x_t.shape[1]]
         total += (output - diffusion.target(x_start, x_t, t, noise)).square().flatten(1).mean(dim=1).double().cpu()
     return total / SIMPLE_DRAWS
 

@@ -26,7 +26,9 @@ class TrainingOptions:
 
     # data: one of dataset_name and train_data_dir
     dataset_name: str | None = option(
-        None, "digits, swiss_roll, moons, fashion_mnist, or what datasets.load_dataset takes", is_path=True
+        None,
+        "digits, swiss_roll, moons, fashion_mnist, what datasets.load_dataset takes, or module:function",
+        is_path=True,
     )
     dataset_config: str | None = option(None, "configuration of a Hub dataset")
     dataset_split: str = option("train", "its split")
@@ -63,6 +65,12 @@ class TrainingOptions:
     dropout: float = option(0.1, "UNet: in every residual block", at_least=0, below=1)
     hidden_size: int = option(128, "MLP: width", at_least=1, at_most=16_384)
     num_layers: int = option(3, "MLP: residual blocks", at_least=1, at_most=1000)
+    network: str | None = option(
+        None, "instead: the class of a network of your own, as module:Class (docs/own_parts.md)"
+    )
+    network_args: dict[str, Any] | None = option(
+        None, "its arguments: a mapping in the YAML file, here '{name: value, …}'; none: its defaults"
+    )
     init_from: str | None = option(
         None, "start from this checkpoint's weights, network and process (fine-tuning)", is_path=True
     )
@@ -180,6 +188,10 @@ class TrainingOptions:
             check_names(self.hub_model_id)
 
     def _check_combinations(self) -> None:
+        if self.network_args is not None and self.network is None:
+            raise ValueError("--network_args are of a network of your own; --network module:Class says which")
+        if self.network is not None and self.init_from is not None:
+            raise ValueError(f"--network {self.network} begins with weights of its own; leave out --init_from")
         if not self.block_out_channels:
             raise ValueError("--block_out_channels=[] must hold a number of channels for every level")
         if self.sample_steps is not None and self.sample_steps > self.num_train_timesteps:
@@ -252,6 +264,13 @@ FREE_TO_CHANGE = {
         "skip_bad_images",
     ),
 }
+
+
+# What describes our own networks alone, and means nothing with `--network`.
+OF_OUR_NETWORKS = (
+    *("block_out_channels", "layers_per_block", "attention_resolutions", "norm_num_groups", "dropout"),
+    *("hidden_size", "num_layers"),
+)
 
 
 def option_defaults() -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options", bound="DataclassInstance")
 
 NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number that YAML may take for text
 VALUE = "\0"  # put before a word that argparse must not take for an option; no command line and no YAML contains it
 TRUE, FALSE = {"yes", "true", "t", "y", "1"}, {"no", "false", "f", "n", "0"}
 
@@ -105,6 +106,30 @@ def _number(word: str, kind: type) -> Any:
         raise argparse.ArgumentTypeError(f"invalid {kind.__name__} value: {word!r}") from None
 
 
+def _mapping(word: str) -> dict[str, Any] | None:
+    """`{name: value}` or lines of `name: value`, as YAML has them: plain values and flat lists of these; None for {}.
+
+    A number such as 1e-3 is text to YAML, and refused, as a name that stands twice is: neither may change silently.
+    """
+    try:
+        content, node = yaml.safe_load(word), yaml.compose(word, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{word.strip()!r}: {error}") from None
+    if not isinstance(content, dict) or node is None or len(node.value) > len(content):
+        raise argparse.ArgumentTypeError(f"{word.strip()!r} is no mapping of the form {{name: value}}, each name once")
+    for name, value in content.items():
+        parts = value if isinstance(value, list) else [value]
+        if not isinstance(name, str):
+            raise argparse.ArgumentTypeError(f"the name {name!r} is no text to YAML; put it in quotes")
+        if any(not isinstance(part, str | int | float | None) for part in parts):
+            raise argparse.ArgumentTypeError(f"{name} must be a plain value or a flat list")
+        if wrong := [part for part in parts if isinstance(part, float) and not math.isfinite(part)]:
+            raise argparse.ArgumentTypeError(f"{name}: {wrong[0]} is no finite number")
+        if wrong := [part for part in parts if isinstance(part, str) and EXPONENT.fullmatch(part)]:
+            raise argparse.ArgumentTypeError(f"{name}: {wrong[0]} is text to YAML; write 1.0e-3 for 1e-3")
+    return content or None
+
+
 def _without_none(hint: Any) -> tuple[Any, bool]:
     """`X | None` as X, and whether None was allowed."""
     others = [each for each in get_args(hint) if each is not type(None)]
@@ -124,6 +149,8 @@ def _reader(hint: Any, *, is_path: bool = False) -> Callable[[str], Any]:
             return _choice(word, get_args(kind))
         if kind is bool:
             return _truth(word)
+        if get_origin(kind) is dict:
+            return _mapping(word)
         if kind is str:
             return os.path.expanduser(word) if is_path else word
         return _number(word, get_args(kind)[0] if get_origin(kind) is list else kind)
@@ -191,6 +218,11 @@ def _yaml_arguments(path: str, dataclass_type: Any, parser: argparse.ArgumentPar
         if key not in types:
             parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(key, types)}")
         kind, may_be_none = types[key]
+        if get_origin(kind) is dict and isinstance(value, dict):
+            inner = next(each for name, each in node.value if name.value == key)
+            lines = text[inner.start_mark.index : inner.end_mark.index]
+            arguments.append(f"--{key}={' ' * inner.start_mark.column}{lines}")
+            continue
         items = value if isinstance(value, list) else [value]
         if any(not isinstance(item, str) for item in items):
             parser.error(f"--config {path}: {key} must be a plain value or a flat list")
@@ -216,8 +248,8 @@ def parse_options(
     `--config NAME.yaml` and `--config training/configs/NAME.yaml` find the file beside `default_config`, too, where
     there is none in the working folder.
 
-    Types must be plain, Literal, list[...] or `X | None`. A ValueError from the dataclass's own checks is reported
-    like any other mistake: exit code 2 and one line on stderr.
+    Types must be plain, Literal, list[...], dict[str, Any] or `X | None`. A ValueError from the dataclass's own checks
+    is reported like any other mistake: exit code 2 and one line on stderr.
     """
     parser = _parser(dataclass_type, description=description)
     config_help = "YAML file with values for any option below; the command line wins"

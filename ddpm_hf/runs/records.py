@@ -20,6 +20,7 @@ import yaml
 
 from .. import __version__
 from ..machine import replaced
+from .options import OF_OUR_NETWORKS
 
 if TYPE_CHECKING:
     import torch
@@ -65,24 +66,34 @@ def on_one_line(text: str) -> str:
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """The options in a YAML file. Raises ValueError unless each is a plain value or a flat list.
+    """The options in a YAML file. Raises ValueError unless each is a plain value or a flat list, as in `network_args`.
 
     References to references could otherwise grow beyond all memory.
     """
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    values = content.values() if isinstance(content, dict) else [{}]
-    parts = [part for value in values for part in (value if isinstance(value, list) else [value])]
+    values = dict(content) if isinstance(content, dict) else {"": {}}
+    arguments = values.pop("network_args", None)
+    listed = [*values.values(), *(arguments.values() if isinstance(arguments, dict) else [arguments])]
+    parts = [part for value in listed for part in (value if isinstance(value, list) else [value])]
     if any(isinstance(part, list | dict) for part in parts):
         raise ValueError(f"{path} is not a list of options, each a plain value or a flat list")
     return content
 
 
+def relevant_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options without those of our networks, where the network is another."""
+    return {name: value for name, value in options.items() if not (options.get("network") and name in OF_OUR_NETWORKS)}
+
+
 def public_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options with absolute paths cut to their last part: where things lie on this machine is private."""
-    return {
-        name: Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-        for name, value in options.items()
-    }
+    return {name: _public(value) for name, value in options.items()}
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return public_options(value)
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """From options to what a run works with: data, network, process, optimizer, averaged weights."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -15,9 +16,12 @@ from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
+from .networks import own_network
 from .options import TrainingOptions
 from .records import environment
 from .state import TrainingState
+
+logger = logging.getLogger(__name__)
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
@@ -60,15 +64,16 @@ def embedding_rows(options: TrainingOptions, num_classes: int) -> dict[str, int 
     return {"num_class_embeds": num_classes + dropped, "null_class": num_classes if dropped else None}
 
 
-def build_network(
-    options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0
-) -> DDPMPaperUNet | DDPMPaperMLP:
+def build_network(options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0) -> Any:
     """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,), and so many classes."""
     channels, rows = sample_shape[0], embedding_rows(options, num_classes)
     if options.random_flip and len(sample_shape) == 1:
         raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
     out_channels = 2 * channels if options.variance_type == "learned" else channels
+    if options.network:
+        shape: Any = {"sample_shape": sample_shape, "out_channels": out_channels, "rows": rows}
+        return own_network(options.network, options.network_args or {}, **shape)
     if len(sample_shape) == 1:
         return DDPMPaperMLP(channels, out_channels, options.hidden_size, options.num_layers, **rows)
     height, width = sample_shape[1:]
@@ -126,12 +131,29 @@ def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPM
     """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
     pipe = initial_pipeline(options)
     _check_channels(options, samples)
+    if pipe is not None:
+        _fit_size(pipe, options, samples)
     unet = build_network(options, samples.sample_shape, len(samples.label_names))
     if pipe is not None:
         _take_weights(unet, pipe, options, samples)
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     return unet, pipe.scheduler if pipe else build_scheduler(options, clip_sample=not samples.is_points)
+
+
+def _fit_size(pipe: DDPMPaperPipeline, options: TrainingOptions, samples: Samples) -> None:
+    """Give the network of `init_from` the size of the data, where that is another; attention stays at its levels."""
+    shape, theirs = samples.sample_shape, pipe.sample_shape
+    if len(shape) != len(theirs):
+        raise ValueError(f"--init_from {options.init_from} is for samples {theirs}, the data are {shape}")
+    if shape == theirs:
+        return
+    height, width = shape[1:]
+    pipe.unet.register_to_config(sample_size=height if height == width else (height, width))
+    options.attention_resolutions = list(pipe.unet.config["attention_resolutions"])
+    at = " ".join(map(str, options.attention_resolutions)) or "no resolution"
+    sizes = ["×".join(map(str, each[1:])) for each in (theirs, shape)]
+    logger.info("--init_from: from %s to %s; attention stays at its levels, now at %s", *sizes, at)
 
 
 def _take_weights(unet: Any, pipe: DDPMPaperPipeline, options: TrainingOptions, samples: Samples) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..objectives import LossHistory
 from ..pipeline_ddpm_paper import DDPMPaperPipeline
-from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet
 from . import checkpoints
 
 
@@ -23,7 +22,7 @@ class TrainingState:
     No random state belongs to it: every draw is keyed by `step` (see `randomness`).
     """
 
-    unet: DDPMPaperUNet | DDPMPaperMLP
+    unet: Any  # ours, or a `ModelMixin`
     ema: EMAModel
     optimizer: Any  # torch's, or Accelerate's wrapper of it
     grad_scaler: Any | None = None  # of float16
@@ -52,7 +51,7 @@ class TrainingState:
         names = [name for name, _ in self.unet.named_parameters()]
         slots = self.optimizer.state_dict()["state"]
         tensors = {
-            "model": {name: parameter.detach().clone() for name, parameter in self.unet.named_parameters()},
+            "model": {name: tensor.detach().clone() for name, tensor in self._tensors().items()},
             "ema": dict(zip(names, self.ema.shadow_params, strict=True)),
             "optimizer": {f"{names[i]}/{slot}": value for i, own in slots.items() for slot, value in own.items()},
         }
@@ -75,16 +74,21 @@ class TrainingState:
                 manifest=manifest,
             )
 
+    def _tensors(self) -> dict[str, Tensor]:
+        """The network's parameters by name, and the buffers that are saved with it: ours have none."""
+        kept = self.unet.state_dict()
+        return {**dict(self.unet.named_parameters()), **{n: b for n, b in self.unet.named_buffers() if n in kept}}
+
     def restore(self, checkpoint: Path) -> None:
         """Take over the state saved in a checkpoint. Raises ValueError for a network of another architecture."""
         names = [name for name, _ in self.unet.named_parameters()]
         model, ema = checkpoints.read(checkpoint, "model"), checkpoints.read(checkpoint, "ema")
-        saved = {name: value.shape for name, value in model.items()}
-        if saved != {name: parameter.shape for name, parameter in self.unet.named_parameters()}:
+        own, saved = self._tensors(), {name: value.shape for name, value in model.items()}
+        if saved != {name: tensor.shape for name, tensor in own.items()}:
             raise ValueError(f"{checkpoint} holds another network than the options describe; it cannot be resumed")
         with torch.no_grad():
-            for name, parameter in self.unet.named_parameters():
-                parameter.copy_(model[name])
+            for name, tensor in own.items():
+                tensor.copy_(model[name])
             for name, shadow in zip(names, self.ema.shadow_params, strict=True):
                 shadow.copy_(ema[name])
         position = {name: i for i, name in enumerate(names)}

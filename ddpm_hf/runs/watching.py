@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -21,7 +22,7 @@ from .folder import RunFolder
 from .held_out import HeldOut, evaluate, numbers_of
 from .log import RunLog
 from .options import TrainingOptions, averaging_lags, option_defaults
-from .records import public_options
+from .records import public_options, read_json, relevant_options
 from .report import Rows
 from .state import TrainingState
 
@@ -149,7 +150,7 @@ def described_network(unet: torch.nn.Module) -> str:
 def differing_options(options: TrainingOptions) -> list[tuple[str, Any, Any]]:
     """(name, value, default) of each option that differs from its default, the paper's for CIFAR-10."""
     defaults = option_defaults()
-    given = public_options(asdict(options)).items()
+    given = relevant_options(public_options(asdict(options))).items()
     return [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
 
 
@@ -170,6 +171,14 @@ def warn_if_averages_lag(options: TrainingOptions) -> None:
             options.ema_decay,
             advice,
         )
+
+
+def how_to_load(options: TrainingOptions) -> str:
+    """The call that loads the finished model, whose network may be of a class that the folder carries, or not."""
+    library, name = read_json(Path(options.output_dir) / "model_index.json").get("unet") or ("", "")
+    more = ", trust_remote_code=True" if library.startswith("own_") else ""
+    more = ", unet=….from_pretrained(…, subfolder='unet')" if name == "ModelMixin" else more
+    return f"DDPMPaperPipeline.from_pretrained({options.output_dir!r}{more})"
 
 
 def report_tables(

@@ -390,6 +390,16 @@ class DDPMPaperUNet(_PaperModel):
         residual += [m.to_out[0] for m in self.modules() if isinstance(m, SelfAttention)]
         self._init_weights(near_zero={self.conv_out, *residual})
 
+    def register_to_config(self, **config: Any) -> None:
+        """As in diffusers; with another `sample_size` attention stays at its levels. Raises ValueError."""
+        side: Any = config.get("sample_size")
+        if hasattr(self, "down_blocks") and side not in (None, self.config["sample_size"]):
+            _check_unet_config({**self.config, **config})
+            side = side if isinstance(side, int) else max(side)
+            attended = [level for level, block in enumerate(self.down_blocks) if len(block.attentions)]  # type: ignore
+            config["attention_resolutions"] = tuple(side >> level for level in attended)
+        super().register_to_config(**config)
+
     def forward(
         self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
     ) -> UNet2DOutput | tuple[Tensor]:

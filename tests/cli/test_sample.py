@@ -8,6 +8,7 @@ import fork_server
 import numpy as np
 import pytest
 import torch
+from custom_nets import OwnNet
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -56,6 +57,53 @@ def test_one_step_at_t_0_is_named(images, tmp_path, caplog):
         main(["sample", images, "--steps", steps, "-o", str(tmp_path / "x.png")])
     (record,) = caplog.records
     assert "begins with noise at t = 0" in record.getMessage() and "timestep_spacing='trailing'" in record.getMessage()
+
+
+@pytest.mark.parametrize(("size", "shape"), [("12x6", (12, 6)), ("16", (16, 16)), ("4×8", (4, 8)), ("8X8", (8, 8))])
+def test_other_sizes(size, shape, images, tmp_path):
+    for name, extra in (("plain", ["--no-fast"]), ("fast", ["--fast"])):
+        main(["sample", images, "--seeds", "0-2", "--size", size, "-o", str(tmp_path / f"{name}.npy"), *extra])
+    plain, fast = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "fast"))
+    assert plain.shape == (3, *shape, 1)
+    pipe = DDPMPaperPipeline.from_pretrained(images)
+    noise = torch.stack([torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
+    drawn = torch.Generator().manual_seed(0)
+    torch.randn(1, *shape, generator=drawn)  # as the seed's noise was drawn
+    first = pipe(latents=noise[:1], generator=drawn, output_type="np").images
+    np.testing.assert_allclose(plain[:1], first, atol=1e-5)
+    np.testing.assert_allclose(fast, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "size", "message"),
+    [
+        ("images", "12x7", "sample_size=(12, 7) must be a side or (height, width) divisible by 2"),
+        ("points", "12x6", "--size 12x6: the checkpoint is one of points"),
+    ],
+)
+def test_sizes_that_cannot_be(checkpoint, size, message, request, tmp_path):
+    folder = request.getfixturevalue(checkpoint)
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", folder, "--size", size, "-o", str(tmp_path / "a.npy")])
+    assert message in str(ended.value.code)
+
+
+@pytest.mark.parametrize("size", ["0", "12x", "x", "1x2x3", "big", "-4", "99999999"])
+def test_sizes_that_are_none(size, images, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["sample", images, f"--size={size}"])
+    assert ended.value.code == 2 and f"{size!r} is no size; give height x width" in capsys.readouterr().err
+
+
+def test_own_networks_are_drawn_from_by_trust(tiny_scheduler, tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    DDPMPaperPipeline(OwnNet(), tiny_scheduler()).save_pretrained(tmp_path / "own")
+    words = ["sample", str(tmp_path / "own"), "-o", str(tmp_path / "a.npy")]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert "trust_remote_code=True, which runs unet/own_custom_nets.py" in str(ended.value.code)
+    main([*words, "--trust_remote_code", "--size", "9x5"])
+    assert np.load(tmp_path / "a.npy").shape == (1, 9, 5, 1)
 
 
 def test_fast_draws_the_same(images, tmp_path, monkeypatch):

@@ -160,6 +160,7 @@ LESS = {
     ),
     "ddpm-hf sample model_cards": "--steps 4",
     "ddpm-hf sample runs": "--steps 4",
+    "ddpm-hf export": "--batches 1 64",
     "ddpm-hf draw progressive": "--steps 10",
     "ddpm-hf draw classes": "--steps 4 --seeds 0",
     "ddpm-hf draw guidance": "--steps 4 --scales 0 2",
@@ -224,6 +225,9 @@ def environment(tmp_path_factory) -> dict[str, str]:
 def checkout(tmp_path_factory) -> Path:
     """A copy of what the commands read and write, with 18 photos, and models where a reader's runs would be."""
     folder = tmp_path_factory.mktemp("checkout")
+    for _, body in BLOCK.findall(PAGES["docs/own_parts.md"]):
+        if body.startswith("# my_nets.py\n"):  # which the commands of that page name
+            (folder / "my_nets.py").write_text(body, encoding="utf-8")
     for name in ("benchmarks", "docs", "model_cards", "training"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
     shutil.copy(ROOT / "README.md", folder)

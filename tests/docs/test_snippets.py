@@ -15,6 +15,7 @@ pytestmark = pytest.mark.docs
 # repository/test_packaging.py
 RUN_ELSEWHERE = {
     *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md", "docs/guidance.md"),
+    "docs/own_parts.md",  # tests/docs/test_own_parts_page.py
     "model_cards/ddpm-digits/README.md",
     "model_cards/ddpm-digits-labels/README.md",  # tests/hub/test_card.py runs such lines
 }

@@ -377,7 +377,7 @@ PIPELINE = [
     ),
     ({"latents": X[:, :1]}, "latents have shape (2, 1, 8, 8); expected [B, (3, 8, 8)]"),
     ({"latents": X[0]}, "latents have shape (3, 8, 8)"),
-    ({"latents": X[..., :4]}, "latents have shape (2, 3, 8, 4)"),
+    ({"latents": X[..., :1]}, "height and width (8, 1) must be divisible by 2"),
     ({"latents": X[:0]}, f"{ONE_SAMPLE}{{'latents': 0}}"),
     ({"latents": X.numpy()}, "latents", "ndarray"),
     ({"latents": 3}, "latents", "int"),

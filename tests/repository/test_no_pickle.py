@@ -30,6 +30,10 @@ BANNED_CALLS = {
 ALLOWED = {
     ("benchmarks/speed/checkpoint.py", "self.stock.accelerator.save_state"): "the peer's own way, timed beside ours",
     ("ddpm_hf/convert/pytorch_ports.py", "torch.load"): "tensors alone, of a file that the user named to be converted",
+    ("ddpm_hf/cli/commands.py", "load_pipeline with trust_remote_code"): "the option of that name, off by default",
+    ("ddpm_hf/cli/commands.py", "Evaluator with trust_remote_code"): "the option of that name, off by default",
+    ("ddpm_hf/evaluation/evaluator.py", "load_model with trust_remote_code"): "as it was asked for, off by default",
+    ("ddpm_hf/hub/loading.py", "load_pipeline with trust_remote_code"): "as it was asked for, off by default",
     ("benchmarks/hard/child.py", "eval"): "tables as a user would make them, in words of that benchmark's own files",
 }
 MUST_BE_SAFE = {

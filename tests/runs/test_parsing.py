@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -22,6 +22,7 @@ class Options:
     channels: list[int] = field(default_factory=lambda: [8, 16])
     offsets: list[float] = field(default_factory=list)
     timesteps: list[int] | None = None
+    network_args: dict[str, Any] | None = None
 
     def __post_init__(self):
         if not self.learning_rate < 1:
@@ -129,6 +130,59 @@ def test_none_where_a_value_may_be_absent(config, key, absent):
 )
 def test_to_yaml_is_read_back_to_equal_options(config, options):
     assert parse_options(Options, ["--config", config(to_yaml(options))]) == options
+
+
+MAPPINGS = {
+    "network_args:\n  width: 12\n  names: [a, b]\n  rate: 1.0e-3\n  wide: true\n  other: null": {
+        **{"width": 12, "names": ["a", "b"], "rate": 1e-3, "wide": True, "other": None},
+    },
+    "network_args: {width: 12, name: 'no'}": {"width": 12, "name": "no"},
+    "network_args:\n    a: |\n      two\n      lines\n    b: 1\nnum_steps: 7": {"a": "two\nlines\n", "b": 1},
+    "network_args: {}": None,
+    "network_args:": None,
+    "network_args: none": None,
+}
+
+
+@pytest.mark.parametrize("text", MAPPINGS)
+def test_a_mapping_of_the_file_keeps_its_types(text, config):
+    read = parse_options(Options, ["--config", config(text)])
+    assert read.network_args == MAPPINGS[text]
+    assert repr(read.network_args) == repr(MAPPINGS[text])  # True is no 1
+    assert parse_options(Options, ["--config", config(to_yaml(read))]) == read
+
+
+def test_a_mapping_on_the_command_line_wins(config):
+    words = ["--config", config("network_args: {width: 12}"), "--network_args", "{width: 3, deep: [1, 2]}"]
+    assert parse_options(Options, words).network_args == {"width": 3, "deep": [1, 2]}
+    assert parse_options(Options, [*words[:2], "--network-args=none"]).network_args is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{a: {b: 1}}", "a must be a plain value or a flat list"),
+        ("{a: [[1]]}", "a must be a plain value or a flat list"),
+        ("{a: 2020-01-01}", "a must be a plain value or a flat list"),
+        ("{on: 2}", "the name True is no text to YAML; put it in quotes"),
+        ("{a: 1, a: 2}", "is no mapping of the form {name: value}, each name once"),
+        ("{a: 1e-3}", "a: 1e-3 is text to YAML; write 1.0e-3 for 1e-3"),
+        ("{a: [1, 2e5]}", "a: 2e5 is text to YAML"),
+        ("three", "'three' is no mapping of the form {name: value}"),
+        ("{a: *x}", "undefined alias"),
+        ("{a: 2020-99-99}", "month must be in 1..12"),
+        ("{a: [1}", "expected ',' or ']'"),
+        ("{a: .nan}", "a: nan is no finite number"),
+    ],
+)
+def test_mappings_that_are_refused(text, message, config, capsys):
+    for argv in (["--network_args", text], ["--config", config(f"network_args: {text}")]):
+        assert message in refusal(capsys, *argv)
+
+
+def test_mappings_are_for_options_that_take_one(config, capsys):
+    assert "num_steps must be a plain value" in refusal(capsys, "--config", config("num_steps: {a: 1}"))
+    assert "takes one value, got a list of 1" in refusal(capsys, "--config", config("network_args:\n- 1"))
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

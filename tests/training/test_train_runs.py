@@ -227,6 +227,49 @@ def test_init_from_starts_with_these_weights_and_adopts_network_and_process(tmp_
     assert (run.options.learning_rate, run.options.dropout, run.state.unet.config["dropout"]) == (2e-3, 0.0, 0.0)
 
 
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory) -> Path:
+    """Images of 16×16 in grey, from which those of 8×8 and of 16×32 are cropped."""
+    folder = tmp_path_factory.mktemp("larger")
+    for number, levels in enumerate(np.random.default_rng(0).integers(0, 256, (20, 16, 16), dtype=np.uint8)):
+        Image.fromarray(levels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("size", "attended"), [(16, [8]), (4, [2]), (8, [4])])
+def test_init_from_keeps_the_levels_of_attention_at_another_size(size, attended, larger, tmp_path, caplog):
+    """Up and down: the same function of the same images, and the same command goes on."""
+    two_levels = {"block_out_channels": [8, 8], "attention_resolutions": [4]}
+    source = train(tmp_path / "source", num_steps=1, **two_levels)
+    data = {"dataset_name": "none", "train_data_dir": larger, "resolution": size}
+    run = build(tmp_path / "tuned", init_from=source, **data)
+    theirs, ours = DDPMPaperPipeline.from_pretrained(source).unet.eval(), run.state.unet.eval()
+    assert ours.config["sample_size"] == size and run.options.attention_resolutions == attended
+    x, t = torch.rand(2, 1, size, size), torch.tensor([3, 7])
+    assert torch.equal(ours(x, t).sample, theirs(x, t).sample)
+    caplog.set_level(logging.INFO)
+    tuned = train(tmp_path / "tuned", init_from=source, num_steps=1, **data)
+    said = f"from 8×8 to {size}×{size}; attention stays at its levels, now at {attended[0]}"
+    assert (said in caplog.text) == (size != 8)
+    train(tuned, init_from=source, num_steps=2, **data)
+    assert "resuming at step 1" in caplog.text
+    assert DDPMPaperPipeline.from_pretrained(tuned).sample_shape == (1, size, size)
+
+
+def test_init_from_another_kind_is_refused_in_one_line(source, larger, tmp_path):
+    colour = tmp_path / "colour"
+    colour.mkdir()
+    for number, levels in enumerate(np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)):
+        Image.fromarray(levels).save(colour / f"{number}.png")
+    message = refusal(tmp_path / "a", init_from=source, dataset_name="none", train_data_dir=colour)
+    assert f"--init_from {source} is for 1 channel, the data has 3" in message
+    levels_twice = train(tmp_path / "source", num_steps=1, block_out_channels=[8, 8])
+    message = refusal(tmp_path / "b", init_from=levels_twice, dataset_name="none", train_data_dir=larger, resolution=5)
+    assert "sample_size=5 must be a side or (height, width) divisible by 2" in message
+    message = refusal(tmp_path / "c", init_from=levels_twice, dataset_name="moons", in_channels=2)
+    assert f"--init_from {levels_twice} is for" in message
+
+
 def test_a_tuned_run_saves_what_it_ran_and_resumes_by_the_same_command(tmp_path, source, caplog):
     tuned = train(tmp_path / "tuned", init_from=source, num_steps=1)  # one update, at learning rate 0
     weights = [list(DDPMPaperPipeline.from_pretrained(run).unet.parameters()) for run in (source, tuned)]
