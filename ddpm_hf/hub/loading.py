@@ -82,7 +82,7 @@ def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMP
 def _check_parts(folder: Path) -> None:
     """ValueError for a pipeline of diffusers with more parts: of latent diffusion, latents would be drawn."""
     if _is_pipeline(folder):
-        index = DDPMPaperPipeline.load_config(folder)
+        index = DDPMPaperPipeline._dict_from_json_file(folder / DDPMPaperPipeline.config_name)
         parts = [key for key, value in index.items() if isinstance(value, list) and value[:1] == ["diffusers"]]
         if others := [f"{key} ({index[key][-1]})" for key in parts if key not in ("unet", "scheduler")]:
             raise ValueError(f"{folder} has parts beside unet and scheduler, and is no DDPM: {', '.join(others)}")
