@@ -43,6 +43,8 @@ from .report import write_report as write_report
 from .setup import (
     build_network as build_network,
     build_scheduler as build_scheduler,
+    free_to_change as free_to_change,
+    in_force as in_force,
     initial_model as initial_model,
     load_data as load_data,
     make_accelerator as make_accelerator,
