@@ -41,7 +41,10 @@ EXPLAINED = {  # every code span of theirs must mean something; how many there a
 QUOTING = ("docs/paper.md", "docs/troubleshooting.md")
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 WORDS = set(re.findall(r"\w+", TEXT))
-ENVIRONMENT = {"ACCELERATE_USE_CPU", "DDPM_HF_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "OMP_NUM_THREADS"}
+ENVIRONMENT = {
+    *("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+    *("DDPM_HF_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "OMP_NUM_THREADS"),
+}
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------
