@@ -72,7 +72,7 @@ def sample(args: argparse.Namespace) -> None:
     else:
         for seed, image in zip(args.seeds, pipe.numpy_to_pil(samples), strict=True):
             image.save(output / f"seed-{seed}.png")
-    print(f"{len(samples)} samples in {output}")
+    print(f"{len(samples)} sample{'s' if len(samples) != 1 else ''} in {output}")
 
 
 def convert(args: argparse.Namespace) -> None:
