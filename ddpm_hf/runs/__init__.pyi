@@ -36,6 +36,7 @@ from .records import (
     read_options as read_options,
     read_results as read_results,
     shown_value as shown_value,
+    some_names as some_names,
     weights_sha256 as weights_sha256,
     write_results as write_results,
 )

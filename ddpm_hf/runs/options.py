@@ -115,6 +115,7 @@ class TrainingOptions:
     )
     eval_data_dir: str | None = option(None, "instead: a folder of images that are not trained on", is_path=True)
     eval_split: str | None = option(None, "instead: another split of dataset_name")
+    eval_label_column: str | None = option(None, "where labels of held-out data are; none: by label_column")
     eval_samples: int = option(
         256, "how many held-out samples to evaluate, and as many of those trained on", at_least=1, at_most=1_000_000
     )
@@ -230,6 +231,12 @@ class TrainingOptions:
             )
         if not self.eval_every and (self.eval_data_dir is not None or self.eval_split is not None):
             raise ValueError(f"{given[0]} is only evaluated, and --eval_every is 0; say how often, or leave it out")
+        needed = self.label_column is not None and (self.eval_data_dir is not None or self.eval_split is not None)
+        if self.eval_label_column is not None and not needed:
+            raise ValueError(
+                f"--eval_label_column={self.eval_label_column} is for held-out data of their own, --eval_data_dir or "
+                "--eval_split, of a run with --label_column"
+            )
         if self.eval_split is not None and self.dataset_name is None:
             raise ValueError(
                 f"--eval_split={self.eval_split}: a folder has no splits; give --eval_data_dir FOLDER or "
@@ -263,7 +270,7 @@ FREE_TO_CHANGE = {
     *("output_dir", "num_steps", "num_workers", "cpu_threads", "max_minutes"),
     *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
-    *("eval_every", "eval_data_dir", "eval_split", "eval_samples"),
+    *("eval_every", "eval_data_dir", "eval_split", "eval_label_column", "eval_samples"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *(
         "resume",

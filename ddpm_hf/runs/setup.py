@@ -17,7 +17,7 @@ from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet
 from .options import FREE_TO_CHANGE, TrainingOptions
-from .records import environment
+from .records import environment, some_names
 from .state import TrainingState
 
 
@@ -162,7 +162,7 @@ def _take_weights(unet: Any, pipe: DDPMPaperPipeline, options: TrainingOptions, 
     elif theirs != ours or any(config[name] != unet.config[name] for name in ("num_class_embeds", "null_class")):
         raise ValueError(
             f"--init_from {options.init_from} has {config['num_class_embeds']} rows for the classes "
-            f"{', '.join(theirs.values()) or 'without names'}; the data have {', '.join(ours.values()) or 'none'}, "
+            f"{some_names(theirs.values()) or 'without names'}; the data have {some_names(ours.values()) or 'none'}, "
             f"--label_dropout {options.label_dropout:g}. Both must agree; --label_column says where labels are"
         )
     unet.load_state_dict(weights)
