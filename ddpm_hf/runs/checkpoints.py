@@ -214,7 +214,7 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def changes(
     then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any] | None = None
 ) -> dict[str, str]:
-    """How two manifests differ in options, number of processes and data, as readable lines by `CHANGES` or option.
+    """How two manifests differ, as readable lines: by option, and by `num_processes`, `data` and `labels`.
 
     Those named in `free` are left out. An option that did not exist when the older one was written, and is off or has
     its default value, is no difference.

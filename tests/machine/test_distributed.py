@@ -1,6 +1,9 @@
 """Joining the processes of a run: how many, with how many threads, and what is refused rather than quietly changed."""
 
+import importlib
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -137,3 +140,30 @@ def test_an_address_without_a_number_of_processes_is_of_a_launcher_that_started_
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
     with pytest.raises(ValueError, match="was asked for several processes and started one"):
         join_processes()
+
+
+KNOWN = {  # to us, by what becomes of them
+    "obeyed": {"MIXED_PRECISION", "USE_CPU", "TORCH_DEVICE"},
+    "refused": {
+        "GRADIENT_ACCUMULATION_STEPS",
+        "FP8_BACKEND",
+        *(name.partition("_")[2] for name in processes.SHARDING),
+    },
+    "without effect on numbers": {"BYPASS_DEVICE_MAP", "CPU_AFFINITY", "DEBUG_MODE"},
+    "of machines that are not ours": {
+        "USE_SAGEMAKER",
+        "SAGEMAKER_DISTRIBUTED_TYPE",
+        "DOWNCAST_BF16",
+        "USE_IPEX",
+        "USE_XPU",
+    },
+    "of what is refused": {"ALLOW_CP_STANDALONE"},
+}
+
+
+@pytest.mark.parametrize("module", ["accelerator", "state"])
+def test_no_variable_of_accelerate_is_unknown(module):
+    """Where a new version has another, decide what becomes of it, and say so in docs/training.md."""
+    source = inspect.getsource(importlib.import_module(f"accelerate.{module}"))
+    found = set(re.findall(r"\bACCELERATE_([A-Z0-9_]*[A-Z0-9])\b", source))
+    assert len(found) > 5 and found <= set().union(*KNOWN.values())
