@@ -6,15 +6,19 @@
                                     ARGS go to pytest: -k scheduler, -x
     python3 dev.py check            lint with ruff, check types with pyright and who imports whom with import-linter
     python3 dev.py install          only make or update the environment
+    python3 dev.py versions lowest|newest [ARGS...]
+                                    run the unit tests with the lowest versions that pyproject.toml allows, or the
+                                    newest, in an environment made anew: .venv-lowest, .venv-newest
 
-Each command first brings .venv, beside this file, up to date with pyproject.toml and constraints.txt; `demo` installs
-what it needs, a third of the packages, and the others add the rest.
-Nothing is installed outside of it; deleting .venv undoes everything.
+Each command but the last first brings .venv, beside this file, up to date with pyproject.toml and constraints.txt;
+`demo` installs what it needs, a third of the packages, and the others add the rest.
+Nothing is installed outside of them; deleting .venv and .venv-* undoes everything.
 """
 
 import hashlib
 import http.client
 import importlib.util
+import itertools
 import os
 import platform
 import re
@@ -50,6 +54,7 @@ TIERS = {  # by pytest's markers; pyproject.toml says what they mean
     "docs": "docs and not long",
     "long": "long",
 }
+ON_ALL_CORES = ("-n", "auto", "--dist", "worksteal")
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -73,18 +78,22 @@ def main(arguments: list[str]) -> int:
         print(__doc__)
         return 0
     name, *rest = arguments
-    commands = {"demo": demo, "test": test, "check": check, "install": install}
+    commands = {"demo": demo, "test": test, "check": check, "versions": versions, "install": install}
     if name not in commands:
         say(f"there is no command {name!r}. Choose one of: {', '.join(commands)}.")
         return 2
-    if rest and name != "test":
-        say(f"{name!r} takes no arguments, and got: {shlex.join(rest)}. Only 'test' passes arguments on.")
+    if rest and name not in ("test", "versions"):
+        say(f"{name!r} takes no arguments, and got: {shlex.join(rest)}. Only 'test' and 'versions' pass arguments on.")
+        return 2
+    if name == "versions" and (not rest or rest[0] not in ("lowest", "newest")):
+        say("say which versions: python3 dev.py versions lowest, or newest.")
         return 2
     if os.name == "nt":
         say("Windows is not supported directly. Use WSL: `wsl --install`, then this command inside it.")
         return 1
     try:
-        prepare_environment(DEMO if name == "demo" else EVERYTHING)
+        if name != "versions":
+            prepare_environment(DEMO if name == "demo" else EVERYTHING)
         return commands[name](*rest)
     except KeyboardInterrupt:
         say("stopped.")
@@ -109,7 +118,7 @@ def test(*arguments: str) -> int:
     """Run the unit and integration tests, or the tier that is named, on all cores; else what ARGS say to pytest."""
     if not arguments or arguments[0] in TIERS:
         tier, *rest = arguments or ("quick",)
-        arguments = ("-n", "auto", "--dist", "worksteal", "-m", TIERS[tier], *rest)
+        arguments = (*ON_ALL_CORES, "-m", TIERS[tier], *rest)
     return run(BIN / "python", "-m", "pytest", *arguments)
 
 
@@ -121,6 +130,41 @@ def check() -> int:
         run(BIN / "lint-imports", "--no-cache"),
         run(BIN / "lint-imports", "--no-cache", folder="benchmarks"),
     )
+
+
+def versions(which: str, *arguments: str) -> int:
+    """Run the unit tests in an environment made anew, with the "lowest" or the "newest" versions that are allowed.
+
+    What the declared packages need themselves is the newest in both.
+    """
+    venv = ROOT / f".venv-{which}"
+    python, constraints = venv / "bin" / "python", venv / "constraints.txt"
+    make_venv(venv)
+    chosen = lowest_allowed() if which == "lowest" else {}
+    if wants_cpu_torch() and reachable(f"{CPU_WHEELS}/torch/"):
+        torch = f"torch=={chosen['torch']}" if chosen else "torch"
+        code = run(python, *PIP_INSTALL[1:], "--no-deps", "--index-url", CPU_WHEELS, torch)
+        if code:
+            return code
+    elif wants_cpu_torch():
+        chosen["torch"] = pinned_torch()
+        say(f"PyTorch's CPU wheels are out of reach, so torch stays at {chosen['torch']}; the rest is the {which}.")
+    constraints.write_text("".join(f"{name}=={version}\n" for name, version in chosen.items()))
+    code = run(python, *PIP_INSTALL[1:], "-c", str(constraints.relative_to(ROOT)), "-e", f".[{EVERYTHING}]")
+    if code == 0:
+        run(python, "-m", "pip", "list")
+        code = run(python, "-m", "pytest", *ON_ALL_CORES, "-m", TIERS["unit"], *arguments)
+    return code
+
+
+def lowest_allowed() -> dict[str, str]:
+    """The lowest version that pyproject.toml allows of each package it names: what follows >=."""
+    import tomllib  # not at the head, where an older Python shall get as far as the message
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    matches = [re.match(r"([\w.-]+)>=([\d.]+)", line) for line in lines]
+    return {match[1]: match[2] for match in matches if match}
 
 
 def install() -> int:
@@ -177,14 +221,15 @@ def venv_works() -> bool:
     return f"from {VENV}{os.sep}" in answer and f"(python {PYTHON})" in answer
 
 
-def make_venv() -> None:
-    """Make .venv from nothing. Raises SystemExit, leaving no .venv of ours behind, when this Python cannot."""
+def make_venv(venv: Path = VENV) -> None:
+    """Make it from nothing. Raises SystemExit, leaving none of ours behind, when this Python cannot."""
     if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
         sys.exit(missing_venv_message())
-    say("making .venv" + (" anew: the one here is incomplete, moved, or of another Python." if VENV.exists() else "."))
-    made = subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], capture_output=True, text=True)
+    anew = " anew: the one here is incomplete, moved, or of another Python." if venv == VENV and venv.exists() else "."
+    say(f"making {venv.name}{anew}")
+    made = subprocess.run([sys.executable, "-m", "venv", "--clear", venv], capture_output=True, text=True)
     if made.returncode:
-        shutil.rmtree(VENV, ignore_errors=True)
+        shutil.rmtree(venv, ignore_errors=True)
         sys.exit(f"{made.stdout}{made.stderr}\n{missing_venv_message()}")
 
 
@@ -212,7 +257,7 @@ def install_cpu_torch() -> None:
 
     It cannot fail: without that index the ordinary installation, which follows, brings a torch too.
     """
-    version = re.search(r"^torch==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)[1]
+    version = pinned_torch()
     installed = any(VENV.glob(f"lib/python*/site-packages/torch-{version}*.dist-info"))
     if installed or not wants_cpu_torch():
         return
@@ -222,6 +267,11 @@ def install_cpu_torch() -> None:
     # pip's complaints are hidden: if this matters, the ordinary installation will complain itself.
     index = ("--retries", "1", "--no-deps", "--index-url", CPU_WHEELS)
     run(*PIP_INSTALL, *index, f"torch=={version}", stderr=subprocess.DEVNULL)
+
+
+def pinned_torch() -> str:
+    """The version of torch in constraints.txt."""
+    return re.search(r"^torch==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE)[1]
 
 
 def wants_cpu_torch() -> bool:

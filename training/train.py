@@ -42,7 +42,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ddpm_hf.machine import end_at_once_on_signals
-from ddpm_hf.runs import FREE_TO_CHANGE, TrainingOptions, parse_options, to_yaml
+from ddpm_hf.runs import TrainingOptions, parse_options, to_yaml
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -77,8 +77,10 @@ from ddpm_hf.runs import (
     batches_of,
     described,
     end_early,
+    free_to_change,
     hold_out,
     how_to_load,
+    in_force,
     initial_model,
     linear_warmup,
     load_data,
@@ -267,19 +269,19 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         logger.info(described(samples, run.state.unet, accelerator))
         warn_if_averages_lag(options)
         manifest = run_manifest(accelerator, samples, options)
-        folder = RunFolder(options.output_dir, accelerator, manifest, resume=options.resume, free=FREE_TO_CHANGE,
-                           allow_changes=options.allow_changes, keep_checkpoints=options.keep_checkpoints,
-                           samples=samples)  # fmt: skip
+        folder = RunFolder(options.output_dir, accelerator, manifest, resume=options.resume,
+                           free=free_to_change(run.state.unet), allow_changes=options.allowed_changes,
+                           keep_checkpoints=options.keep_checkpoints, samples=samples)  # fmt: skip
         if options.dry_run:
             DryRun(options, accelerator, run.batches, run.updates, folder, held_out).show()
             return
-        held.enter_context(folder).resume(run.state, options=to_yaml(options))
+        held.enter_context(folder).resume(run.state, options=to_yaml(in_force(options, accelerator)))
     except ModuleNotFoundError as error:
         sys.exit(f"train.py: {error}; training needs more packages: pip install 'ddpm_hf[train]'")
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     if options.report_to:
-        start_trackers(accelerator, asdict(options))
+        start_trackers(accelerator, asdict(in_force(options, accelerator)))
     if run.state.step >= options.num_steps:
         logger.info("already trained to step %d; more with --num_steps", run.state.step)
     uploads = None

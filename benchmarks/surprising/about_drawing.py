@@ -39,8 +39,8 @@ def clipping(found: Found) -> Surprise:
         "in 50 steps",
         (
             f"""Without clipping the bound is {pm(first["bound"])} bits/dim higher (second:
-            {pm(second["bound"])}). Of samples in 10, 50 and 250 steps, what they have with clipping, and after
-            the semicolon what not clipping adds to it on the same seeds; young is a network after
+            {pm(second["bound"])}). The table has samples in 10, 50 and 250 steps: their values with clipping and,
+            after the semicolon, what not clipping adds on the same seeds. Young is a network after
             {own["young_steps"]} steps of training, without averaging:""",
             table(("steps", "", FIRST, SECOND, YOUNG), rows),
         ),

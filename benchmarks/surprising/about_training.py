@@ -149,7 +149,7 @@ def averaging(found: Found) -> Surprise:
     require(own["loss_0.9999"]["value"] > 0.9, "0.9999 is still the initial network")
     after = norms["steps_of_whole_run"] - 100
     return Surprise(
-        "Clipping at 1 never acts, and a good average depends on the length of the run",
+        "Clipping at 1 acts in the warm-up alone, and a good average depends on the length of the run",
         "The paper's clipping at 1 and its decay of 0.9999 matter in small runs too",
         f"clipped in {norms['clipped_after']} of {after} steps; decay 0.98: {pm(good, 2)} times the raw loss, 0.9999: "
         f"{pm(slow, 1)} times",
@@ -157,16 +157,16 @@ def averaging(found: Found) -> Surprise:
             f"""In the second training the norm of the gradient was above 1 in {norms["clipped_in_warmup"]} of the
             100 steps of the warm-up and in {norms["clipped_after"]} of the {after} after it, where its median is
             {norms["median_after"]:.2f} and its largest value {norms["largest_after"]:.2f}.""",
-            f"""After 300 steps, three seeds, the held-out loss of averaged weights over that of the raw ones:
-            decay 0.98 {pm(good, 3)}, 0.995 {pm(recipe, 3)}, 0.9999 {pm(slow, 1)}. The last has a loss of
-            {pm(own["loss_0.9999"], 2)} and has moved {percent(own["moved_0.9999"]["value"], 1)} of the way that
-            the weights went.""",
+            f"""After 300 steps the held-out loss of averaged weights is that of the raw ones times {pm(good, 3)} for
+            the decay 0.98, times {pm(recipe, 3)} for 0.995 and times {pm(slow, 1)} for 0.9999 (three seeds). The
+            last average has a loss of {pm(own["loss_0.9999"], 2)} and has moved
+            {percent(own["moved_0.9999"]["value"], 1)} of the way that the weights went.""",
         ),
         """The gradient is proportional to the network's error
         ([11](#11-most-of-the-losss-noise-is-t-and-the-gradient-knows-little-of-the-losss-size)), which is small
         once the warm-up is over. An average with decay d looks back over 1/(1 − d) steps: 50 steps for 0.98, a
         sixth of this run; 10,000 for 0.9999, thirty times it.""",
-        """The two horizons are general. That clipping never acts is of this model and its data.""",
+        """The two horizons are general. That clipping acts in the warm-up alone is of this model and its data.""",
         """Choose a decay whose horizon is a small part of the run; the script warns of one that is too long. Keep
         the limit of 1: where it does not act it changes nothing.""",
         ("gradient_clipping", "averaging"),

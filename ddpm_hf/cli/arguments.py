@@ -216,6 +216,10 @@ def shorten(command: Parser) -> None:
     command.add_argument(
         "--dataset", type=place, required=True, help="what the network was trained on, as for evaluate"
     )
+    command.add_argument(
+        "--label_column",
+        help="for a checkpoint with classes: where the data's labels are, which the network is then given",
+    )
     command.add_argument("--num_images", type=int, default=128, help="to measure the network's error on; default: 128")
     command.add_argument("--seed", type=int, default=0, help="of the noise")
     add_skip_bad_images(command)

@@ -90,7 +90,7 @@ def sample(args: argparse.Namespace) -> None:
     else:
         for seed, image in zip(args.seeds, pipe.numpy_to_pil(samples), strict=True):
             image.save(output / f"seed-{seed}.png")
-    print(f"{len(samples)} samples in {output}")
+    print(f"{len(samples)} sample{'s' if len(samples) != 1 else ''} in {output}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -185,9 +185,11 @@ def shorten(args: argparse.Namespace) -> None:
         num_images=args.num_images,
         seed=args.seed,
         skip_bad_images=args.skip_bad_images,
+        label_column=args.label_column,
     )
     evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **weights_options(args))
-    require_unlabelled(evaluator.pipe, f"shorten {args.checkpoint}")
+    if args.label_column is None:
+        require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     scheduler, num_levels = paper_scheduler(evaluator.pipe.scheduler), evaluator.data("bpd").num_levels
     # refuse now what would be refused after the measuring
     if "inference_timesteps" in scheduler.config:

@@ -23,7 +23,7 @@ from ..data import Samples, default_cache_dir, is_image_folder, real_samples, to
 from ..hub import load_model
 from ..inference import speed_up
 from ..likelihood import BoundTerms, bits_per_dim, class_bounds_bpd
-from ..runs import checkpoints, environment, read_json, read_options, weights_sha256
+from ..runs import checkpoints, environment, read_json, read_options, some_names, weights_sha256
 from ..scheduler import paper_scheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 from . import errors, metrics
@@ -154,8 +154,8 @@ class Evaluator:
         numbers = [names.get(name) if names else number for number, name in enumerate(samples.label_names)]
         missing = [name for name, number in zip(samples.label_names, numbers, strict=True) if number not in known]
         if missing:
-            has = f"has the classes {', '.join(names)}" if names else f"has {len(known)} classes"
-            raise ValueError(f"{samples.name} has images of {', '.join(missing)}, and the model {has}")
+            has = f"has the classes {some_names(names)}" if names else f"has {len(known)} classes"
+            raise ValueError(f"{samples.name} has images of {some_names(missing)}, and the model {has}")
         return torch.tensor(numbers)[torch.from_numpy(samples.labels)]
 
     def _conditions(self, metric: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from ..machine import PRECISIONS
 from ..paper import compare_with_paper
 from ..runs import (
     MANIFEST,
@@ -63,8 +64,8 @@ def model_card(
     """
     manifest, metrics = read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
     options_file = run / "options.yaml"
-    options = read_options(options_file) if options_file.is_file() else {}
-    options = {**options, **manifest.get("options", {})}  # the manifest's are those that ran
+    written = read_options(options_file) if options_file.is_file() else {}
+    options = {**written, **manifest.get("options", {})}  # the manifest's are those that ran
     options = public_options(relevant_options(options))
     unet, scheduler = (read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))
     index = read_json(model / "model_index.json")
@@ -100,7 +101,7 @@ def model_card(
         "output_argument": ', output_type="np"' if is_points else "",
         **_labels_argument(unet),
         **_network_arguments(own, repo_id),
-        "command": _command(options, world_size),
+        "command": _command(options, manifest, written),
     }
     own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
     data = ModelCardData(
@@ -256,10 +257,22 @@ def _evaluation_row(result: Mapping[str, Any]) -> tuple[str, str, str]:
     return result["name"], shown_value(result), ", ".join(parts)
 
 
-def _command(options: Mapping[str, Any], world_size: int) -> str:
-    launch = f"accelerate launch --multi_gpu --num_processes {world_size}" if world_size > 1 else "accelerate launch"
-    folder = " --train_data_dir YOUR_FOLDER" if options.get("train_data_dir") else ""
-    return f"{launch} training/train.py --config options.yaml{folder}"
+def _command(options: Mapping[str, Any], manifest: Mapping[str, Any], written: Mapping[str, Any]) -> str:
+    """What trains this run again: `options` are those that ran, `written` those that options.yaml has.
+
+    One process is started by python, since a launcher's own configuration may ask for more of them.
+    """
+    world_size = int(manifest.get("world_size", 1))
+    words = ["python"]
+    if world_size > 1:
+        words = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
+        if str(manifest.get("environment", {}).get("device")).startswith("cpu"):
+            words.insert(0, "ACCELERATE_USE_CPU=true")
+    words += ["training/train.py", "--config", "options.yaml"]
+    precision = options.get("mixed_precision")
+    if written.get("mixed_precision") is None and precision in PRECISIONS:  # as older runs wrote it
+        words += ["--mixed_precision", precision]
+    return " ".join([*words, *(["--train_data_dir", "YOUR_FOLDER"] if options.get("train_data_dir") else [])])
 
 
 def _shown_all(value: Any) -> Any:

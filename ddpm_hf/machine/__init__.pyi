@@ -1,5 +1,6 @@
 from .cuda_graphs import Recorded as Recorded
 from .distributed import (
+    PRECISIONS as PRECISIONS,
     agree_to_stop as agree_to_stop,
     join_processes as join_processes,
     leave_processes as leave_processes,

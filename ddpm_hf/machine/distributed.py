@@ -18,6 +18,13 @@ from accelerate.utils import InitProcessGroupKwargs
 from .signals import StopSignals
 
 MEETING_S = 50.0
+PRECISIONS = ("no", "fp16", "bf16")
+SHARDING = {  # variables of `accelerate launch` by its options, under which a process holds a part of the network only
+    "ACCELERATE_USE_DEEPSPEED": "--use_deepspeed",
+    "ACCELERATE_USE_FSDP": "--use_fsdp",
+    "ACCELERATE_USE_MEGATRON_LM": "--use_megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "--use_parallelism_config",
+}
 
 
 @contextlib.contextmanager
@@ -77,15 +84,46 @@ def leave_processes(accelerator: Accelerator) -> None:
         time.sleep(0.5)
 
 
+def check_surroundings(mixed_precision: str | None = None) -> None:
+    """Raises ValueError where variables that `accelerate launch` sets ask for what this package cannot do or record.
+
+    Its options and configuration files arrive as these variables alone. `mixed_precision` overrules the one for it.
+    """
+    for name, option in SHARDING.items():
+        if os.environ.get(name, "false").lower() == "true":
+            raise ValueError(
+                f"{name}=true (accelerate launch {option}, or its configuration file) shares a network out among "
+                "processes, and here each holds all of it; leave it out, or name a configuration without it by "
+                "--config_file"
+            )
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() not in ("", "no"):
+        raise ValueError(
+            f"ACCELERATE_DYNAMO_BACKEND={compiler} (accelerate launch --dynamo_backend, or its configuration file) "
+            "would compile the network without a record of it; leave it out and give --compile after train.py"
+        )
+    chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if mixed_precision is None and chosen not in PRECISIONS:  # of those that Accelerate does not know it computes none
+        raise ValueError(f"ACCELERATE_MIXED_PRECISION={chosen} is not one of {', '.join(PRECISIONS)}")
+    by_launcher = "ACCELERATE_DYNAMO_BACKEND" in os.environ and "MASTER_ADDR" in os.environ
+    if by_launcher and "WORLD_SIZE" not in os.environ:
+        raise ValueError(
+            "accelerate launch was asked for several processes and started one, as it does by --cpu or by a "
+            "configuration file of several processes on CPUs. N of them start by `accelerate launch --multi_gpu "
+            "--num_processes N ...`, on CPUs with ACCELERATE_USE_CPU=true before it; one by --num_processes 1"
+        )
+
+
 def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: Any) -> Accelerator:
     """An Accelerator over all processes that `accelerate launch` or `torchrun` started; just one without them.
 
     On a CPU each gets `cpu_threads` threads, by default its share of this machine's cores. The other arguments are
-    Accelerator's. Raises ValueError where Accelerate would quietly form fewer processes than were launched, or compute
-    in another precision than it was asked for.
+    Accelerator's. Raises ValueError where Accelerate would quietly form fewer processes than were launched, compute
+    in another precision than it was asked for, or do what no option of ours records.
     """
     if cpu_threads is not None and cpu_threads < 1:
         raise ValueError(f"cpu_threads={cpu_threads} must be at least 1")
+    check_surroundings(accelerator_arguments.get("mixed_precision"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     with _meeting(world_size):
         accelerator = Accelerator(

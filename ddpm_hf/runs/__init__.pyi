@@ -38,6 +38,7 @@ from .records import (
     read_results as read_results,
     relevant_options as relevant_options,
     shown_value as shown_value,
+    some_names as some_names,
     weights_sha256 as weights_sha256,
     write_results as write_results,
 )
@@ -45,6 +46,8 @@ from .report import write_report as write_report
 from .setup import (
     build_network as build_network,
     build_scheduler as build_scheduler,
+    free_to_change as free_to_change,
+    in_force as in_force,
     initial_model as initial_model,
     load_data as load_data,
     make_accelerator as make_accelerator,

@@ -213,19 +213,24 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 def changes(
     then: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str], defaults: Mapping[str, Any] | None = None
-) -> list[str]:
-    """How two manifests' options (but those named in `free`), world sizes and data differ, as readable lines.
+) -> dict[str, str]:
+    """How two manifests differ, as readable lines: by option, and by `num_processes`, `data` and `labels`.
 
-    An option that did not exist when the older one was written, and is off or has its default value, is no difference.
+    Those named in `free` are left out. An option that did not exist when the older one was written, and is off or has
+    its default value, is no difference.
     """
     known, defaults = then["options"], defaults or {}
     off = {name: (False, defaults.get(name)) for name in now["options"].keys() - known.keys()}
     options = {name: value for name, value in now["options"].items() if value not in off.get(name, ())}
-    pairs = {name: (then["options"].get(name), value) for name, value in options.items() if name not in free}
-    pairs["number of processes"] = then["world_size"], now["world_size"]
-    pairs["data (sha256)"] = then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
-    pairs["labels (sha256)"] = then["dataset"].get("labels"), now["dataset"].get("labels")
-    return [f"{name} was {before!r}, is {after!r}" for name, (before, after) in pairs.items() if before != after]
+    pairs = {name: (name, then["options"].get(name), value) for name, value in options.items()}
+    pairs["num_processes"] = "number of processes", then["world_size"], now["world_size"]
+    pairs["data"] = "data (sha256)", then["dataset"]["fingerprint"], now["dataset"]["fingerprint"]
+    pairs["labels"] = "labels (sha256)", then["dataset"].get("labels"), now["dataset"].get("labels")
+    return {
+        name: f"{called} was {before!r}, is {after!r}"
+        for name, (called, before, after) in pairs.items()
+        if before != after and name not in free
+    }
 
 
 def to_resume(
@@ -234,16 +239,16 @@ def to_resume(
     manifest: Mapping[str, Any],
     *,
     free: Collection[str],
-    allow_changes: bool,
+    allow_changes: bool | Collection[str],
     changed_data: Callable[[Path], str] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Path | None:
     """The checkpoint to go on from, or None to start anew.
 
     `resume` is "latest" (the newest good one), "never", or a checkpoint's path. Raises ValueError where it was written
-    by a run whose mathematics differ from `manifest`, unless `allow_changes`, which warns instead; CheckpointError
-    where a path given does not verify. `changed_data(run)` may tell how the data differ from those of a run's folder;
-    `defaults` are those of all options.
+    by a run whose mathematics differ from `manifest`, unless `allow_changes` says True or names all that differs,
+    which warns instead; CheckpointError where a path given does not verify. `changed_data(run)` may tell how the data
+    differ from those of a run's folder; `defaults` are those of all options.
     """
     if resume == "never":
         return None
@@ -256,15 +261,17 @@ def to_resume(
         path = Path(resume)
         then = verify(path)
     differences = changes(then, manifest, free, defaults)
-    if changed_data is not None and then["dataset"]["fingerprint"] != manifest["dataset"]["fingerprint"]:
+    if changed_data is not None and "data" in differences:
         phrase = changed_data(path.parent.parent)
-        differences += [f"of the files {phrase}"] if phrase else []
-    if differences and not allow_changes:
+        differences["data"] += f"; of the files {phrase}" if phrase else ""
+    allowed = differences if allow_changes is True else allow_changes or ()
+    refused = [line for name, line in differences.items() if name not in allowed]
+    if refused:
         raise ValueError(
-            f"{path} was written by another run: {'; '.join(differences)}. Give the old values or another "
-            "--output_dir, or pass --allow_changes to go on all the same"
+            f"{path} was written by another run: {'; '.join(refused)}. Give the old values or another "
+            f"--output_dir, or pass --allow_changes {','.join(differences)} to go on all the same"
         )
-    for difference in differences:
+    for difference in differences.values():
         logger.warning("resuming although %s", difference)
     return path
 

@@ -36,7 +36,7 @@ class RunFolder:
         manifest: what the run is, JSON: `world_size`, `options`, `environment` and `dataset` (`run_manifest`).
         resume: "latest", "never", or the checkpoint to go on from.
         free: names of options that may differ from those of the checkpoint.
-        allow_changes: go on although others differ, with a warning.
+        allow_changes: go on although others differ, with a warning: True, or the names of those that may.
         keep_checkpoints: how many to keep, at least 2.
         samples: what is trained on; a list of its files is kept, so that a refusal can name those that changed.
 
@@ -52,7 +52,7 @@ class RunFolder:
         *,
         resume: str = "latest",
         free: Collection[str] = (),
-        allow_changes: bool = False,
+        allow_changes: bool | Collection[str] = False,
         keep_checkpoints: int = 2,
         samples: Samples | None = None,
     ):

@@ -26,6 +26,7 @@ from ..scheduler import DDPMPaperScheduler, GaussianDiffusion
 from ..unet import evaluation_mode
 from .networks import output_of
 from .options import TrainingOptions
+from .records import some_names
 from .setup import load_data
 from .state import TrainingState
 
@@ -133,21 +134,30 @@ def some_of(indices: np.ndarray, count: int) -> np.ndarray:
 def load_given(options: TrainingOptions) -> Samples:
     """The samples of `eval_data_dir` or `eval_split`, read as those that are trained on."""
     other = copy.copy(options)
+    if options.eval_label_column is not None:
+        other.label_column = options.eval_label_column
     if options.eval_data_dir is not None:
         other.dataset_name, other.train_data_dir, other.dataset_split = None, options.eval_data_dir, "train"
         other.dataset_config = other.image_column = None
     else:
         other.dataset_split = str(options.eval_split)
-    return load_data(other)
+    try:
+        return load_data(other)
+    except ValueError as error:
+        if options.label_column is None or "label_column" not in str(error):
+            raise
+        raise ValueError(f"held-out data: {error}; --eval_label_column says where theirs are") from error
 
 
 def require_same_kind(held_out: Samples, samples: Samples) -> None:
     """Raises ValueError unless a network for `samples` takes the held-out ones, and their levels mean the same."""
     if held_out.label_names != samples.label_names:
-        names = [", ".join(each.label_names) for each in (held_out, samples)]
+        names = [some_names(each.label_names) for each in (held_out, samples)]
+        differing = sorted(set(held_out.label_names) ^ set(samples.label_names))
+        how = f", and differ in {some_names(differing)}" if differing else ", in one order"
         raise ValueError(
             f"the held-out samples of {held_out.name} have the classes {names[0]}, those of {samples.name}, which are "
-            f"trained on, {names[1]}; both must have the same"
+            f"trained on, {names[1]}; both must have the same{how}"
         )
     kinds = [f"{each.sample_shape} with {each.num_levels} levels" for each in (held_out, samples)]
     if kinds[0] != kinds[1]:

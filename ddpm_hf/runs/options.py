@@ -6,12 +6,12 @@ Nothing imported here is slow, so that help and mistakes do not wait for torch.
 import importlib.util
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-from .parsing import check_ranges, option
+from .parsing import FALSE, TRUE, check_ranges, did_you_mean, option
 
 
 @dataclass
@@ -123,6 +123,7 @@ class TrainingOptions:
     )
     eval_data_dir: str | None = option(None, "instead: a folder of images that are not trained on", is_path=True)
     eval_split: str | None = option(None, "instead: another split of dataset_name")
+    eval_label_column: str | None = option(None, "where labels of held-out data are; none: by label_column")
     eval_samples: int = option(
         256, "how many held-out samples to evaluate, and as many of those trained on", at_least=1, at_most=1_000_000
     )
@@ -141,7 +142,12 @@ class TrainingOptions:
     resume: str = option(
         "latest", "latest, never (older checkpoints are moved aside), or a checkpoint's path", is_path=True
     )
-    allow_changes: bool = option(False, "resume although options that change the mathematics, or the data, differ")
+    allow_changes: str = option(
+        "no",
+        "resume although options that change the mathematics, or the data, differ: yes, or the names of those that "
+        "may, as in learning_rate,num_processes,data",
+        alone="yes",
+    )
     push_to_hub: bool = option(False, "upload the finished model, with a card; log in first with `hf auth login`")
     hub_model_id: str | None = option(None, "where to: user/name")
     hub_private_repo: bool = option(False, "make that repository private")
@@ -154,6 +160,7 @@ class TrainingOptions:
         self._check_data_and_places()
         self._check_combinations()
         self._check_held_out()
+        _ = self.allowed_changes
         if self.init_from is None:  # else the process is that of the checkpoint
             self._check_process()
 
@@ -162,6 +169,24 @@ class TrainingOptions:
         """The arguments of DDPMPaperScheduler among the options."""
         names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "prediction_type", "variance_type")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def allowed_changes(self) -> bool | set[str]:
+        """What may differ from the checkpoint that the run goes on from: True for all, else names. Raises ValueError.
+
+        Beside options these are what else `checkpoints.changes` compares.
+        """
+        text = str(self.allow_changes)
+        if text.lower() in TRUE | FALSE:
+            return text.lower() in TRUE
+        names = {name.strip().replace("-", "_") for name in text.split(",")}
+        known = {each.name for each in fields(self)} | {"num_processes", "data", "labels"}
+        for name in sorted(names - known):
+            raise ValueError(
+                f"--allow_changes={text}: {name!r} is neither an option nor num_processes, data or labels"
+                f"{did_you_mean(name, known)}"
+            )
+        return names
 
     def _check_data_and_places(self) -> None:
         if not self.output_dir or Path(self.output_dir).is_file():
@@ -218,6 +243,12 @@ class TrainingOptions:
             )
         if not self.eval_every and (self.eval_data_dir is not None or self.eval_split is not None):
             raise ValueError(f"{given[0]} is only evaluated, and --eval_every is 0; say how often, or leave it out")
+        needed = self.label_column is not None and (self.eval_data_dir is not None or self.eval_split is not None)
+        if self.eval_label_column is not None and not needed:
+            raise ValueError(
+                f"--eval_label_column={self.eval_label_column} is for held-out data of their own, --eval_data_dir or "
+                "--eval_split, of a run with --label_column"
+            )
         if self.eval_split is not None and self.dataset_name is None:
             raise ValueError(
                 f"--eval_split={self.eval_split}: a folder has no splits; give --eval_data_dir FOLDER or "
@@ -251,7 +282,7 @@ FREE_TO_CHANGE = {
     *("output_dir", "num_steps", "num_workers", "cpu_threads", "max_minutes"),
     *("allow_tf32", "compile", "cuda_graphs", "gradient_checkpointing"),
     *("log_every", "report_to", "sample_every", "num_samples", "sample_steps", "checkpoint_every", "keep_checkpoints"),
-    *("eval_every", "eval_data_dir", "eval_split", "eval_samples"),
+    *("eval_every", "eval_data_dir", "eval_split", "eval_label_column", "eval_samples"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_strategy"),
     *(
         "resume",

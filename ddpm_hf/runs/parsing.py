@@ -60,9 +60,13 @@ class Range:
         return f"must be at least {self.at_least}" if too_small else f"must be at most {self.at_most}"
 
 
-def option(default: Any, help: str, *, is_path: bool = False, **bounds: float) -> Any:
-    """A dataclass field for `parse_options`, with the bounds of `Range`; in a path `~` is expanded."""
-    metadata = {"help": f"{help} (default: {default})", "is_path": is_path, "range": Range(**bounds)}
+def option(default: Any, help: str, *, is_path: bool = False, alone: str | None = None, **bounds: float) -> Any:
+    """A dataclass field for `parse_options`, with the bounds of `Range`; in a path `~` is expanded.
+
+    `alone` is the value where the option is given without one.
+    """
+    shown = f"{help} (default: {default})"
+    metadata = {"help": shown, "is_path": is_path, "alone": alone, "range": Range(**bounds)}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -80,14 +84,14 @@ def check_ranges(options: Any) -> None:
 # ---- from words to values ------------------------------------------------------------------------------------------
 
 
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def _choice(word: str, choices: Sequence[str]) -> str:
     if word not in choices:
-        hint = _did_you_mean(word, choices)
+        hint = did_you_mean(word, choices)
         raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(choices)}{hint}")
     return word
 
@@ -173,6 +177,8 @@ def _parser(dataclass_type: Any, **keywords: Any) -> argparse.ArgumentParser:
         shown: dict[str, Any] = {"help": each.metadata.get("help")}
         if kind is bool:
             shown |= {"nargs": "?", "const": True}
+        elif each.metadata.get("alone") is not None:
+            shown |= {"nargs": "?", "const": each.metadata["alone"]}
         elif get_origin(kind) is list:
             shown |= {"nargs": "*"}
         elif get_origin(kind) is Literal:
@@ -216,7 +222,7 @@ def _yaml_arguments(path: str, dataclass_type: Any, parser: argparse.ArgumentPar
     arguments = []
     for key, value in content.items():
         if key not in types:
-            parser.error(f"--config {path}: unknown key {key!r}{_did_you_mean(key, types)}")
+            parser.error(f"--config {path}: unknown key {key!r}{did_you_mean(key, types)}")
         kind, may_be_none = types[key]
         if get_origin(kind) is dict and isinstance(value, dict):
             inner = next(each for name, each in node.value if name.value == key)
@@ -266,7 +272,7 @@ def parse_options(
     for word in unknown:
         if word.startswith("-"):
             name = word.lstrip("-").split("=")[0]
-            parser.error(f"unknown option --{name}{_did_you_mean(name, known)}")
+            parser.error(f"unknown option --{name}{did_you_mean(name, known)}")
     if unknown:
         parser.error(f"unexpected words: {' '.join(unknown).replace(VALUE, '')}")
     values = {name: getattr(namespace, name) for name in known}

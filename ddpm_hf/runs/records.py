@@ -12,7 +12,7 @@ import json
 import math
 import platform
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,13 @@ def on_one_line(text: str) -> str:
     """The text without control characters, marks that reverse its direction, and line breaks of any kind."""
     visible = "".join(" " if unicodedata.category(c)[0] in "CZ" else c for c in text)
     return " ".join(visible.split())
+
+
+def some_names(names: Iterable[str], most: int = 8) -> str:
+    """The first names, each on one line and of at most 40 characters, and how many there are more; "" for none."""
+    given = list(names)
+    shown = [on_one_line(name)[:40] for name in given[:most]]
+    return ", ".join(shown) + (f" and {len(given) - most:,} more" if len(given) > most else "")
 
 
 def read_options(path: Path) -> dict[str, Any]:

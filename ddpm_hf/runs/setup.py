@@ -1,8 +1,9 @@
 """From options to what a run works with: data, network, process, optimizer, averaged weights."""
 
 import logging
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -17,15 +18,24 @@ from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
 from .networks import own_network
-from .options import TrainingOptions
-from .records import environment
+from .options import FREE_TO_CHANGE, TrainingOptions
+from .records import environment, some_names
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
-    """Accelerate's view of this process, and the settings of the machine that hold for all of it."""
+    """Accelerate's view of this process, and the settings of the machine that hold for all of it.
+
+    Raises ValueError where the surroundings would change what the options say.
+    """
+    num_parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if num_parts != "1":
+        raise ValueError(
+            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS={num_parts} would divide gradients that are "
+            f"means already; unset it and give --gradient_accumulation_steps {num_parts}, which cuts the same batch"
+        )
     accelerator = join_processes(
         cpu_threads=options.cpu_threads,
         mixed_precision=options.mixed_precision,
@@ -36,6 +46,11 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return accelerator
+
+
+def in_force(options: TrainingOptions, accelerator: Accelerator) -> TrainingOptions:
+    """The options as a record of the run: with the precision that Accelerate chose where they leave it to it."""
+    return replace(options, mixed_precision=accelerator.mixed_precision)
 
 
 def load_data(options: TrainingOptions) -> Samples:
@@ -169,7 +184,7 @@ def _take_weights(unet: Any, pipe: DDPMPaperPipeline, options: TrainingOptions, 
     elif theirs != ours or any(config[name] != unet.config[name] for name in ("num_class_embeds", "null_class")):
         raise ValueError(
             f"--init_from {options.init_from} has {config['num_class_embeds']} rows for the classes "
-            f"{', '.join(theirs.values()) or 'without names'}; the data have {', '.join(ours.values()) or 'none'}, "
+            f"{some_names(theirs.values()) or 'without names'}; the data have {some_names(ours.values()) or 'none'}, "
             f"--label_dropout {options.label_dropout:g}. Both must agree; --label_column says where labels are"
         )
     unet.load_state_dict(weights)
@@ -219,6 +234,14 @@ def training_state(
     history = None if history_of is None else LossHistory(history_of)
     id2label = dict(enumerate(label_names)) or None
     return model, TrainingState(unet, ema, optimizer, accelerator.scaler, history, id2label)
+
+
+def free_to_change(unet: Any) -> set[str]:
+    """What may differ between a run with this network and its resumption, without a word.
+
+    How a batch is cut only rounds its sums otherwise, but the masks of dropout are drawn by process and part.
+    """
+    return FREE_TO_CHANGE | (set() if unet.config.get("dropout") else {"gradient_accumulation_steps", "num_processes"})
 
 
 def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Updates:
         cuda_graphs: record the work of an update on one GPU and replay it: the same bits, sooner.
 
     `learning_rate` is that of the last update, and `loss` its mean over this process's samples, 0-d on the device.
+    Raises ValueError where the Accelerator would divide the gradients once more.
     """
 
     def __init__(
@@ -56,6 +57,12 @@ class Updates:
         dropout_seed: int | None = None,
         cuda_graphs: bool = False,
     ):
+        if accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"this Accelerator divides gradients by {accelerator.gradient_accumulation_steps} "
+                "(gradient_accumulation_steps, or ACCELERATE_GRADIENT_ACCUMULATION_STEPS), which are means already; "
+                "leave it at 1 and give num_parts"
+            )
         self.accelerator, self.model, self.state, self.losses = accelerator, model, state, losses
         self.learning_rate_of, self.num_parts, self.max_grad_norm = learning_rate, num_parts, max_grad_norm
         self.dropout_seed = dropout_seed

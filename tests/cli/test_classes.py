@@ -9,6 +9,8 @@ from PIL import Image
 
 from ddpm_hf import DDPMPaperPipeline, figures, pictures
 from ddpm_hf.cli import main
+from ddpm_hf.data import load_samples, to_model_range
+from ddpm_hf.likelihood import bits_per_dim
 
 NAMES = {0: "cat", 1: "7", 2: "dog, wolf"}
 
@@ -127,7 +129,7 @@ def test_a_picture_of_no_class_is_refused(labelled):
         (["draw", "progressive", "{}", "-o", "x.png"], "draw progressive"),
         (["convert", "{}", "stock", "--to", "stock"], "--to stock"),
         (["evaluate", "{}", "--dataset", "digits", "-o", "x.json"], "--label_column is missing"),
-        (["shorten", "{}", "short", "--dataset", "digits", "--steps", "3"], "shorten"),
+        (["shorten", "{}", "short", "--dataset", "digits", "--steps", "3"], "--label_column is missing"),
         (["compress", "{}", "digits", "-o", "x.bb"], "compress"),
     ],
     ids=lambda words: words[0],
@@ -142,3 +144,25 @@ def test_where_every_sample_needs_a_class_commands_without_one_say_so(
         main([word.format("given") for word in words])
     said = capsys.readouterr().err + str(error.value.code)
     assert message in said and "every sample of this checkpoint needs a class" in said and "Traceback" not in said
+
+
+def test_shorten_by_the_labels_of_the_data_fits_what_the_bound_given_them_has(tiny_unet, tiny_scheduler, tmp_path):
+    """Of a network that needs a class. Without them, or with others, the error would be another."""
+    torch.manual_seed(0)
+    unet = tiny_unet(in_channels=1, out_channels=1, num_class_embeds=10)
+    torch.nn.init.normal_(unet.class_embedding.weight, std=3.0)
+    names = {number: str(number) for number in range(10)}
+    DDPMPaperPipeline(unet, tiny_scheduler(), names).save_pretrained(tmp_path / "given")
+    digits = load_samples("digits", label_column="label")
+    words = ["--dataset", "digits", "--label_column", "label", "--num_images", "6", "--seed", "1"]
+    main(["shorten", str(tmp_path / "given"), str(tmp_path / "short"), *words, "--work_dir", str(tmp_path / "work")])
+    pipe, fitted = pipeline(str(tmp_path / "given")), pipeline(str(tmp_path / "short"))
+    x_start = to_model_range(digits.batch(range(6)), digits.num_levels)
+
+    def mse(labels: torch.Tensor) -> list[float]:
+        given = {"seed": 1, "num_levels": digits.num_levels, "class_labels": labels}
+        return bits_per_dim(pipe.unet, pipe.scheduler, x_start, **given).x_start_mse_bt.mean(dim=0).tolist()
+
+    labels = torch.from_numpy(digits.labels[:6])
+    assert fitted.scheduler.config["x_start_mse"] == pytest.approx(mse(labels), rel=1e-4)
+    assert fitted.scheduler.config["x_start_mse"] != pytest.approx(mse((labels + 1) % 10), rel=1e-2)

@@ -160,7 +160,7 @@ def test_shorten_fits_variances_and_chooses_timesteps(measuring, images, tmp_pat
     (result,) = read_results(output / "evaluation.json")
     assert (result["model"]["variance_type"], result["model"]["num_inference_steps"]) == ("fitted", steps or 10)
     assert len(result["rate_distortion"]["rmse"]) == (steps or 10)
-    main(["sample", str(output), "-o", str(tmp_path / "x.npy")])
+    main(["sample", str(output), "--no-fast", "-o", str(tmp_path / "x.npy")])
     assert np.array_equal(np.load(tmp_path / "x.npy"), short(seeds=[0], output_type="np").images)
 
 

@@ -144,13 +144,13 @@ def test_the_hubs_answer_is_reported_and_its_models_load(images, tmp_path):
     missing = f"ddpm-hf: there is no folder {{}} in {tmp_path}, and "
     none = "the Hub has no repository of that name, or not without `hf auth login` (HTTP 404)"
     expected = [
-        "1 samples in x.npy",
+        "1 sample in x.npy",
         f"tester/nothing: {missing.format('tester/nothing')}{none}",
         f"digitz: {missing.format('digitz')}{none}; did you mean digits?",
         f"tester/secret: {missing.format('tester/secret')}the Hub does not let you read it (HTTP 403)",
         f"tester/troubled: {missing.format('tester/troubled')}the Hub is in trouble; try again later (HTTP 503)",
         f"tester/bare: {missing.format('tester/bare')}the Hub's repository has no model_index.json",
-        "1 samples in x.npy",
+        "1 sample in x.npy",
         f"tester/gone: {missing.format('tester/gone')}the Hub cannot be reached ([Errno 111] Connection refused)",
         f"tester/absent: {missing.format('tester/absent')}"
         "it was not downloaded from the Hub before, which HF_HUB_OFFLINE forbids to ask",

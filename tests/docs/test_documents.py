@@ -10,6 +10,7 @@ import importlib
 import json
 import math
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +42,10 @@ EXPLAINED = {  # every code span of theirs must mean something; how many there a
 QUOTING = ("docs/paper.md", "docs/troubleshooting.md")
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
 WORDS = set(re.findall(r"\w+", TEXT))
-ENVIRONMENT = {"ACCELERATE_USE_CPU", "DDPM_HF_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "OMP_NUM_THREADS"}
+ENVIRONMENT = {
+    *("ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"),
+    *("DDPM_HF_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "OMP_NUM_THREADS"),
+}
 
 
 # ---- links ---------------------------------------------------------------------------------------------------------
@@ -226,6 +230,22 @@ def test_the_schedulers_take_the_steps_of_the_table():
         for n in {int(fewest) - 1, int(most) + 1} - {0, 1001}:
             with pytest.raises(ValueError):
                 draw(n)
+
+
+def test_errors_beside_the_papers_code_are_those_of_their_command():
+    """To a factor of 2, which another processor's rounding may take."""
+    measure = runpy.run_path(str(ROOT / "tests" / "golden" / "measure.py"))
+    golden = measure["recorded"]()
+    ours, stock = (measure["error_of_steps"](golden, stock=stock) for stock in (False, True))
+    for page, pattern, errors in (
+        ("docs/results.md", r"one reverse step, [^|]+ \| (\S+) off \| (\S+) in stock", (ours, stock)),
+        ("docs/results.md", r"the UNet, beside [^|]+ \| (\S+) off", (measure["error_of_unet"](golden),)),
+        ("README.md", r"off by up to (\S+) \| float64 tables: (\S+) from", (stock, ours)),
+    ):
+        (written,) = re.findall(pattern, PAGES[page])
+        written = [written] if isinstance(written, str) else written
+        for text, error in zip(written, errors, strict=True):
+            assert 0.5 < float(text) / error < 2, (page, text, error)
 
 
 def test_results_are_those_of_their_files():

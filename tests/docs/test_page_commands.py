@@ -59,7 +59,7 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
     elif program == "docs/course/run.py":
         assert all(list((ROOT / "docs" / "course").glob(f"{number}*.ipynb")) for number in words), words
     else:
-        assert program == "dev.py" and words[0] in {"demo", "test", "check", "install"}, program
+        assert program == "dev.py" and words[0] in {"demo", "test", "check", "install", "versions"}, program
 
 
 def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

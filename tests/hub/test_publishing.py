@@ -121,7 +121,7 @@ def test_the_card_of_a_run_tells_what_is_known(trained):
         "| block_out_channels | 128, 256, 256, 256 | 8 |",
         "| device | cpu",
         "| diffusers | ",
-        "accelerate launch training/train.py --config options.yaml\n",
+        "python training/train.py --config options.yaml\n",
     ):
         assert text in card.text
     assert "| beta_schedule |" not in card.text  # as in the paper

@@ -1,6 +1,9 @@
 """Joining the processes of a run: how many, with how many threads, and what is refused rather than quietly changed."""
 
+import importlib
+import inspect
 import os
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +19,9 @@ from ddpm_hf.machine import distributed as processes, join_processes
 @pytest.fixture(autouse=True)
 def fresh_process(monkeypatch) -> Iterator[None]:
     """Without what an earlier test or a launcher set, and with the threads given back."""
-    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU", "ACCELERATE_MIXED_PRECISION"):
-        monkeypatch.delenv(name, raising=False)
+    for name in list(os.environ):
+        if name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR") or name.startswith("ACCELERATE_"):
+            monkeypatch.delenv(name)
     AcceleratorState._reset_state(True)
     threads = torch.get_num_threads()
     yield
@@ -89,3 +93,77 @@ def test_float16_on_a_cpu_is_refused(monkeypatch, by):
     arguments: dict[str, Any] = {"mixed_precision": "fp16"} if by == "argument" else {}
     with pytest.raises(ValueError, match="--mixed_precision fp16 needs a GPU"):
         join_processes(**arguments)
+
+
+# ---- what `accelerate launch` asks for by variables ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "remedy"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "accelerate launch --use_fsdp"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate launch --use_deepspeed"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "accelerate launch --use_megatron_lm"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "accelerate launch --use_parallelism_config"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give --compile"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "is not one of no, fp16, bf16"),
+        ("ACCELERATE_MIXED_PRECISION", "BF16", "is not one of no, fp16, bf16"),  # Accelerate: float32, and no word
+    ],
+)
+def test_variables_that_ask_for_what_is_not_done_are_refused_by_name(monkeypatch, name, value, remedy):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError) as raised:
+        join_processes()
+    assert str(raised.value).startswith(f"{name}={value} ") and remedy in str(raised.value)
+
+
+def test_variables_that_ask_for_nothing_are_taken(monkeypatch):
+    """What `accelerate launch` sets for one process."""
+    ordinary = {"DYNAMO_BACKEND": "NO", "MIXED_PRECISION": "no", "USE_CPU": "True", "USE_FSDP": "false"}
+    for name, value in ordinary.items():
+        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+    assert join_processes().num_processes == 1
+
+
+def test_a_precision_as_an_argument_overrules_the_variable(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    assert join_processes(mixed_precision="bf16").mixed_precision == "bf16"
+
+
+@pytest.mark.parametrize("by_launcher", [True, False])
+def test_an_address_without_a_number_of_processes_is_of_a_launcher_that_started_one(monkeypatch, by_launcher):
+    """Left by accelerate launch it is refused; set in the shell, for something else, it is nobody's business."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    if not by_launcher:
+        assert join_processes().num_processes == 1
+        return
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    with pytest.raises(ValueError, match="was asked for several processes and started one"):
+        join_processes()
+
+
+KNOWN = {  # to us, by what becomes of them
+    "obeyed": {"MIXED_PRECISION", "USE_CPU", "TORCH_DEVICE"},
+    "refused": {
+        "GRADIENT_ACCUMULATION_STEPS",
+        "FP8_BACKEND",
+        *(name.partition("_")[2] for name in processes.SHARDING),
+    },
+    "without effect on numbers": {"BYPASS_DEVICE_MAP", "CPU_AFFINITY", "DEBUG_MODE"},
+    "of machines that are not ours": {
+        "USE_SAGEMAKER",
+        "SAGEMAKER_DISTRIBUTED_TYPE",
+        "DOWNCAST_BF16",
+        "USE_IPEX",
+        "USE_XPU",
+    },
+    "of what is refused": {"ALLOW_CP_STANDALONE"},
+}
+
+
+@pytest.mark.parametrize("module", ["accelerator", "state"])
+def test_no_variable_of_accelerate_is_unknown(module):
+    """Where a new version has another, decide what becomes of it, and say so in docs/training.md."""
+    source = inspect.getsource(importlib.import_module(f"accelerate.{module}"))
+    found = set(re.findall(r"\bACCELERATE_([A-Z0-9_]*[A-Z0-9])\b", source))
+    assert len(found) > 5 and found <= set().union(*KNOWN.values())

@@ -310,11 +310,19 @@ def ready(dev: ModuleType) -> ModuleType:
 def test_help_lists_the_commands(dev, capsys, arguments):
     assert dev.main(arguments) == 0
     help_text = capsys.readouterr().out
-    assert all(f"dev.py {command} " in help_text for command in ("demo", "test", "check", "install"))
+    assert all(f"dev.py {command} " in help_text for command in ("demo", "test", "check", "install", "versions"))
     assert not dev.VENV.exists()
 
 
-@pytest.mark.parametrize(("arguments", "named"), [(["tset"], "'tset'"), (["demo", "--fast"], "--fast")])
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["tset"], "'tset'"),
+        (["demo", "--fast"], "--fast"),
+        (["versions"], "lowest, or newest"),
+        (["versions", "oldest"], "lowest, or newest"),
+    ],
+)
 def test_what_is_not_understood_is_named(dev, capsys, arguments, named):
     assert dev.main(arguments) == 2
     assert named in capsys.readouterr().err
@@ -434,3 +442,71 @@ def test_interrupt_waits_for_the_child_and_shows_no_stack(ready):
         assert calls(ready)[-1] == "saved"
     printed = (ready.ROOT / "error").read_text()
     assert "Traceback" not in printed and "stopped" in printed
+
+
+# ---- Other versions ----
+
+
+BOUNDS = """
+[project]
+dependencies = ["torch>=2.6,<3", "pyyaml>=6"]
+[project.optional-dependencies]
+dev = ["ddpm_hf[train]", "build>=1.2.1"]
+train = ["datasets>=5,<6"]
+"""
+
+
+@pytest.fixture
+def other(dev: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """`dev` with bounds, and environments of shell scripts."""
+
+    def make_venv(venv: Path) -> None:
+        monkeypatch.setattr(dev, "BIN", venv / "bin")
+        add_program(
+            dev, "python", f'case "$*" in *pytest*) exit 4;; *" -c "*) cat {venv}/constraints.txt >> calls;; esac'
+        )
+
+    (dev.ROOT / "pyproject.toml").write_text(BOUNDS)
+    monkeypatch.setattr(dev, "make_venv", make_venv)
+    return dev
+
+
+TESTS = ON_ALL_CORES + "not integration and not slow and not docs and not long"
+
+
+@pytest.mark.parametrize(
+    ("which", "has_index", "torch", "constraints"),
+    [
+        ("lowest", True, "torch==2.6", ["torch==2.6", "pyyaml==6", "build==1.2.1", "datasets==5"]),
+        ("newest", True, "torch", []),
+        ("lowest", False, None, ["torch==1.2.3", "pyyaml==6", "build==1.2.1", "datasets==5"]),
+        ("newest", False, None, ["torch==1.2.3"]),
+    ],
+)
+def test_other_versions_run_the_unit_tests(other, monkeypatch, capsys, which, has_index, torch, constraints):
+    """Without PyTorch's CPU index torch stays as it is pinned, which is said; else its gigabytes would come."""
+    monkeypatch.setattr(other, "wants_cpu_torch", lambda: True)
+    monkeypatch.setattr(other, "reachable", lambda url: has_index)
+    assert other.main(["versions", which, "-x"]) == 4
+    index = [f"python -m pip install --no-compile --no-deps --index-url {other.CPU_WHEELS} {torch}"] if torch else []
+    install = f"python -m pip install --no-compile -c .venv-{which}/constraints.txt -e .[dev]"
+    assert calls(other) == [*index, install, *constraints, "python -m pip list", f"{TESTS} -x"]
+    assert ("torch stays at 1.2.3" in capsys.readouterr().err) == (not has_index)
+    assert not other.VENV.exists()
+
+
+def test_other_versions_that_cannot_be_installed_are_not_tested(other):
+    add_program(other, "python")
+    other.make_venv = lambda venv: (setattr(other, "BIN", venv / "bin"), add_program(other, "python", "exit 7"))
+    assert other.main(["versions", "newest"]) == 7
+    assert [call for call in calls(other) if "pytest" in call] == []
+
+
+def test_every_bound_of_the_lowest_versions_is_written_as_one_version():
+    """Else `versions lowest` would leave a package at its newest."""
+    project = tomllib.loads((DEV_PY.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    lines = [line for line in [*project["dependencies"], *itertools.chain(*extras)] if "ddpm_hf[" not in line]
+    assert len(lines) > 30
+    for line in lines:
+        assert re.match(r"[\w.-]+>=\d[\d.]*(,|$)", line), line

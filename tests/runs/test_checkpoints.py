@@ -386,20 +386,20 @@ def test_changes_name_every_field_with_both_values():
         "dataset": {"name": "renamed", "num_samples": 3, "fingerprint": "xyz"},
     }
     lines = checkpoints.changes(MANIFEST, now, free={"num_steps"})
-    assert lines == [
-        "learning_rate was 0.001, is 0.002",
-        "channels was [8, 16], is [8]",
-        "dropout was None, is 0.1",
-        "number of processes was 1, is 2",
-        "data (sha256) was 'abc', is 'xyz'",
-    ]
-    assert checkpoints.changes(MANIFEST, MANIFEST, free=()) == []
+    assert lines == {
+        "learning_rate": "learning_rate was 0.001, is 0.002",
+        "channels": "channels was [8, 16], is [8]",
+        "dropout": "dropout was None, is 0.1",
+        "num_processes": "number of processes was 1, is 2",
+        "data": "data (sha256) was 'abc', is 'xyz'",
+    }
+    assert checkpoints.changes(MANIFEST, MANIFEST, free=()) == {}
 
 
 def test_options_are_unchanged_by_a_file(tmp_path):
     options = {"tuple": [1, 2], "none": None, "bool": True, "tiny": 1e-30, "third": 1 / 3, "text": "β “quoted”\n"}
     then = verify(save(tmp_path, 1, options=options))
-    assert checkpoints.changes(then, {**MANIFEST, "options": options}, free=()) == []
+    assert checkpoints.changes(then, {**MANIFEST, "options": options}, free=()) == {}
 
 
 def test_changed_mathematics_is_refused_unless_allowed(tmp_path, caplog):
@@ -410,6 +410,20 @@ def test_changed_mathematics_is_refused_unless_allowed(tmp_path, caplog):
     assert not caplog.records
     assert resume(tmp_path, manifest=now, allow_changes=True) == path
     assert "resuming although learning_rate was 0.001, is 0.005" in caplog.text
+
+
+def test_changes_may_be_allowed_by_name(tmp_path, caplog):
+    """What is refused is what was not named; what to give names all that differ."""
+    path = save(tmp_path, 10)
+    now = {**changed(learning_rate=5e-3), "world_size": 2}
+    for allowed in ((), {"seed"}, {"learning_rate"}):
+        with pytest.raises(ValueError, match="--allow_changes learning_rate,num_processes to go on") as raised:
+            resume(tmp_path, manifest=now, allow_changes=allowed)
+        assert "number of processes was 1, is 2" in str(raised.value)
+        assert ("learning_rate was" in str(raised.value)) == ("learning_rate" not in allowed)
+    assert resume(tmp_path, manifest=now, allow_changes={"learning_rate", "num_processes"}) == path
+    assert "resuming although number of processes was 1, is 2" in caplog.text
+    assert resume(tmp_path, manifest=now, free={"learning_rate", "num_processes"}) == path
 
 
 def test_what_is_free_may_change_silently(tmp_path, caplog):
@@ -470,10 +484,12 @@ def test_a_switch_newer_than_the_checkpoint_is_off():
     then = {**common, "options": {"learning_rate": 1e-3}}
 
     def differences(**newer):
-        return checkpoints.changes(then, {**common, "options": {"learning_rate": 1e-3, **newer}}, free=())
+        return list(
+            checkpoints.changes(then, {**common, "options": {"learning_rate": 1e-3, **newer}}, free=()).values()
+        )
 
     assert differences(convert_channels=False, held_out_every=None) == []
     assert differences(convert_channels=True) == ["convert_channels was None, is True"]
     assert differences(label_dropout=0.1) == ["label_dropout was None, is 0.1"]
     now = {**common, "options": {"learning_rate": 1e-3, "label_dropout": 0.1}}
-    assert checkpoints.changes(then, now, free=(), defaults={"label_dropout": 0.1}) == []
+    assert checkpoints.changes(then, now, free=(), defaults={"label_dropout": 0.1}) == {}

@@ -196,6 +196,33 @@ def test_the_dry_run_names_the_classes(tmp_path, capsys, dropout):
     assert "cat 20, dog 12" in said and "s a step" in said
 
 
+def test_labels_of_held_out_folders_may_lie_elsewhere(tmp_path):
+    """Sub-folders where the data have a column of metadata.csv. What they lack is said with the option for it."""
+    folder, other = shown(tmp_path / "pets", {"cat": 20, "dog": 12}), shown(tmp_path / "more", {"cat": 3, "dog": 3})
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.rglob("*.png"))]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,kind", *rows]) + "\n")
+    options = {"dataset_name": "none", "train_data_dir": folder, "eval_data_dir": other, "eval_every": 3}
+    options |= {"label_column": "kind", "num_steps": 3}
+    message = refusal(tmp_path / "run", **options)
+    assert f"{other} has no such column of labels" in message and "--eval_label_column says where" in message
+    run = train(tmp_path / "run", **options, eval_label_column="label")
+    (line,) = [line for line in read_metrics(run / "metrics.jsonl") if "held_out_bpd" in line]
+    assert line["held_out_bpd"] > 0
+    with pytest.raises(SystemExit):
+        train(tmp_path / "none", eval_label_column="label")
+
+
+def test_refusals_name_few_of_many_classes(tmp_path):
+    """And those in which two sets differ."""
+    many = {f"kind {i:03}": 1 for i in range(60)}
+    folder = shown(tmp_path / "pets", many)
+    other = shown(tmp_path / "more", {**dict(list(many.items())[1:]), "z\u202ebra": 1})
+    options = {"dataset_name": "none", "train_data_dir": folder, "eval_data_dir": other, "eval_every": 3, **LABELLED}
+    message = refusal(tmp_path / "run", **options)
+    assert "trained on, kind 000, kind 001, " in message and message.count(" and 52 more") == 2
+    assert message.endswith(", and differ in kind 000, z bra") and "kind 020" not in message
+
+
 def test_held_out_folders_need_the_same_classes(tmp_path):
     folder, other = shown(tmp_path / "pets", {"cat": 20, "dog": 12}), shown(tmp_path / "more", {"cat": 3, "fox": 3})
     options = {"dataset_name": "none", "train_data_dir": folder, "eval_data_dir": other, "eval_every": 3, **LABELLED}
