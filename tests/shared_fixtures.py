@@ -106,3 +106,15 @@ def tiny_scheduler() -> Callable[..., DDPMPaperScheduler]:
         return DDPMPaperScheduler(**{"num_train_timesteps": 10, "beta_start": 0.01, "beta_end": 0.6, **config})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def carried_code(tmp_path_factory) -> Iterator[None]:
+    """Carried code runs from a folder of diffusers' that all processes share; here from one of this process.
+
+    One for all its tests: Python keeps the folder that it first imported from.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        cache = str(tmp_path_factory.mktemp("modules"))
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
+        yield

@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +38,8 @@ def same(first: Tensor, second: Tensor) -> None:
     torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _code_of_this_process(tmp_path_factory) -> Iterator[None]:
-    """Carried code runs from a folder of diffusers' that all processes share; here from one that they do not."""
-    with pytest.MonkeyPatch.context() as patch:
-        cache = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
-        yield
-
-
 @pytest.fixture(params=NETWORKS)
-def saved(request, tiny_scheduler, tmp_path, caplog) -> tuple[DDPMPaperPipeline, Path]:
+def saved(request, tiny_scheduler, tmp_path, caplog, carried_code) -> tuple[DDPMPaperPipeline, Path]:
     """A pipeline of an own network, and the folder it was saved in without a word."""
     torch.manual_seed(0)
     pipe = DDPMPaperPipeline(NETWORKS[request.param](), tiny_scheduler())

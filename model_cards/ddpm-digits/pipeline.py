@@ -3,12 +3,16 @@
 This file is copied into checkpoints, beside the two it imports.
 """
 
+import contextvars
 import copy
 import functools
 import inspect
 import json
+import logging
 import math
+import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +26,10 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler
-from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, evaluation_mode
+from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, known_prediction
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights, evaluation_mode
 
+logger = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
 CARRIED = {
@@ -38,8 +43,10 @@ ClassLabels = str | int | Sequence[str | int | None] | Tensor | None
 PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
     *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
+    "unet/own_*.py",
     *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
 )
+_loading: contextvars.ContextVar[dict] = contextvars.ContextVar("arguments of from_pretrained")
 STOCK_CARD = "This model card has been automatically generated"  # and says nothing
 PLAIN_CARD = """---
 library_name: diffusers
@@ -54,7 +61,8 @@ tags:
 
 A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_hf` installed,
 `DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
-`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository.
+`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository. With a
+`unet/own_….py` in it, both need `trust_remote_code=True`, or the network as `unet=`.
 """
 
 
@@ -97,7 +105,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
     """Sampling from a DDPM (Algorithm 2): images, or points in R^d.
 
     Args:
-        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or a diffusers `UNet2DModel`, with or without classes.
+        unet: ε_θ, a `DDPMPaperUNet`, `DDPMPaperMLP`, or a diffusers `UNet2DModel`, with or without classes; or any
+            `ModelMixin` with `in_channels` and `sample_size` in its config, and `.sample` in what (x, t) gives.
         scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
         id2label: the names of a conditional network's classes, by their numbers; saved in model_index.json.
 
@@ -115,16 +124,28 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel,
+        unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel | ModelMixin,
         scheduler: DDPMPaperScheduler | SchedulerMixin,
         id2label: dict | None = None,
     ):
         super().__init__()
+        if "predict_epsilon" in getattr(scheduler, "config", {}):
+            scheduler = type(scheduler).from_config(known_prediction(scheduler.config))  # type: ignore[union-attr]
         self.register_modules(unet=unet, scheduler=scheduler)
         if id2label is not None:
             self.register_to_config(id2label=_checked_names(id2label, unet))
         self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
         self._last = [False, 0]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers, but ValueError for a network without what a call asks of it."""
+        if name == "unet" and value is not None:
+            missing = [each for each in ("config", "device", "dtype") if not hasattr(value, each)]
+            remedy = "derive its class from diffusers' ModelMixin and ConfigMixin"
+            if hasattr(value, "module"):  # of DataParallel and its kin
+                remedy = "take its .module, and start one process per GPU, each with its own seeds"
+            _check(not missing, f"unet: a {type(value).__name__} has no {', '.join(missing)}; {remedy}")
+        super().__setattr__(name, value)
 
     @property
     def num_timesteps(self) -> int:
@@ -151,10 +172,17 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (C, H, W) for images, (d,) for points."""
-        config: Any = self.unet.config
-        size = config.get("sample_size") or ()
-        return (config.in_channels, *((size, size) if isinstance(size, int) else size))
+        """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
+        return self._shape(self.unet.config.get("sample_size", ()))
+
+    def _shape(self, size: Any) -> tuple[int, ...]:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        factor = 2 ** (len(self.unet.config.get("block_out_channels") or [0]) - 1)
+        whole = len(sides) in (0, 2) and all(_is_whole(side, 1, 2**16) and side % factor == 0 for side in sides)
+        stated = f"a size of {size!r} must be a multiple of {factor}, as one integer or as (height, width)"
+        found = "the network states no sample_size" if size is None else stated
+        _check(whole, f"{found}: pipe.unet.register_to_config(sample_size=…), or write it into unet/config.json")
+        return (self.unet.config.in_channels, *sides)
 
     # ---- classes ---------------------------------------------------------------------------------------------------
 
@@ -237,8 +265,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
 
-    def own_scheduler(self, num_inference_steps: int | None = None) -> Any:
-        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see."""
+    def own_scheduler(self, num_inference_steps: int | None = None, eta: float | None = None) -> Any:
+        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see.
+
+        `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
+        """
         steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
@@ -246,13 +277,19 @@ class DDPMPaperPipeline(DiffusionPipeline):
         scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)
-            return scheduler
-        steps = total if steps is None else steps
-        scheduler.set_timesteps(steps, device=self._execution_device)
-        name, timesteps = type(scheduler).__name__, scheduler.timesteps
-        # a multistep solver would divide by the length of a step that is none
-        twice = name.endswith("MultistepScheduler") and len(timesteps.unique()) < len(timesteps)
-        _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
+        else:
+            name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
+            channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
+            _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
+            _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
+        if eta is not None:
+            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
+            _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
+            scheduler.step = functools.partial(scheduler.step, eta=eta)
+        first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
+        if signal[first] > 0.05 > signal[-1]:
+            _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "
+                       "timestep_spacing='trailing', or take another number of steps")  # fmt: skip
         return scheduler
 
     def model_output(
@@ -294,7 +331,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         with evaluation_mode(self.unet):
             x_t = scheduler.scale_model_input(x, t)
             model_output = self.model_output(x_t, t, class_labels, guidance_scale)
-        options = {"generator": generator} if _takes_generator(type(scheduler)) else {}
+        options = {"generator": generator} if _takes(type(scheduler), "generator") else {}
         stepped = scheduler.step(model_output, t, x, **options)
         return ReverseStep(t, x_t, model_output, stepped.get("pred_original_sample"), stepped.prev_sample)
 
@@ -351,6 +388,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         seeds: Sequence[int] | None = None,
         generator: Generators = None,
         num_inference_steps: int | None = None,
+        eta: float | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -372,7 +410,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
             generator: a torch.Generator, or one per sample.
             num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default all of them,
                 or the scheduler's own `inference_timesteps`.
-            latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn.
+            eta: η from 0 to 1, for a scheduler that has it, as DDIM's: 0 adds no noise, 1 as much as `fixed_small`.
+            latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn. Images may have another
+                height and width, where the network takes them.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
                 chain left it, about [-1, 1]. For points "np", "pt" and "latent" are [B, d], not rescaled.
             return_dict: an `ImagePipelineOutput`, else the 1-tuple of its images.
@@ -385,7 +425,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(not unknown, f"callback_on_step_end_tensor_inputs has {unknown}; only 'latents' can be passed")
         called = callback_on_step_end is None or callable(callback_on_step_end)
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
-        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps)
+        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps, eta)
         self._check_guidance(class_labels, guidance_scale)
         labels = _plain(class_labels)
         sizes = {"batch_size": batch_size, "class_labels": len(labels) if isinstance(labels, list) else None}
@@ -420,7 +460,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self, sizes: dict[str, int | None], seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
         """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
-        known, shape = output_type in OUTPUT_TYPES, self.sample_shape
+        unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
+        known, shape = (
+            output_type in OUTPUT_TYPES,
+            self._shape((*latents.shape[2:],)) if unsized else self.sample_shape,
+        )
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
         _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
@@ -433,7 +477,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(drawing, f"generator must be a torch.Generator or a list of them, got {generator!r}")
         if latents is not None:
             _check(isinstance(latents, Tensor), f"latents must be a tensor, got {type(latents).__name__}")
-            fits = tuple(latents.shape[1:]) == shape
+            fits = latents.ndim == len(shape) + 1 and latents.shape[1] == shape[0]  # of another height and width, too
             _check(fits, f"latents have shape {tuple(latents.shape)}; expected [B, {shape}]")
             _check(torch.isfinite(latents).all(), "latents must be finite, and hold NaN or infinity")
         sizes = {
@@ -486,6 +530,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         for name in ("unet", "scheduler"):
             if index[name][1] in CARRIED:
                 index[name][0] = CARRIED[index[name][1]][0]
+        if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
+            index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -512,7 +558,23 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        return super().from_pretrained(*args, **kwargs)
+        places = [Path(args[0], name) for name in ("unet_ema", "unet", "")] if args and "unet" not in kwargs else []
+        place = next((place for place in places if (place / "config.json").is_file()), None)
+        if place is not None:
+            check_weights(place.glob("*"), kwargs)
+            how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
+            alone = f"{place} is a network without a scheduler: take it with the process that it was trained in, {how}"
+            if not Path(args[0], cls.config_name).is_file():
+                raise OSError(f"{args[0]} has no {cls.config_name}; {alone}")
+            if place == places[-1] and kwargs.get("variant"):  # which diffusers looks for in folders alone
+                network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
+                options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
+                kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
+        token = _loading.set(kwargs)
+        try:
+            return super().from_pretrained(*args, **kwargs)
+        finally:
+            _loading.reset(token)
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
@@ -531,7 +593,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
         loaded = super().load_config(*args, **kwargs)
-        index = loaded[0] if isinstance(loaded, tuple) else loaded
+        index, arguments = loaded[0] if isinstance(loaded, tuple) else loaded, _loading.get({})
         for name in {"unet", "scheduler"} & index.keys():
             pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]
             _check(pair, f"model_index.json: {name} is {index[name]}; expected a library and a class")
@@ -539,8 +601,15 @@ class DDPMPaperPipeline(DiffusionPipeline):
             stem, installed = CARRIED.get(class_name, (None, None))
             if library == stem:
                 index[name] = [installed.__module__, class_name]
-            known = library in (stem, "diffusers")
-            _check(known, f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}")
+            known = library in (stem, "diffusers") and class_name != "ModelMixin"
+            remedy = "; pass unet=MyNetwork.from_pretrained(…)" if name == "unet" else ""
+            if arguments.get(name) is not None and library != stem:  # of what the index names nothing is imported
+                index[name], known = ["diffusers", "ModelMixin" if name == "unet" else "SchedulerMixin"], True
+            elif re.fullmatch(r"own_\w+", library):
+                known = arguments.get("trust_remote_code")
+                remedy += f", or trust_remote_code=True, which runs {name}/{library}.py"
+            found = f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}"
+            _check(known, found + remedy)
         return loaded
 
 
@@ -578,8 +647,53 @@ def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
 
 
 @functools.cache
-def _takes_generator(scheduler_class: type) -> bool:
-    return "generator" in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+def _takes(scheduler_class: type, argument: str) -> bool:
+    return argument in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+
+
+def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
+    """Of a scheduler of diffusers. Raises ValueError unless its ᾱ follows from the configuration's β, and σ from ᾱ."""
+    name, stated = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
+    _check(stated is not None, f"{name} has no alphas_cumprod: it samples another process than a DDPM's")
+    stated = torch.as_tensor(stated, dtype=torch.float64, device="cpu")
+    parts = ("num_train", "beta_", "trained_betas", "rescale_betas")
+    betas = {key: value for key, value in scheduler.config.items() if key.startswith(parts)}
+    expected = DDPMPaperScheduler(**betas, prediction_type="sample").alphas_cumprod.double()  # ᾱ_T = 0 is for x_0
+    near = 1e-3 * torch.minimum(expected, 1 - expected) + 1e-6  # float32 tables; stock's 0 is 2⁻²⁴
+    same = stated.shape == expected.shape and bool(((stated - expected).abs() <= near).all())
+    _check(same, f"{name} has another ᾱ than the β of its configuration make: it samples another process")
+    scheduler.set_timesteps(steps, device=device)
+    t, sigmas, total = scheduler.timesteps.cpu().double(), getattr(scheduler, "sigmas", None), len(expected)
+    down = total > t[0] == t.max()  # NaN, where stock divides by 0, is neither
+    _check(down, f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
+    around = (int(t[0]) + torch.tensor([-1, 2])).clamp(0, total - 1)  # grids need not begin at a timestep
+    low, high = sorted((1 / stated[around] - 1).sqrt().tolist())
+    first, last = (low, 0.0) if sigmas is None else (float(sigmas.max()), float(sigmas[-1]))
+    own = low * 0.999 <= first <= high * 1.001
+    _check(own, f"{name} begins with σ = {first:.4g} at t = {t[0]:g}, where a DDPM has {low:.4g} to {high:.4g}")
+    _check(last < 0.2, f"{name} ends with σ = {last:.2g}: samples would keep this noise")
+    # a multistep solver would divide by the length of a step that is none
+    twice = hasattr(scheduler, "lower_order_nums") and sigmas is not None and len(sigmas.unique()) < len(sigmas)
+    _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _with_code(network: type, folder: Path) -> list[str]:
+    """The index's entry of an own network, with its file copied to `folder`; or a warning where that could not run."""
+    module, name = sys.modules.get(network.__module__), network.__name__
+    source = Path(getattr(module, "__file__", None) or "")
+    stays = network.__module__ == "__main__" or getattr(module, name, None) is not network or source.suffix != ".py"
+    if stays or re.search(r"^\s*from\s+\.", source.read_text(encoding="utf-8"), re.MULTILINE):
+        how = f"load it by from_pretrained(…, unet={name}.from_pretrained(…, subfolder='unet'))"
+        logger.warning("the code of %s (%s) is not saved with it: %s", name, network.__module__, how)
+        return ["diffusers", "ModelMixin"]
+    stem = f"own_{source.stem.removeprefix('own_')}"
+    shutil.copyfile(source, folder / f"{stem}.py")
+    return [stem, name]
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

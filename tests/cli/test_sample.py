@@ -95,8 +95,7 @@ def test_sizes_that_are_none(size, images, capsys):
     assert ended.value.code == 2 and f"{size!r} is no size; give height x width" in capsys.readouterr().err
 
 
-def test_own_networks_are_drawn_from_by_trust(tiny_scheduler, tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+def test_own_networks_are_drawn_from_by_trust(tiny_scheduler, tmp_path, carried_code):
     DDPMPaperPipeline(OwnNet(), tiny_scheduler()).save_pretrained(tmp_path / "own")
     words = ["sample", str(tmp_path / "own"), "-o", str(tmp_path / "a.npy")]
     with pytest.raises(SystemExit) as ended:

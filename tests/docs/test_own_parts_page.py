@@ -32,13 +32,12 @@ def folder(tmp_path_factory) -> Path:
 def run(code: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(folder / "modules"))
     namespace: dict[str, Any] = {}
     exec(compile(code, "docs/own_parts.md", "exec"), namespace)
     return namespace
 
 
-def test_what_is_saved_is_loaded_in_both_ways(folder, monkeypatch):
+def test_what_is_saved_is_loaded_in_both_ways(folder, monkeypatch, carried_code):
     made = run(SNIPPETS[0], folder, monkeypatch)
     assert (folder / "mine" / "unet" / "own_my_nets.py").read_text(encoding="utf-8") == FILE
     pipes = [made[name] for name in ("pipe", "given", "trusted")]

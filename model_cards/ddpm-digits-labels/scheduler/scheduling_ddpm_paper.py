@@ -25,8 +25,8 @@ from torch import Tensor
 
 PREDICTION_TYPES = ("epsilon", "sample", "previous_sample", "v_prediction")
 VARIANCE_TYPES = ("fixed_small", "fixed_large", "learned", "fitted")
-STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50")
+STOCK_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # of all schedulers of diffusers
+BETA_SCHEDULES = (*STOCK_BETA_SCHEDULES, "quad", "const", "jsd", "warmup10", "warmup50", "sigmoid")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 MIN_ALPHA_CUMPROD = 1e-300  # below, 1/ᾱ overflows
 MAX_TIMESTEPS = 1_000_000  # a mistyped number must not allocate all memory
@@ -282,7 +282,7 @@ def clipped(x_start: Tensor, clip_denoised: Clip) -> Tensor:
 
 
 def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
-    """β_1 … β_T in float64, [T]: the six schedules of the paper's code and stock diffusers' two others.
+    """β_1 … β_T in float64, [T]: the six schedules of the paper's code and stock diffusers' three others.
 
     `beta_start` and `beta_end` have no effect on `jsd` (1/T, 1/(T−1), …, 1) and `squaredcos_cap_v2`.
     Raises ValueError for an unknown schedule.
@@ -297,6 +297,8 @@ def make_betas(beta_schedule: str, num_timesteps: int, beta_start: float, beta_e
     if beta_schedule == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, Eq. 17
         f = np.cos((np.arange(num_timesteps + 1) / num_timesteps + 0.008) / 1.008 * math.pi / 2) ** 2
         return np.minimum(1 - f[1:] / f[:-1], 0.999)
+    if beta_schedule == "sigmoid":
+        return beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, num_timesteps)))
     warmup = int(num_timesteps * {"const": 0.0, "warmup10": 0.1, "warmup50": 0.5}[beta_schedule])
     return np.append(np.linspace(beta_start, beta_end, warmup), np.full(num_timesteps - warmup, float(beta_end)))
 
@@ -314,9 +316,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     Configuration names and values are stock DDPMScheduler's, except:
 
-    - `beta_schedule` also takes the paper code's `quad`, `const`, `jsd`, `warmup10`, `warmup50`; for those the
-      configuration carries `trained_betas`, so that every other diffusers scheduler can be built from it.
-      `sigmoid` and `laplace` are refused.
+    - `beta_schedule` also takes the paper code's `quad`, `const`, `jsd`, `warmup10`, `warmup50`; for those, and for
+      `sigmoid`, which few of them know, the configuration carries `trained_betas`, so that every other diffusers
+      scheduler can be built from it. `laplace` is refused.
     - `prediction_type` also takes `previous_sample`, the paper's μ̃ (Table 2).
     - `variance_type` is `fixed_small` (β̃_t), the paper's choice at 256² and stock's default; its CIFAR-10 runs have
       `fixed_large` (β_t). `learned` is a log-variance in the second half of the channels, as in the paper's code;
@@ -358,8 +360,6 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         inference_timesteps: Sequence[int] | None = None,
         x_start_mse: Sequence[float] | None = None,
     ):
-        # Another scheduler built from this configuration would replace what was left at our defaults by its own.
-        self.config.get("_use_default_values", [])[:] = _droppable(self.config)
         _check_config(self.config)
         name, betas = "trained_betas", trained_betas
         if betas is None:
@@ -376,9 +376,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         mse = None if x_start_mse is None else _spread(x_start_mse, own, len(betas))
         self.diffusion = GaussianDiffusion(betas, prediction_type, variance_type, x_start_mse=mse)
         self._default_chain = self.diffusion.respaced(own)
-        # Other schedulers warn of keys they do not know: only configurations that need these have them.
+        # Other schedulers warn of keys they do not know, and replace by their own what a configuration calls defaults.
         absent = {key for key in ("inference_timesteps", "x_start_mse") if self.config[key] is None}
-        absent |= {key for key in ("_use_default_values",) if not self.config.get(key)}
+        absent.add("_use_default_values")
         self._internal_dict = FrozenDict({key: value for key, value in self.config.items() if key not in absent})
         # For code that reads stock's attributes; the float64 truth is `diffusion`.
         self.betas = torch.tensor(self.diffusion.betas, dtype=torch.float32)
@@ -387,9 +387,10 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any):
-        """As in diffusers, but what the other scheduler left at its defaults is kept where training depends on it."""
+        """As in diffusers, but what the other scheduler left at its defaults is kept, as if saved and loaded."""
         if isinstance(config, dict):
-            config = {**config, "_use_default_values": _droppable(config)}
+            known = known_prediction(config)
+            config = {key: value for key, value in known.items() if key != "_use_default_values"}
             if config.get("variance_type") == "learned" and config.get("_class_name", cls.__name__) != cls.__name__:
                 raise ValueError("variance_type='learned' of stock is not a log-variance; it has no equivalent here")
             if config.get("variance_type", "") is None:  # of schedulers that have no variance, such as DPM-Solver
@@ -549,13 +550,16 @@ def _noise(x_t: Tensor, sigma: float, generator: Generators, given: Tensor | Non
     return randn_tensor(x_t.shape, generator=generator, device=x_t.device, dtype=x_t.dtype).mul_(sigma)
 
 
-def _droppable(config: Mapping[str, Any]) -> list[str]:
-    """Of the values a configuration left at its class's defaults, those that another class may replace by its own.
-
-    diffusers replaces all of them, so that Heun built from our configuration would get other betas than the network
-    was trained with; only how timesteps are spaced in sampling is a scheduler's own affair.
-    """
-    return [key for key in ("timestep_spacing", "steps_offset") if key in config.get("_use_default_values", [])]
+def known_prediction(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` with a prediction_type for predict_epsilon, of diffusers before 0.9. ValueError where both disagree."""
+    config, old, left = dict(config), config.get("predict_epsilon"), config.get("_use_default_values", [])
+    if "predict_epsilon" in config:
+        meant = {"True": "epsilon", "False": "sample"}.get(repr(config.pop("predict_epsilon")))
+        stated = None if "prediction_type" in left else config.get("prediction_type")
+        pair = f"predict_epsilon={old!r} (true is 'epsilon', false 'sample') and prediction_type={stated!r}"
+        _check(meant and stated in (None, meant), f"{pair} contradict each other: remove the wrong one")
+        config |= {"prediction_type": meant, "_use_default_values": [k for k in left if k != "prediction_type"]}
+    return config
 
 
 # ---- what is refused -----------------------------------------------------------------------------------------------

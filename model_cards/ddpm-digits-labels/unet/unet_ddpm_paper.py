@@ -8,7 +8,8 @@ import contextlib
 import math
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +23,10 @@ from torch import Tensor, nn
 
 MAX_SIZE, MAX_LAYERS = 2**16, 1000  # a mistyped number must not allocate all memory
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
+# the files of a network's weights; the first group is their variant
+WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(safetensors|bin)")
+PICKLED = "use_safetensors=False (--allow_pickle) if you trust its source: a .bin is a pickle, which can run code"
+PICKLED += "; save_pretrained, or ddpm-hf convert, then writes safetensors"
 Time = int | float | Tensor
 ClassLabels = int | Tensor | None
 
@@ -298,6 +303,7 @@ class _PaperModel(ModelMixin, ConfigMixin):
         where, wants_info = args[0] if args else cls.__name__, kwargs.pop("output_loading_info", False)
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
+        check_weights(Path(where, kwargs.get("subfolder") or "").glob("*"), kwargs)
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except (RuntimeError, ValueError) as error:
@@ -307,10 +313,6 @@ class _PaperModel(ModelMixin, ConfigMixin):
                 raise
             told = misshapen[0] if misshapen else str(error)
             raise ValueError(f"{where}: the weights are damaged or of another network; {told}") from error
-        except OSError as error:
-            if "safetensors" not in str(error):
-                raise
-            raise OSError(f"{error} Pickled weights are read only with use_safetensors=False.") from error
         model, info = loaded
         named = list(model.named_parameters())
         faults = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected") if info[f"{kind}_keys"]}
@@ -387,6 +389,16 @@ class DDPMPaperUNet(_PaperModel):
         residual = [m.conv2 for m in self.modules() if isinstance(m, ResnetBlock)]
         residual += [m.to_out[0] for m in self.modules() if isinstance(m, SelfAttention)]
         self._init_weights(near_zero={self.conv_out, *residual})
+
+    def register_to_config(self, **config: Any) -> None:
+        """As in diffusers; with another `sample_size` attention stays at its levels. Raises ValueError."""
+        side: Any = config.get("sample_size")
+        if hasattr(self, "down_blocks") and side not in (None, self.config["sample_size"]):
+            _check_unet_config({**self.config, **config})
+            side = side if isinstance(side, int) else max(side)
+            attended = [level for level, block in enumerate(self.down_blocks) if len(block.attentions)]  # type: ignore
+            config["attention_resolutions"] = tuple(side >> level for level in attended)
+        super().register_to_config(**config)
 
     def forward(
         self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
@@ -494,6 +506,17 @@ class DDPMPaperMLP(_PaperModel):
 def _check(holds: Any, message: str) -> None:
     if not holds:
         raise ValueError(message)
+
+
+def check_weights(files: Iterable[Path], asked: Mapping[str, Any]) -> None:
+    """OSError if there are weights, but none of this `variant` and `use_safetensors`: which, and how to read them."""
+    ordered = sorted(files, key=lambda file: file.name, reverse=True)  # safetensors first
+    found = {(m[1], m[2] == "safetensors"): file for file in ordered if (m := WEIGHTS.fullmatch(file.name))}
+    if found and (asked.get("variant"), bool(asked["use_safetensors"])) not in found:
+        (variant, safe), file = next(iter(found.items()))
+        how = [f'variant="{variant}" (--variant {variant})'] * bool(variant) + [PICKLED] * (not safe)
+        options = " and ".join(how) or "neither variant nor use_safetensors"
+        raise OSError(f"found {', '.join(map(str, found.values()))}; {file.name} is read with {options}")
 
 
 def _check_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
