@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -462,6 +463,19 @@ def test_gpu_rows_are_listed_where_there_is_no_gpu(monkeypatch):
     assert report.speed_table(results).count("| unmeasured | –") == 10
     assert report.speed_table(results).count(machine.NO_GPU) == 10
     assert results["machine"]["gpu"] is None and results["date_utc"].endswith("+00:00")
+    there = ", ".join(name for name, here in results["machine"]["instructions"].items() if here)
+    assert f" with {there}, kernels of our own compiled, GPU: none; " in report.origin(results)
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() != "x86_64", reason="reads Linux's list of flags"
+)
+def test_the_instructions_are_those_that_the_system_names():
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].splitlines()[0].split()
+    assert list(machine.instructions()) == ["amx", "avx512_bf16", "avx512", "avx2"]
+    assert [machine.instructions()[name] for name in ("avx512_bf16", "avx2")] == [
+        name in flags for name in ("avx512_bf16", "avx2")
+    ]
 
 
 @pytest.mark.parametrize("amx", [True, False])
