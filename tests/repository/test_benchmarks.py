@@ -240,6 +240,23 @@ def test_commands_differ_in_kernels_and_the_fast_network(monkeypatch, build):
     assert ("--no-fast" in before) == ("sample" in before)
 
 
+@pytest.mark.parametrize(
+    ("ours", "before"),
+    [([0.9, 0.5], [0.9, 0.5001]), ([0.9001, 0.5], [0.9, 0.5]), ([0.9, math.nan], [0.9, 0.5]), ([], [])],
+    ids=["last", "first", "not a number", "nothing"],
+)
+def test_another_training_is_noticed(monkeypatch, ours, before):
+    """By each loss that it logs."""
+    losses = {True: ours, False: before}
+    monkeypatch.setattr(commands, "train_digits", lambda folder, steps, *, kernels: losses[kernels])
+    work = commands.build_digits_training(True)
+    try:
+        with pytest.raises(Mismatch, match="loss|nothing was compared"):
+            timing.require_same("", work.differences())
+    finally:
+        work.close()
+
+
 @pytest.mark.slow
 def test_openvino_computes_in_the_precision_that_it_is_asked_for(monkeypatch, tiny_network):
     """Its default is bfloat16 where the CPU has that, which is off by far more than float32."""
