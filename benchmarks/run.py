@@ -1,7 +1,7 @@
 """How fast, beside stock diffusers in the same process.
 
-    python benchmarks/run.py --output benchmarks/results/cpu.json      # the published numbers; half an hour
-    python benchmarks/run.py --quick                                   # five minutes on two idle cores
+    python benchmarks/run.py --output benchmarks/results/cpu.json      # the published numbers; over an hour
+    python benchmarks/run.py --quick                                   # ten minutes on two idle cores
     python benchmarks/run.py --case sampling scheduler                 # some of it
     python benchmarks/run.py --device cuda --output benchmarks/results/gpu.json    # seven minutes on an H100
     python benchmarks/run.py --table benchmarks/results/cpu.json       # print its tables, and renew those in docs/
@@ -10,11 +10,13 @@
 Before anything is timed all contestants must compute the same; where they do not, the benchmark ends with exit code 1.
 Then they take turns, in an order that is reversed every round. Ratios are stock's time over ours within a round, as
 median and quartiles: of CPU time on one thread, which a busy machine disturbs least, and of wall time, also with all
-cores where that says something. Where there is a GPU its rows are measured by wall time, synchronised; elsewhere they
-are listed as unmeasured. A missed target is printed, and is no failure. Needs the extra `train`.
+cores where that says something. Where there is a GPU its rows are measured by wall time, synchronised. What needs a
+GPU, AMX or a package that is not here is listed as unmeasured, with the reason. A missed target is printed, and is no
+failure. Needs the extra `train`; the case `peers` needs `bench` too.
 
 The contestants: `stock` is diffusers' own pipeline, network and scheduler with the same weights, and the body of its
-training script; `ours` the shipped classes and training/train.py; `sped up` what ddpm_hf.inference makes of them.
+training script; `ours` the shipped classes and training/train.py; `sped up` what ddpm_hf.inference makes of them. The
+name of a row that is compared with something else than stock says `beside` what.
 """
 
 import argparse
@@ -25,30 +27,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from speed import documents, report
-from speed.timing import Mismatch, Read, Timed, chosen, measure, unmeasured
+from speed.timing import Mismatch, Read, Timed, chosen, measure
 
 
 def catalogue() -> list[Timed | Read]:
     """Everything there is to measure, in the order of the tables."""
     from speed.checkpoint import CHECKPOINT
+    from speed.commands import COMMANDS
     from speed.data import DATA
+    from speed.peers import PEERS
     from speed.processes import PROCESSES
     from speed.sampling import GPU_SAMPLING, SAMPLING, SWEEPS
     from speed.training import GPU_TRAINING, TRAINING
 
-    return [*SAMPLING, *GPU_SAMPLING, *TRAINING, *GPU_TRAINING, *DATA, *PROCESSES, *CHECKPOINT, *SWEEPS]
+    sampling, training = [*SAMPLING, *GPU_SAMPLING, *PEERS], [*TRAINING, *GPU_TRAINING]
+    return [*sampling, *training, *DATA, *PROCESSES, *COMMANDS, *CHECKPOINT, *SWEEPS]
 
 
 def run(specs: Sequence[Timed | Read], *, quick: bool, output: Path | None = None) -> dict[str, Any]:
     """Measure them one after the other; `output` is written after each. Raises Mismatch."""
     results = {"kind": "speed", "quick": quick, **report.surroundings(), "rows": []}
     for spec in specs:
-        if spec.device == "cuda" and not torch.cuda.is_available():
-            rows = unmeasured(spec)
-        else:
-            rows = measure(spec, quick=quick, cores=report.num_cores())
+        rows = measure(spec, quick=quick, cores=report.num_cores())
         for row in rows:
             print(" | ".join((row["case"], *report.cells(row))), flush=True)
         results["rows"] += rows

@@ -57,7 +57,8 @@ def sampling(contestant: str, folder: str, batch: str) -> dict[str, float]:
     if contestant == sampling.STOCK:
         pipe = DDPMPipeline.from_pretrained(Path(folder, "stock"))
     else:
-        pipe = sampling.contestant(contestant, DDPMPaperPipeline.from_pretrained(Path(folder, "ours")))
+        ours = DDPMPaperPipeline.from_pretrained(Path(folder, "ours"))
+        pipe = sampling.contestant(contestant, ours, release=True)
     sampling.sample(pipe, int(batch), 2)
     return {}
 

@@ -19,6 +19,13 @@ CIFAR10: dict[str, Any] = {
     "block_out_channels": (128, 256, 256, 256),
     "attention_resolutions": (16,),
 }
+SIDE_28: dict[str, Any] = {  # of one channel, as MNIST and Fashion-MNIST have
+    "sample_size": 28,
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (32, 64, 128),
+    "attention_resolutions": (7,),
+}
 SMALL: dict[str, Any] = {"sample_size": 16, "block_out_channels": (32, 64, 64), "attention_resolutions": (8,)}
 
 

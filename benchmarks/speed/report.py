@@ -1,6 +1,7 @@
 """Results as data, as a table and as a plot."""
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -13,18 +14,23 @@ from typing import Any
 import torch
 
 import ddpm_hf
+from ddpm_hf.machine.native import has_kernels
 
+from .machine import instructions
 from .networks import ROOT
-from .timing import Row
+from .timing import STOCK, Row
 
 UNMEASURED = "unmeasured"
 PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pillow")
+PEERS = ("onnx", "onnxscript", "onnxruntime", "openvino")  # the extra `bench`
 CASES = {
     "sampling": "Sampling, whole pipelines; time per image and step",
+    "peers": "Sampling beside other engines, in the loop of our pipeline; time per image and step",
     "scheduler": "The scheduler's step",
     "training": "Training step; time per image",
     "data": "Training input; time per image",
     "start-up": "Start-up; time per process",
+    "commands": "Whole commands, with their start; time per process",
     "checkpoint": "Checkpoints",
     "memory": "Peak memory of a process",
     "batch": "Sampling as the batch grows; time per image and step",
@@ -72,14 +78,20 @@ def surroundings() -> dict[str, Any]:
             "cores": num_cores(),
             "threads": 1,
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "instructions": instructions(),
+            "has_kernels": has_kernels(),
             "gpu": gpu,
         },
         "versions": {
             "ddpm_hf": ddpm_hf.__version__,
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in PACKAGES},
+            **{package: importlib.metadata.version(package) for package in (*PACKAGES, *installed(PEERS))},
         },
     }
+
+
+def installed(packages: Sequence[str]) -> list[str]:
+    return [package for package in packages if importlib.util.find_spec(package) is not None]
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
@@ -119,7 +131,8 @@ def shown_target(row: Row) -> str:
     if row["target"] is None:
         return ""
     least, reach = row["target"]
-    return f"{least:g}×" if least == reach else f"{least:g}×, better {reach:g}×"
+    bound = "at most " if row.get("at_most") and least > 1 else ""
+    return f"{bound}{least:g}×" if least == reach else f"{bound}{least:g}×, better {reach:g}×"
 
 
 def shown_verdict(row: Row) -> str:
@@ -128,21 +141,30 @@ def shown_verdict(row: Row) -> str:
     return {None: "", "missed": "**missed**", "least": "met", "reached": "met, and the better one"}[row["verdict"]]
 
 
+def _value_cells(row: Row) -> list[str]:
+    """Of one value each: stock, ours, ratio, with all cores, target, verdict."""
+    ratio, target, says = "–", shown_target(row), shown_verdict(row)
+    if row["ratio"] is not None:
+        ratio = f"{row['ratio']:.2f}×"
+        if target == "1×" and row["verdict"] == "missed":  # of memory, where the target is no more than stock's
+            says = f"{(row['ours'] - row['stock']) / 1e6:+,.0f} MB"
+        elif target.startswith("at most"):
+            says = f"{says}: {row['ours'] / row['stock']:.2f} times stock's"
+    return [shown(row["stock"], row["unit"]), shown(row["ours"], row["unit"]), ratio, "–", target, says]
+
+
 def cells(row: Row) -> list[str]:
-    """Work, contestant, stock, ours, ratio, ratio with all cores, target, verdict."""
+    """Work, contestant, stock or what else it is compared with, ours, ratio, with all cores, target, verdict."""
     head = [row["name"] + (" (GPU)" if row["device"] == "cuda" else ""), row["contestant"]]
-    target = shown_target(row)
     if not row["measured"]:
-        return [*head, "–", "–", UNMEASURED, "–", target, ""]
-    if "decided_by" not in row:  # one value each
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}×"
-        values = [shown(row["stock"], row["unit"]), shown(row["ours"], row["unit"])]
-        same = target == "1×" and row["ratio"] is not None  # of memory, where the target is no more than stock's
-        excess = f"{(row['ours'] - row['stock']) / 1e6:+,.0f} MB" if same and row["verdict"] == "missed" else ""
-        return [*head, *values, ratio, "–", target, excess or shown_verdict(row)]
-    times = row[row["decided_by"]]
+        return [*head, "–", "–", UNMEASURED, "–", shown_target(row), row.get("reason", "")]
+    if "decided_by" not in row:
+        return [*head, *_value_cells(row)]
+    times, baseline = row[row["decided_by"]], row.get("baseline", STOCK)
     wide = row.get("all_cores_wall_s", {}).get("ratio")
-    values = [shown_s(times[side]["median"]) if side in times else "–" for side in ("stock", "ours")]
+    theirs, ours = (shown_s(times[side]["median"]) if side in times else "–" for side in (baseline, "ours"))
+    if baseline != STOCK:
+        theirs += f" ({baseline})"
     ratio, spread = times.get("ratio"), "–"
     if ratio is not None:
         spread = f"{ratio['median']:.2f}× ({ratio['q1']:.2f}–{ratio['q3']:.2f})"
@@ -151,7 +173,8 @@ def cells(row: Row) -> list[str]:
         share = row["flop_per_s"] / row["matmul_flop_per_s"]
         rate = f"{row['flop_per_s'] / 1e12:.3g} TFLOP/s, {share:.1%} of the roof"
         says = f"{says}; {rate}" if says else rate
-    return [*head, *values, spread, f"{wide['median']:.2f}×" if wide else "–", target, says]
+    all_cores = f"{wide['median']:.2f}×" if wide else "–"
+    return [*head, theirs, ours, spread, all_cores, shown_target(row), says]
 
 
 HEADER = ("work", "contestant", "stock", "ours", "stock / ours (quartiles)", "all cores, wall", "target", "")
@@ -162,6 +185,10 @@ def origin(results: dict[str, Any]) -> str:
     what = ", ".join(f"{name} {version}" for name, version in versions.items())
     quick = "the quick benchmark, " if results.get("quick") else ""
     on = f"{machine['cpu']}, {machine['cores']} cores ({machine['capability']})"
+    if "instructions" in machine:  # results from before they were asked for have none
+        there = [name for name, here in machine["instructions"].items() if here]
+        kernels = "compiled" if machine["has_kernels"] else "not compiled"
+        on += f" with {', '.join(there) or 'none of the instructions asked for'}, kernels of our own {kernels}"
     return f"{quick}{results['date_utc']}, commit {results['commit']}, {on}, GPU: {machine['gpu'] or 'none'}; {what}"
 
 
@@ -190,7 +217,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [row for row in results["rows"] if row["measured"] and row["case"] not in NOT_DRAWN]
-    bars = [(row, row[row["decided_by"]]["ratio"]) for row in rows if "decided_by" in row][::-1]
+    beside_stock = [row for row in rows if "decided_by" in row and row.get("baseline", STOCK) == STOCK]
+    bars = [(row, row[row["decided_by"]]["ratio"]) for row in beside_stock][::-1]
     if not bars:
         raise ValueError("there are no ratios to draw")
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(bars)), layout="constrained")

@@ -1,4 +1,4 @@
-"""Paired timing: the same work done by several contestants, one of them `STOCK`, in one process.
+"""Paired timing: the same work done by several contestants, one of them the baseline, in one process.
 
 Nothing is timed before all contestants are seen to compute the same. Then, in every round, each does the work once,
 in an order that is reversed from round to round; a ratio is that of two times of one round, so that what slows the
@@ -16,6 +16,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+
+from .machine import NO_AMX, NO_GPU, has_amx
 
 STOCK = "stock"
 Row = dict[str, Any]
@@ -42,7 +44,7 @@ class Work:
     """What `Timed.build` makes: callables that each do all of the work once.
 
     Attributes:
-        contestants: by name; one is `STOCK`, unless there is nothing to compare with.
+        contestants: by name; one is the `Timed`'s baseline, unless there is nothing to compare with.
         differences: runs every contestant, so that nothing is done for the first time in a timed round.
         units: how many of `unit` one call does.
         flop: floating-point operations of a unit, where they are most of the work.
@@ -58,13 +60,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Timed:
-    """One row for each contestant but stock.
+    """One row for each contestant but the baseline.
 
     Attributes:
         build: `build(quick)`; imports and allocates what it needs, so that what is not run costs nothing.
-        targets: by contestant, how many times faster than stock at least, and what to reach for.
+        targets: by contestant, how many times faster than the baseline at least, and what to reach for.
         rounds: in the whole benchmark, and in the quick one; 0: left out of it.
         all_cores: time it with all cores as well, but not in the quick benchmark.
+        baseline: the contestant that the others are compared with.
+        targets_amx: those that only a CPU with AMX has; on others they are listed as unmeasured.
+        obstacle: why it cannot be measured here; None where it can.
     """
 
     case: str
@@ -74,6 +79,9 @@ class Timed:
     rounds: tuple[int, int] = (11, 3)
     all_cores: bool = False
     device: str = "cpu"
+    baseline: str = STOCK
+    targets_amx: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    obstacle: Callable[[], str | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -83,8 +91,9 @@ class Read:
     Attributes:
         read: `read(quick)` gives a value for each contestant; raises Mismatch like the check of a `Work`.
         unit: of the values.
-        targets: by contestant, how many times better than stock.
+        targets: by contestant, how many times better than stock; with `at_most` how many times stock's value at most.
         more_is_better: for images/s.
+        at_most: for memory.
         in_quick: whether the quick benchmark has it.
     """
 
@@ -94,6 +103,7 @@ class Read:
     unit: str
     targets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     more_is_better: bool = False
+    at_most: bool = False
     in_quick: bool = True
     device: str = "cpu"
 
@@ -138,9 +148,9 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"q1": q1, "median": median, "q3": q3}
 
 
-def ratios(stock: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Quartiles of stock's time over ours, round by round: how many times faster ours is."""
-    return quartiles([a / b for a, b in zip(stock, ours, strict=True)])
+def ratios(baseline: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
+    """Quartiles of the baseline's time over ours, round by round: how many times faster ours is."""
+    return quartiles([a / b for a, b in zip(baseline, ours, strict=True)])
 
 
 def verdict(ratio: float, target: Sequence[float] | None) -> str | None:
@@ -159,23 +169,39 @@ def require_same(name: str, differences: Sequence[Difference]) -> None:
 
 
 def measure(spec: Timed | Read, *, quick: bool, cores: int) -> list[Row]:
-    """The rows of one `Timed` or `Read`. Raises Mismatch."""
-    return _measure_times(spec, quick, cores) if isinstance(spec, Timed) else _measure_values(spec, quick)
+    """The rows of one `Timed` or `Read`, without numbers where it cannot be measured here. Raises Mismatch."""
+    if spec.device == "cuda" and not torch.cuda.is_available():
+        return unmeasured(spec, NO_GPU)
+    if isinstance(spec, Read):
+        return _measure_values(spec, quick)
+    obstacle = spec.obstacle()
+    if obstacle is not None:
+        return unmeasured(spec, obstacle)
+    rows = _measure_times(spec, quick, cores)
+    if has_amx():
+        return rows
+    lacking = [_unmeasured_row(spec, name, target, NO_AMX) for name, target in spec.targets_amx.items()]
+    return rows + [row | {"name": f"{spec.name}, with AMX"} for row in lacking]
 
 
-def unmeasured(spec: Timed | Read) -> list[Row]:
-    """Its rows without numbers, for a device that is not here."""
-    names = list(spec.targets) or ["ours"]
-    return [_head(spec, name) | {"measured": False, "verdict": None} for name in names]
+def unmeasured(spec: Timed | Read, reason: str) -> list[Row]:
+    """Its rows without numbers, and why."""
+    targets = {**spec.targets, **(spec.targets_amx if isinstance(spec, Timed) else {})}
+    names = list(targets) or ["–"]
+    return [_unmeasured_row(spec, name, targets.get(name), reason) for name in names]
 
 
-def _head(spec: Timed | Read, contestant: str) -> Row:
-    target = spec.targets.get(contestant)
+def _unmeasured_row(spec: Timed | Read, contestant: str, target: tuple[float, float] | None, reason: str) -> Row:
+    return _head(spec, contestant, target) | {"measured": False, "verdict": None, "reason": reason}
+
+
+def _head(spec: Timed | Read, contestant: str, target: tuple[float, float] | None) -> Row:
     return {
         "case": spec.case,
         "name": spec.name,
         "contestant": contestant,
         "device": spec.device,
+        "baseline": spec.baseline if isinstance(spec, Timed) else STOCK,
         "target": list(target) if target else None,
     }
 
@@ -197,14 +223,14 @@ def _measure_times(spec: Timed, quick: bool, cores: int) -> list[Row]:
     finally:
         torch.set_num_threads(1)
         work.close()
-    rows = []
-    for name in [name for name in times if name != STOCK]:
-        row = _head(spec, name) | {"measured": True, "rounds": rounds, "unit": work.unit}
+    rows, targets = [], {**spec.targets, **(spec.targets_amx if has_amx() else {})}
+    for name in [name for name in times if name != spec.baseline]:
+        row = _head(spec, name, targets.get(name)) | {"measured": True, "rounds": rounds, "unit": work.unit}
         row["differences"] = [d._asdict() for d in differences]
         for clock in Times._fields:
-            row[clock] = _per_unit(times, name, clock, work.units)
+            row[clock] = _per_unit(times, name, spec.baseline, clock, work.units)
         if wide is not None:
-            row["all_cores_wall_s"] = _per_unit(wide, name, "wall_s", work.units) | {"threads": cores}
+            row["all_cores_wall_s"] = _per_unit(wide, name, spec.baseline, "wall_s", work.units) | {"threads": cores}
         # what a GPU does takes no CPU time
         row["decided_by"] = "wall_s" if on_gpu else "cpu_s"
         decisive = row[row["decided_by"]]
@@ -229,13 +255,13 @@ def matmul_flop_per_s(device: str = "cuda", size: int = 8192, calls: int = 20) -
     return 2 * size**3 * calls / min(timed(work, synchronize).wall_s for _ in range(3))
 
 
-def _per_unit(times: Mapping[str, list[Times]], name: str, clock: str, units: float) -> dict[str, Any]:
-    """Seconds per unit of a contestant and of stock, and their ratio, as quartiles."""
+def _per_unit(times: Mapping[str, list[Times]], name: str, baseline: str, clock: str, units: float) -> dict[str, Any]:
+    """Seconds per unit of a contestant, and of the baseline under its name, and their ratio, as quartiles."""
     own = [getattr(t, clock) for t in times[name]]
     found: dict[str, Any] = {"ours": quartiles([s / units for s in own])}
-    if STOCK in times:
-        stock = [getattr(t, clock) for t in times[STOCK]]
-        found |= {"stock": quartiles([s / units for s in stock]), "ratio": ratios(stock, own)}
+    if baseline in times:
+        theirs = [getattr(t, clock) for t in times[baseline]]
+        found |= {baseline: quartiles([s / units for s in theirs]), "ratio": ratios(theirs, own)}
     return found
 
 
@@ -244,11 +270,13 @@ def _measure_values(spec: Read, quick: bool) -> list[Row]:
     stock = values.pop(STOCK, None)
     rows = []
     for name, value in values.items():
-        row = _head(spec, name) | {"measured": True, "unit": spec.unit, "ours": value, "stock": stock}
-        row["ratio"] = None
+        target = spec.targets.get(name)
+        row = _head(spec, name, target) | {"measured": True, "unit": spec.unit, "ours": value, "stock": stock}
+        row |= {"ratio": None, "at_most": spec.at_most}
         if stock is not None:
             row["ratio"] = value / stock if spec.more_is_better else stock / value
-        rows.append(row | {"verdict": verdict(row["ratio"] or math.nan, row["target"])})
+        least = [1 / times for times in target] if target and spec.at_most else target
+        rows.append(row | {"verdict": verdict(row["ratio"] or math.nan, least)})
     return rows
 
 

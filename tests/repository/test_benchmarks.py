@@ -3,12 +3,13 @@
 import copy
 import io
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,20 @@ import codec as codec_files  # type: ignore  # noqa: E402
 import cost_model  # type: ignore  # noqa: E402
 import few_steps  # type: ignore  # noqa: E402
 import run as benchmark  # type: ignore  # noqa: E402
-from speed import checkpoint, cost_tables, data, documents, few_steps_tables, report, sampling, timing, training  # type: ignore  # noqa: E402
+from speed import (  # type: ignore  # noqa: E402
+    checkpoint,
+    commands,
+    cost_tables,
+    data,
+    documents,
+    few_steps_tables,
+    machine,
+    peers,
+    report,
+    sampling,
+    timing,
+    training,
+)
 from speed.timing import STOCK, Difference, Mismatch, Read, Timed, Times, Work  # type: ignore  # noqa: E402
 
 from ddpm_hf import DDPMPaperPipeline, codec  # noqa: E402
@@ -71,7 +85,7 @@ def test_a_difference_ends_the_benchmark_before_anything_is_timed(monkeypatch, c
     assert closed == [True]
 
 
-def broken_unet(pipe: Any, dtype: torch.dtype, *, compile: bool) -> Any:
+def broken_unet(pipe: Any, dtype: torch.dtype, **options: bool) -> Any:
     """What speed_up might return with a fault: one bias of 64 off by a thousandth."""
     pipe = copy.deepcopy(pipe)
     with torch.no_grad():
@@ -79,8 +93,27 @@ def broken_unet(pipe: Any, dtype: torch.dtype, *, compile: bool) -> Any:
     return pipe
 
 
-def build_tiny_sampling(names: tuple[str, ...] = (sampling.FAST, sampling.FAST_BF16)) -> Work:
+def build_tiny_sampling(names: tuple[str, ...] = (sampling.PLAIN, sampling.FAST, sampling.FAST_BF16)) -> Work:
     return sampling.build_sampling(True, config=TINY, batch=2, names=names, steps=(2, 2))
+
+
+def build_tiny_auto() -> Work:
+    names, baseline = (sampling.AUTO,), sampling.FAST
+    return sampling.build_sampling(True, config=TINY, batch=2, names=names, steps=(2, 2), baseline=baseline)
+
+
+@pytest.fixture(scope="module")
+def tiny_network() -> Iterator[None]:
+    """A network of three channels for `peers`, without the CIFAR-10 UNet's cost; it is exported once."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(peers, "CIFAR10", {**TINY, "sample_size": 32})
+        peers.exported.cache_clear()
+        yield
+    peers.exported.cache_clear()
+
+
+def build_tiny_peer(*names: str) -> Work:
+    return peers.build_beside(True, names=names, batch=2, steps=(2, 2))
 
 
 def build_tiny_training() -> Work:
@@ -124,11 +157,12 @@ other_schedule = SimpleNamespace(from_config=lambda config: DDPMScheduler(beta_e
     "build",
     [
         build_tiny_sampling,
+        build_tiny_auto,
         partial(sampling.build_step, True),
         build_tiny_training,
         partial(data.build_input, True, with_draws=False),
     ],
-    ids=["sampling", "scheduler", "training", "data"],
+    ids=["sampling", "auto", "scheduler", "training", "data"],
 )
 def test_the_contestants_compute_the_same(build):
     """Those of the benchmark, on tiny networks; and every one of them is compared."""
@@ -137,7 +171,8 @@ def test_the_contestants_compute_the_same(build):
         timing.require_same("", work.differences())
     finally:
         work.close()
-    assert STOCK in work.contestants and len(work.contestants) >= 2
+    baseline = sampling.FAST if build is build_tiny_auto else STOCK
+    assert baseline in work.contestants and len(work.contestants) >= 2
 
 
 @pytest.mark.slow
@@ -161,6 +196,84 @@ def test_a_faulty_stand_in_is_noticed(monkeypatch, owner, name, stand_in, build)
             timing.require_same("", work.differences())
     finally:
         work.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", [peers.ONNX_RUNTIME, peers.OPENVINO, STOCK])
+def test_engines_compute_the_same_network(monkeypatch, tiny_network, engine):
+    """Their images too, which the loop of our pipeline makes; and a network that is a little off is noticed."""
+    if engine != STOCK and peers.missing(engine):
+        pytest.skip(str(peers.missing(engine)))
+    work = build_tiny_peer(engine, sampling.FAST)
+    found = list(work.differences())
+    timing.require_same("", found)
+    assert {d.what.split(":")[0] for d in found} == {engine, sampling.FAST} and {d.allowed for d in found} == {1e-5}
+    images = [call() for call in work.contestants.values()]
+    torch.testing.assert_close(images[0], images[1], atol=1e-4, rtol=0)  # float32, two steps
+    original = peers.engine_of
+    monkeypatch.setattr(peers, "engine_of", lambda *args: lambda x_t, t: 1.0001 * original(*args)(x_t, t))
+    with pytest.raises(Mismatch, match=engine):
+        timing.require_same("", build_tiny_peer(engine).differences())
+
+
+@pytest.mark.parametrize("build", [commands.build_digits_training, commands.build_digits_sampling])
+def test_commands_differ_in_kernels_and_the_fast_network(monkeypatch, build):
+    started = []
+
+    def run(*arguments: str, settings: Any = MappingProxyType({})) -> str:
+        started.append((arguments, settings.get("DDPM_HF_NATIVE")))
+        return ""
+
+    monkeypatch.setattr(commands, "run", run)
+    monkeypatch.setattr(commands, "read_metrics", lambda path: [{"loss": 0.5}])
+    work = build(True)
+    try:
+        for call in work.contestants.values():
+            call()
+    finally:
+        work.close()
+    assert list(work.contestants) == [commands.BEFORE, commands.OURS]
+    (before, none), (ours, kernels) = started
+    assert (none, kernels) == ("0", None)
+    outputs = [{part for part in side if not part.startswith("--output=")} for side in (ours, before)]
+    assert outputs[1] - outputs[0] <= {"--no-fast"} and outputs[0] <= outputs[1]
+    assert ("--no-fast" in before) == ("sample" in before)
+
+
+@pytest.mark.parametrize(
+    ("ours", "before"),
+    [([0.9, 0.5], [0.9, 0.5001]), ([0.9001, 0.5], [0.9, 0.5]), ([0.9, math.nan], [0.9, 0.5]), ([], [])],
+    ids=["last", "first", "not a number", "nothing"],
+)
+def test_another_training_is_noticed(monkeypatch, ours, before):
+    """By each loss that it logs."""
+    losses = {True: ours, False: before}
+    monkeypatch.setattr(commands, "train_digits", lambda folder, steps, *, kernels: losses[kernels])
+    work = commands.build_digits_training(True)
+    try:
+        with pytest.raises(Mismatch, match="loss|nothing was compared"):
+            timing.require_same("", work.differences())
+    finally:
+        work.close()
+
+
+@pytest.mark.slow
+def test_openvino_computes_in_the_precision_that_it_is_asked_for(monkeypatch, tiny_network):
+    """Its default is bfloat16 where the CPU has that, which is off by far more than float32."""
+    if peers.missing(peers.OPENVINO):
+        pytest.skip(str(peers.missing(peers.OPENVINO)))
+    asked = []
+    from openvino import Core
+
+    def compile_model(self: Any, *args: Any, **options: Any) -> Any:
+        model = COMPILE_MODEL(self, *args, **options)
+        asked.append((model.get_property("INFERENCE_PRECISION_HINT").to_string(), args[2]["INFERENCE_NUM_THREADS"]))
+        return model
+
+    COMPILE_MODEL = Core.compile_model
+    monkeypatch.setattr(Core, "compile_model", compile_model)
+    build_tiny_peer(peers.OPENVINO)
+    assert asked == [("f32", 1)]
 
 
 @pytest.mark.slow
@@ -207,15 +320,15 @@ def test_a_ratio_is_of_one_round():
     assert timing.ratios([2.0, 9.0, 2.0], [1.0, 3.0, 1.0]) == {"q1": 2.0, "median": 2.0, "q3": 2.5}
 
 
-def made_up(monkeypatch, *, device: str = "cpu", targets: dict | None = None) -> list[timing.Row]:
-    """Rows of a work of 4 units with CPU times 8 s (stock) and 4, 5, 2 s (ours), and wall times of a quarter."""
-    cpu = {STOCK: [8.0, 8.0, 8.0], "ours": [4.0, 5.0, 2.0]}
+def made_up(monkeypatch, *, baseline: str = STOCK, **options: Any) -> list[timing.Row]:
+    """Rows of a work of 4 units with CPU times 8 s (the baseline) and 4, 5, 2 s (ours); wall times of a quarter."""
+    cpu = {baseline: [8.0, 8.0, 8.0], "ours": [4.0, 5.0, 2.0]}
     times = {name: [Times(s, s / 4) for s in seconds] for name, seconds in cpu.items()}
     monkeypatch.setattr(timing, "paired_times", lambda *args, **kwargs: times)
     monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
     work = Work(dict.fromkeys(cpu, forbidden), lambda: [Difference("x", 0.0, 0.0)], units=4, unit="image")
-    spec = Timed("sampling", "tiny", lambda quick: work, targets or {}, rounds=(3, 1), all_cores=True, device=device)
-    return timing.measure(spec, quick=False, cores=2)
+    options = {"rounds": (3, 1), "all_cores": True, "baseline": baseline, **options}
+    return timing.measure(Timed("sampling", "tiny", lambda quick: work, **options), quick=False, cores=2)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +343,18 @@ def test_a_row_has_seconds_per_unit_ratios_and_a_verdict(monkeypatch, target, ve
     assert (row["verdict"], row["decided_by"], row["rounds"], row["unit"]) == (verdict, "cpu_s", 3, "image")
 
 
+def test_a_row_beside_another_names_it(monkeypatch, results, tmp_path):
+    """In its numbers, in the table's cell; and it is no bar of a plot that is beside stock."""
+    [row] = made_up(monkeypatch, baseline="a peer")
+    assert row["baseline"] == "a peer" and row["cpu_s"]["a peer"]["median"] == 2.0 and "stock" not in row["cpu_s"]
+    assert row["all_cores_wall_s"]["ratio"]["median"] == 2.0
+    assert report.cells(row)[:5] == ["tiny", "ours", "2 s (a peer)", "1 s", "2.00× (1.80–3.00)"]
+    with pytest.raises(ValueError, match="no ratios"):
+        report.plot({**results, "rows": [row]}, tmp_path / "speed.png")
+
+
 def test_a_gpu_is_judged_by_wall_time(monkeypatch):
+    monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: True)
     [row] = made_up(monkeypatch, device="cuda", targets={"ours": (1.0, 1.0)})
     assert row["decided_by"] == "wall_s" and row["verdict"] == "reached"
 
@@ -250,6 +374,23 @@ def test_values_are_compared_the_right_way_round(more_is_better, ratio, verdict)
     assert (row["ratio"], row["verdict"]) == (ratio, verdict)
 
 
+@pytest.mark.parametrize(
+    ("target", "verdict", "shown", "says"),
+    [
+        ((1.0, 1.0), "missed", "1×", "+20 MB"),
+        ((1.1, 1.0), "missed", "at most 1.1×, better 1×", "**missed**: 1.20 times stock's"),
+        ((1.4, 1.2), "reached", "at most 1.4×, better 1.2×", "met, and the better one: 1.20 times stock's"),
+        ((1.4, 1.1), "least", "at most 1.4×, better 1.1×", "met: 1.20 times stock's"),
+    ],
+)
+def test_memory_has_a_target_from_above(target, verdict, shown, says):
+    values = {STOCK: 1e8, "ours": 1.2e8}
+    spec = Read("memory", "x", lambda quick: values, "bytes", {"ours": target}, at_most=True)
+    [row] = timing.measure(spec, quick=True, cores=1)
+    assert row["verdict"] == verdict
+    assert report.cells(row)[4:] == ["0.83×", "–", shown, says]
+
+
 @pytest.mark.integration
 def test_peak_memory_is_the_processes_own():
     """Not what the parent has, whose peak a child's ru_maxrss begins with on Linux."""
@@ -263,16 +404,38 @@ def test_peak_memory_is_the_processes_own():
 # ---- what is measured --------------------------------------------------------------------------------------------
 
 TARGETS = {  # of the issue: (case, name, contestant, device) → at least, reach for
-    ("sampling", "CIFAR-10 UNet, batch 1", "sped up", "cpu"): (1.5, 2.0),
-    ("sampling", "CIFAR-10 UNet, batch 16", "sped up", "cpu"): (1.3, 1.6),
-    ("sampling", "CIFAR-10 UNet, batch 1", "sped up, bf16", "cpu"): (2.2, 3.0),
+    ("sampling", "CIFAR-10 UNet, batch 1", "sped up", "cpu"): (1.9, 2.5),
+    ("sampling", "CIFAR-10 UNet, batch 16", "sped up", "cpu"): (1.6, 2.2),
+    ("sampling", "CIFAR-10 UNet, batch 1, beside our float32", "sped up, auto", "cpu"): (0.98, 1.0),
+    ("sampling", "CIFAR-10 UNet, batch 16, beside our float32", "sped up, auto", "cpu"): (0.98, 1.0),
     ("sampling", "small UNet, batch 1", "sped up", "cpu"): (1.7, 2.2),
     ("sampling", "small UNet, batch 64", "sped up", "cpu"): (1.15, 1.35),
     ("scheduler", "step, 1×3×32×32", "ours", "cpu"): (5.0, 8.0),
-    ("training", "CIFAR-10 UNet, float32 stock", "ours", "cpu"): (1.05, 1.2),
-    ("training", "CIFAR-10 UNet, float32 stock", "ours, bf16", "cpu"): (1.6, 2.0),
+    ("training", "CIFAR-10 UNet, float32 stock", "ours", "cpu"): (1.2, 1.4),
+    ("training", "28×28 UNet, batch 128 (quick: 16), float32 stock", "ours", "cpu"): (1.2, 1.4),
+    ("commands", "training the digits of the demo, 1000 steps (quick: 60), beside DDPM_HF_NATIVE=0", "ours", "cpu"): (
+        1.6,
+        2.5,
+    ),
+    (
+        "commands",
+        "16 digits, 1000 steps, `ddpm-hf sample`, beside --no-fast and DDPM_HF_NATIVE=0",
+        "ours",
+        "cpu",
+    ): (1.8, 2.5),
     ("data", "images, 32×32", "ours", "cpu"): (15.0, 30.0),
 }
+for peer in ("ONNX Runtime", "OpenVINO"):
+    for batch in (1, 16):
+        TARGETS["peers", f"CIFAR-10 UNet, batch {batch}, beside {peer}", "sped up", "cpu"] = (1.25, 1.6)
+AMX_TARGETS = {
+    ("sampling", "CIFAR-10 UNet, batch 1", "sped up, bf16"): (5.5, 8.0),
+    ("sampling", "CIFAR-10 UNet, batch 16", "sped up, bf16"): (6.5, 9.0),
+    ("training", "CIFAR-10 UNet, float32 stock", "ours, bf16"): (3.0, 3.8),
+    ("training", "28×28 UNet, batch 128 (quick: 16), float32 stock", "ours, bf16"): (3.0, 3.8),
+}
+for batch, target in ((1, (1.3, 1.8)), (16, (1.4, 1.8))):  # what OpenVINO does without AMX is no peer of ours
+    TARGETS["peers", f"CIFAR-10 UNet, batch {batch}, beside OpenVINO, bf16", "sped up, bf16", "cpu"] = target
 GPU_TARGETS = {  # by case and name; for each of the settings that one may choose there
     ("training", "CIFAR-10 UNet, batch 128, bf16 stock"): (1.5, ("ours, bf16", "ours, bf16, compiled")),
     ("training", "CIFAR-10 UNet, batch 128, default precision stock"): (2.5, ("ours, bf16", "ours, bf16, compiled")),
@@ -292,6 +455,13 @@ def test_the_catalogue_has_every_target_and_every_case():
         if s.case != "memory"
     }
     assert found == TARGETS
+    timed = [s for s in specs if isinstance(s, Timed)]
+    assert {(s.case, s.name, name): target for s in timed for name, target in s.targets_amx.items()} == AMX_TARGETS
+    for spec in timed:  # what is no comparison with stock says so where it is read
+        assert spec.baseline == STOCK or " beside " in spec.name
+    memory = [s for s in specs if s.case == "memory"]
+    assert all(s.at_most for s in memory)
+    assert memory[0].targets["ours"] == (1.0, 1.0) and memory[0].targets["sped up, bf16"] == (1.1, 1.0)
     assert {s.case for s in specs} == set(report.CASES)
     assert len({(s.case, s.name, s.device) for s in specs}) == len(specs)
     quick = list(timing.chosen(specs, None, quick=True))
@@ -301,13 +471,66 @@ def test_the_catalogue_has_every_target_and_every_case():
 
 
 def test_gpu_rows_are_listed_where_there_is_no_gpu(monkeypatch):
-    monkeypatch.setattr(benchmark.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(report, "commit", lambda: None)  # it starts git
+    monkeypatch.setattr(report, "has_kernels", lambda: True)  # it may start a compiler
     gpu = [spec for spec in benchmark.catalogue() if spec.device == "cuda"]
     results = benchmark.run(gpu, quick=True)
     assert [row["measured"] for row in results["rows"]] == [False] * 10
-    assert report.speed_table(results).count("unmeasured") == 10
+    assert report.speed_table(results).count("| unmeasured | –") == 10
+    assert report.speed_table(results).count(machine.NO_GPU) == 10
     assert results["machine"]["gpu"] is None and results["date_utc"].endswith("+00:00")
+    there = ", ".join(name for name, here in results["machine"]["instructions"].items() if here)
+    assert f" with {there}, kernels of our own compiled, GPU: none; " in report.origin(results)
+
+
+@pytest.mark.skipif(
+    platform.system() != "Linux" or platform.machine() != "x86_64", reason="reads Linux's list of flags"
+)
+def test_the_instructions_are_those_that_the_system_names():
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("flags", 1)[1].splitlines()[0].split()
+    assert list(machine.instructions()) == ["amx", "avx512_bf16", "avx512", "avx2"]
+    assert [machine.instructions()[name] for name in ("avx512_bf16", "avx2")] == [
+        name in flags for name in ("avx512_bf16", "avx2")
+    ]
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_what_needs_amx_is_measured_or_listed(monkeypatch, amx):
+    """With it the bfloat16 row has its target; without, the row has none, and another says that it is unmeasured."""
+    monkeypatch.setattr(timing, "has_amx", lambda: amx)
+    rows = made_up(monkeypatch, targets_amx={"ours": (1.9, 3.0)})
+    assert (rows[0]["name"], rows[0]["measured"]) == ("tiny", True)
+    if amx:
+        [row] = rows
+        assert (row["target"], row["verdict"]) == ([1.9, 3.0], "least")
+    else:
+        row, listed = rows
+        assert (row["target"], row["verdict"]) == (None, None)
+        assert (listed["name"], listed["measured"], listed["target"]) == ("tiny, with AMX", False, [1.9, 3.0])
+        assert report.cells(listed) == [
+            "tiny, with AMX", "ours", "–", "–", "unmeasured", "–", "1.9×, better 3×", machine.NO_AMX
+        ]  # fmt: skip
+
+
+def test_an_obstacle_is_the_reason_of_rows_that_are_not_measured():
+    """And nothing is built for them."""
+    spec = Timed("peers", "x", forbidden, {"sped up": (1.0, 2.0)}, obstacle=lambda: "y not installed")
+    [row] = timing.measure(spec, quick=True, cores=1)
+    assert (row["measured"], row["target"], row["reason"]) == (False, [1.0, 2.0], "y not installed")
+    assert report.cells(row)[4:] == ["unmeasured", "–", "1×, better 2×", "y not installed"]
+
+
+def test_peers_say_what_is_not_installed(monkeypatch):
+    absent = {"onnxscript", "openvino"}
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None if name in absent else object())
+    assert peers.missing(peers.ONNX_RUNTIME) == "onnxscript not installed (the extra `bench`)"
+    assert peers.missing(peers.OPENVINO) == "onnxscript and openvino not installed (the extra `bench`)"
+    absent.clear()
+    monkeypatch.setattr(machine, "has_amx", lambda: False)
+    assert peers.missing(peers.OPENVINO) is None and peers.missing(peers.OPENVINO_BF16) == machine.NO_AMX
+    monkeypatch.setattr(machine, "has_amx", lambda: True)
+    assert peers.missing(peers.OPENVINO_BF16) is None
 
 
 # ---- tables and plots --------------------------------------------------------------------------------------------
