@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..machine import return_freed_memory
 from ..unet.unet_ddpm_paper import (
     DDPMPaperUNet,
     Downsample,
@@ -93,9 +94,11 @@ class FastUNet(SamplingNetwork):
 
     def _packed(self, kind: Any, module: nn.Module, size: tuple[int, int, int]) -> Any:
         layer = kind(module, size, self.compute_dtype)
-        for name, weight in module.named_parameters() if self._release else ():
-            if name.endswith("weight") and "conv" in name or name.startswith("to_"):  # others are needed for the table
-                weight.data = weight.data.new_empty(0)
+        if self._release:
+            for name, weight in module.named_parameters():
+                if name.endswith("weight") and "conv" in name or name.startswith("to_"):  # the table needs the others
+                    weight.data = weight.data.new_empty(0)
+            return_freed_memory()
         return layer
 
     def _forward(self, sample: Tensor, t: Tensor, rows: Tensor | None) -> Tensor:

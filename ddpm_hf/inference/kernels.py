@@ -29,7 +29,7 @@ FILTER_TRANSFORM = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
-NATIVE_WEIGHTS = 2**14  # of a 3×3 convolution, by inputs and outputs: as Winograd's filters they take 2 MB
+WEIGHTS_PER_TILE = 2**14  # inputs by outputs of a 3×3 convolution: as Winograd's filters they take 2 MB
 OUTPUT_TRANSFORM = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
 
 
@@ -140,8 +140,9 @@ def native_convolution(
     """
     outputs, inputs = weight.shape[:2]
     height, width = (side * scale for side in input_shape[2:])
-    # one tile is too little work for so many weights, unless these stay in the cache; of two rows it is mostly padding
-    worth = min(height, width) > 2 and (height * width > 16 or outputs * inputs <= NATIVE_WEIGHTS)
+    # few tiles are too little work for so many weights, to be read and kept; of two rows a tile is mostly padding
+    tiles = -(-height // 4) * -(-width // 4)
+    worth = min(height, width) > 2 and outputs * inputs <= WEIGHTS_PER_TILE * tiles
     if worth and weight.dtype == torch.float32 and native.takes_channels(outputs, inputs):
         return NativeConvolution(weight, bias, scale=scale)
     return None

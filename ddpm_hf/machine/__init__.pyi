@@ -6,6 +6,7 @@ from .distributed import (
     leave_processes as leave_processes,
 )
 from .files import TEMPORARY as TEMPORARY, fsync as fsync, put_in_place as put_in_place, replaced as replaced
+from .memory import return_freed_memory as return_freed_memory
 from .named import is_module_and_name as is_module_and_name, object_named as object_named
 from .signals import (
     Stopped as Stopped,
