@@ -3,6 +3,7 @@
 import copy
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -112,9 +113,11 @@ def tiny_scheduler() -> Callable[..., DDPMPaperScheduler]:
 def carried_code(tmp_path_factory) -> Iterator[None]:
     """Carried code runs from a folder of diffusers' that all processes share; here from one of this process.
 
-    One for all its tests: Python keeps the folder that it first imported from.
+    One for all its tests: Python keeps the folder that it first imported from. And without compiled files, which Python
+    takes for those of a source of the same size that was written in the same second.
     """
     with pytest.MonkeyPatch.context() as patch:
         cache = str(tmp_path_factory.mktemp("modules"))
         patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", cache)
+        patch.setattr(sys, "dont_write_bytecode", True)
         yield

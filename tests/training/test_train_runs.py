@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_options_yaml_reads_back_to_the_options_of_the_run(finished_run):
     given = parse_options(
         train_py.TrainingOptions, arguments(finished_run), default_config=train_py.CONFIGS / "digits.yaml"
     )
-    assert read == given
+    assert read == replace(given, mixed_precision="no")  # the precision in force, where none was asked for
 
 
 def test_points_train(tmp_path):
