@@ -113,7 +113,7 @@ def tiny_scheduler() -> Callable[..., DDPMPaperScheduler]:
 def carried_code(tmp_path_factory) -> Iterator[None]:
     """Carried code runs from a folder of diffusers' that all processes share; here from one of this process.
 
-    One for all its tests: Python keeps the folder that it first imported from. And without compiled files, which Python
+    One for all its tests: Python keeps the folder that it first imported from. And without compiled files, which it
     takes for those of a source of the same size that was written in the same second.
     """
     with pytest.MonkeyPatch.context() as patch:
