@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = "-std=c++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fopenmp -shared -fPIC"
 SWITCH = "DDPM_HF_NATIVE"  # 0 in the environment: PyTorch's kernels alone
-SECONDS = 120  # a compiler needs 3
+SECONDS = 120  # a compiler needs a few
 
 
 @functools.cache
