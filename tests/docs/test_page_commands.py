@@ -56,6 +56,8 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
             patch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
             with pytest.raises(Parsed):
                 runpy.run_path(str(ROOT / program), run_name="__main__")
+    elif program == "tests/golden/measure.py":
+        assert (ROOT / program).is_file() and not words, words
     elif program == "docs/course/run.py":
         assert all(list((ROOT / "docs" / "course").glob(f"{number}*.ipynb")) for number in words), words
     else:
@@ -228,7 +230,7 @@ def checkout(tmp_path_factory) -> Path:
     for _, body in BLOCK.findall(PAGES["docs/own_parts.md"]):
         if body.startswith("# my_nets.py\n"):  # which the commands of that page name
             (folder / "my_nets.py").write_text(body, encoding="utf-8")
-    for name in ("benchmarks", "docs", "model_cards", "training"):
+    for name in ("benchmarks", "docs", "model_cards", "training", "tests/golden"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.ipynb"))
     shutil.copy(ROOT / "README.md", folder)
     shutil.copy(ROOT / "model_cards" / "ddpm-digits" / "options.yaml", folder)
