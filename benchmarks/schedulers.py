@@ -78,7 +78,7 @@ def scheduler_classes() -> dict[str, type]:
     """By name: ours, and every scheduler of the installed diffusers that has a `step`."""
     found: dict[str, type] = {"DDPMPaperScheduler": DDPMPaperScheduler}
     for name in sorted(dir(diffusers)):
-        member = getattr(diffusers, name)
+        member = getattr(diffusers, name, None)  # with onnxruntime it lists pipelines that it lacks
         if inspect.isclass(member) and issubclass(member, diffusers.SchedulerMixin) and hasattr(member, "step"):
             found[name] = member
     return found

@@ -40,7 +40,8 @@ TRAINING = {
     path.relative_to(ROOT).as_posix() for path in (ROOT / "training").rglob("*.*") if path.suffix in (".py", ".yaml")
 }
 DATA = {path.relative_to(ROOT).as_posix() for path in (ROOT / "ddpm_hf").rglob("*.pyi")} | {
-    *("ddpm_hf/py.typed", "ddpm_hf/hub/card_template.md", "ddpm_hf/runs/report_template.html")
+    *("ddpm_hf/py.typed", "ddpm_hf/hub/card_template.md", "ddpm_hf/runs/report_template.html"),
+    "ddpm_hf/machine/native/kernels.cpp",
 }
 CHECKPOINT = ROOT / "model_cards" / "ddpm-digits"
 
