@@ -277,6 +277,11 @@ def test_results_are_those_of_their_files():
     path = ROOT / "model_cards" / "ddpm-digits" / "evaluation.json"
     (bound,) = json.loads(path.read_text(encoding="utf-8"))["results"]
     assert values["digits: bits/dim, at most"] == f"{bound['value']:.4f} ± {bound['spread']:.4f}"
+    path = ROOT / "benchmarks" / "results" / "surprises.json"
+    chains = json.loads(path.read_text(encoding="utf-8"))["measured"]["chains"]["found"]["first"]
+    bounds = (chains["chosen_17"]["25"], chains["fixed_large"])
+    chosen, every = (f"{bound_of['value']:.2f} ± {bound_of['error']:.2f}" for bound_of in bounds)
+    assert f"| digits: bits/dim in 25 chosen steps | {chosen} | {every} in 1000 |" in measured
     rates = bound["rate_distortion"]["rate_bpd"]
     first, *others, last = (f"{rates[steps - 1] / rates[-1]:.1%}".replace("%", " %") for steps in (500, 800, 900, 990))
     text = " ".join(PAGES["docs/evaluation.md"].split())

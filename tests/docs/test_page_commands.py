@@ -60,6 +60,8 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
         assert (ROOT / program).is_file() and not words, words
     elif program == "docs/course/run.py":
         assert all(list((ROOT / "docs" / "course").glob(f"{number}*.ipynb")) for number in words), words
+    elif program == "tests/golden/measure.py":
+        assert not words and (ROOT / program).exists()
     else:
         assert program == "dev.py" and words[0] in {"demo", "test", "check", "install", "versions"}, program
 
@@ -139,6 +141,7 @@ NOT_RUN = {
     r"cifar10|celebahq256|lsun256|YOUR_FOLDER": "the paper's data, and days on GPUs",
     r"dev\.py": "it installs; tests/repository/test_dev.py runs it without a network",
     r"docs/course/run\.py": "tests/docs/test_course.py",
+    r"tests/golden/measure\.py": "tests/docs/test_documents.py calls its functions",
     r"benchmarks/exact_resume\.py": "five minutes; tests/training/test_exact_resume.py",
     r"benchmarks/kill_stress\.py": "minutes; tests/training/test_kills.py",
     r"benchmarks/(run|few_steps|codec|schedulers)\.py(?! --(table|plot))": (

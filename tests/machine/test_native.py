@@ -1,6 +1,7 @@
 """Our own kernels beside PyTorch's in float64: values and gradients, shapes of every kind; without a compiler too.
 
-Float32 rounds sums of a thousand terms to about 3e-7 of their size (root mean square), Winograd's to twice that.
+Sums of a thousand terms in float32 are off by 2e-7 of their size if they are taken in blocks, by 6e-7 if one term
+after the other, and Winograd's by 1e-6 (root mean square).
 """
 
 import subprocess
