@@ -239,9 +239,11 @@ def training_state(
 def free_to_change(unet: Any) -> set[str]:
     """What may differ between a run with this network and its resumption, without a word.
 
-    How a batch is cut only rounds its sums otherwise, but the masks of dropout are drawn by process and part.
+    How a batch is cut only rounds its sums otherwise, but the masks of dropout are drawn by process and part, and what
+    a network of another class draws is not known.
     """
-    return FREE_TO_CHANGE | (set() if unet.config.get("dropout") else {"gradient_accumulation_steps", "num_processes"})
+    draws = not isinstance(unet, DDPMPaperUNet | DDPMPaperMLP) or unet.config.get("dropout")
+    return FREE_TO_CHANGE | (set() if draws else {"gradient_accumulation_steps", "num_processes"})
 
 
 def run_manifest(accelerator: Accelerator, samples: Samples, options: Any) -> dict[str, Any]:
