@@ -70,8 +70,8 @@ def can_speed_up(pipe: DDPMPaperPipeline, dtype: torch.dtype | Literal["auto"] =
 def fastest_dtype(unet: DDPMPaperUNet) -> torch.dtype:
     """bfloat16 where the device multiplies it faster, else float32; by its instructions, so that results repeat.
 
-    Of CPUs those with AMX do, for networks of 128 channels and more. Those with AVX-512's bfloat16 alone do not: there
-    Winograd's algorithm, which only float32 has the digits for, is faster.
+    Of CPUs those with AMX do, for networks of 128 channels and more. Those with AVX-512's bfloat16 alone hardly do:
+    Winograd's algorithm, which only float32 has the digits for, is about as fast.
     """
     if unet.device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
