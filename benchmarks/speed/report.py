@@ -237,6 +237,6 @@ def plot(results: dict[str, Any], path: Path) -> None:
     axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
     axes.minorticks_off()
     axes.set_yticks(range(len(bars)), [f"{row['case']}: {row['name']} – {row['contestant']}" for row, _ in bars])
-    axes.set_xlabel("times as fast as stock diffusers (bar: median and quartiles; red: at least)")
+    axes.set_xlabel("times as fast as stock diffusers\n(bar: median and quartiles; red: at least)")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -298,9 +298,9 @@ def test_results_are_those_of_their_files():
     assert f"| of it net, without what is paid once | {of_it} |" in measured
     for label, row in {
         "sampling, CIFAR-10 network, batch 1": "sampling: CIFAR-10 UNet, batch 1 | sped up",
-        "the same in bfloat16": "sampling: CIFAR-10 UNet, batch 1 | sped up, bf16",
+        "the same in bfloat16": "CIFAR-10 UNet, batch 1 | sped up, bf16",
         "a training step, float32": "training: CIFAR-10 UNet, float32 stock | ours",
-        "a training step, bfloat16": "training: CIFAR-10 UNet, float32 stock | ours, bf16",
+        "a training step, bfloat16": "CIFAR-10 UNet, float32 stock | ours, bf16",
         "sampling on an H100, batch 64, bfloat16, compiled": (
             "sampling: CIFAR-10 UNet, batch 64 (GPU) | sped up, bf16, compiled"
         ),
