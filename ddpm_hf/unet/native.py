@@ -25,10 +25,17 @@ def use_native_kernels(unet: Any) -> bool:
     return True
 
 
+def _fits(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the kernels take it; a network that was moved or cast since computes as before."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in (x, next(layer.parameters())))
+
+
 class NativeResnetBlock(ResnetBlock):
     """`ResnetBlock`, whose time embedding is part of the first convolution's bias, and the shortcut of the second."""
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        if not _fits(self, x):
+            return super().forward(x, temb)
         bias = self.conv1.bias + self.time_emb_proj(F.silu(temb))
         h = _convolve(self.conv1, _norm(self.norm1, x, silu=True), bias)
         h = _dropped(_norm(self.norm2, h, silu=True), self.dropout)
@@ -38,11 +45,13 @@ class NativeResnetBlock(ResnetBlock):
 
 class NativeGroupNorm(nn.GroupNorm):
     def forward(self, input: Tensor) -> Tensor:
-        return _norm(self, input, silu=False)
+        return _norm(self, input, silu=False) if _fits(self, input) else super().forward(input)
 
 
 class NativeUpsample(Upsample):
     def forward(self, x: Tensor) -> Tensor:
+        if not _fits(self, x):
+            return super().forward(x)
         return _convolve(self.conv, F.interpolate(x, scale_factor=2.0, mode="nearest"), self.conv.bias)
 
 
@@ -50,13 +59,15 @@ class PointwiseConvolution(nn.Conv2d):
     """1×1, as a product of matrices."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if not _fits(self, input):
+            return super().forward(input)
         rows = input.permute(0, 2, 3, 1)
         return F.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class ChannelsLastConvolution(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input.contiguous(memory_format=torch.channels_last))
+        return super().forward(input.contiguous(memory_format=torch.channels_last) if _fits(self, input) else input)
 
 
 NATIVE: dict[type, type] = {

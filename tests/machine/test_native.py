@@ -124,6 +124,29 @@ def test_results_do_not_depend_on_threads():
 
 
 @needs_kernels
+def test_weights_in_another_order_of_memory():
+    weight = normal(64, 32, 3, 3)
+    other = weight.contiguous(memory_format=torch.channels_last)
+    for turned in (False, True):
+        assert torch.equal(*(ops.winograd_filters(each, turned=turned) for each in (weight, other)))
+
+
+@needs_kernels
+def test_other_tensors_are_refused_before_their_memory_is_read():
+    x, weight, bias = normal(1, 32, 4, 4), normal(32, 32, 3, 3), normal(32)
+    filters = ops.winograd_filters(weight)
+    with pytest.raises(TypeError, match="float32 on the CPU"):
+        ops.winograd_filters(weight.double())
+    for given in ((x.double(), filters, 32, bias), (x, filters.half(), 32, bias), (x, filters, 32, bias.bfloat16())):
+        with pytest.raises(TypeError, match="float32 on the CPU"):
+            ops.convolve(*given)
+    with pytest.raises(TypeError, match="float32 on the CPU"):
+        ops.normalize(x, bias.double(), bias, 8, 1e-6, silu=True)
+    with pytest.raises(TypeError, match="float32 on the CPU"):
+        ops.normalize(x.half(), bias, bias, 8, 1e-6, silu=True)
+
+
+@needs_kernels
 def test_number_of_channels():
     panel = ops._kernels()["panel"]
     assert ops.takes_channels(panel, 4 * panel) and not ops.takes_channels(panel, panel + 8)

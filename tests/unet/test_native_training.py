@@ -70,6 +70,15 @@ def test_it_stays_the_network_it_was(tiny_unet, tmp_path):
     assert not torch.equal(native(x, 3).sample, other(x, 3).sample)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_computed_by_pytorch(tiny_unet, dtype):
+    plain = tiny_unet(**CONFIGS["digits"])
+    native = copy.deepcopy(plain)
+    use_native_kernels(native)
+    x = normal(2, 1, 8, 8).to(dtype)
+    assert torch.equal(native.to(dtype)(x, 3).sample, plain.to(dtype)(x, 3).sample)
+
+
 def test_other_widths_are_left_alone(tiny_unet, tiny_mlp):
     for network in (tiny_unet(), tiny_unet(block_out_channels=(32, 48)), tiny_mlp()):
         before = [type(module) for module in network.modules()]

@@ -45,9 +45,10 @@ def takes_channels(*channels: int) -> bool:
 
 def winograd_filters(weight: Tensor, *, turned: bool = False) -> Tensor:
     """float32 [O, I, 3, 3] → what `convolve` takes, four times as large; `turned` for the gradient of the input."""
+    weight = weight.contiguous()
     outputs, inputs = weight.shape[:2]
     filters = weight.new_empty(36 * outputs * inputs)
-    _kernels()["winograd_filters"](weight.contiguous().data_ptr(), filters.data_ptr(), outputs, inputs, turned)
+    _kernels()["winograd_filters"](_pointer(weight), _pointer(filters), outputs, inputs, turned)
     return filters
 
 
@@ -74,8 +75,8 @@ def convolve(
         bias = bias.contiguous()
     tiles = batch * -(-height // 4) * -(-width // 4)
     _kernels()["winograd"](
-        x.data_ptr(), filters.data_ptr(), _pointer(bias), out_channels if bias is not None and bias.ndim == 2 else 0,
-        _pointer(residual), y.data_ptr(), batch, height, width, inputs, out_channels, scale, min(BLOCK, tiles),
+        _pointer(x), _pointer(filters), _pointer(bias), out_channels if bias is not None and bias.ndim == 2 else 0,
+        _pointer(residual), _pointer(y), batch, height, width, inputs, out_channels, scale, min(BLOCK, tiles),
     )  # fmt: skip
     return y
 
@@ -87,7 +88,7 @@ def weight_gradient(x: Tensor, dy: Tensor) -> Tensor:
     outputs = dy.shape[1]
     dw = x.new_empty(outputs, inputs, 3, 3)
     _kernels()["winograd_weight_gradient"](
-        x.data_ptr(), dy.data_ptr(), dw.data_ptr(), batch, height, width, inputs, outputs, BLOCK
+        _pointer(x), _pointer(dy), _pointer(dw), batch, height, width, inputs, outputs, BLOCK
     )
     return dw
 
@@ -102,10 +103,10 @@ def normalize(
     x = _channels_last(x)
     batch, channels, height, width = x.shape
     y = torch.empty_like(x)
-    kernel = _kernels()["norm_silu" if x.dtype == torch.float32 else "norm_silu_bfloat16"]
-    kernel(
-        x.data_ptr(), y.data_ptr(), weight.data_ptr(), bias.data_ptr(), _pointer(moments), batch, height * width,
-        channels, groups, eps, silu,
+    dtype = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    _kernels()["norm_silu" if dtype == torch.float32 else "norm_silu_bfloat16"](
+        _pointer(x, dtype), _pointer(y, dtype), _pointer(weight), _pointer(bias), _pointer(moments), batch,
+        height * width, channels, groups, eps, silu,
     )  # fmt: skip
     return y
 
@@ -119,8 +120,8 @@ def normalize_gradient(
     dx = torch.empty_like(x)
     parts = x.new_empty(2, batch, channels)
     _kernels()["norm_silu_gradient"](
-        x.data_ptr(), dy.data_ptr(), weight.data_ptr(), bias.data_ptr(), moments.data_ptr(), dx.data_ptr(),
-        parts[0].data_ptr(), parts[1].data_ptr(), batch, height * width, channels, moments.shape[1], silu,
+        _pointer(x), _pointer(dy), _pointer(weight), _pointer(bias), _pointer(moments), _pointer(dx),
+        _pointer(parts[0]), _pointer(parts[1]), batch, height * width, channels, moments.shape[1], silu,
     )  # fmt: skip
     dweight, dbias = parts.sum(1)
     return dx, dweight, dbias
@@ -134,5 +135,10 @@ def _empty(batch: int, channels: int, height: int, width: int) -> Tensor:
     return torch.empty(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
+    """Where its memory is. Raises TypeError for another type of numbers, of which a kernel would read beyond the end."""
+    if tensor is None:
+        return None
+    if tensor.dtype != dtype or tensor.device.type != "cpu":
+        raise TypeError(f"the kernels compute in {dtype} on the CPU, not in {tensor.dtype} on {tensor.device}")
+    return tensor.data_ptr()
