@@ -260,9 +260,7 @@ def main(argv: list[str]) -> int:
     if (args.table is None) == (args.measured is None):
         parser.error("give either the results of run.py or --table")
     if args.table:
-        print(table(report.read_json(args.table)))
-        documents.rewrite_documents()
-        return 0
+        return documents.show(args.table)
     results = results_of(report.read_json(args.measured))
     if args.output:
         report.write_json(args.output, results)

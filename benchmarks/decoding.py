@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from speed import decoding_tables, report
-from speed.documents import rewrite_documents
+from speed.documents import show
 
 ROOT = Path(__file__).resolve().parent.parent
 LOAD = """
@@ -112,8 +112,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of results, and renew the docs")
     args = parser.parse_args()
     if args.table:
-        print(decoding_tables.table(report.read_json(args.table)))
-        rewrite_documents()
+        show(args.table)
         return
     if not args.before or not (args.before / "ddpm_hf").is_dir():
         parser.error(f"--before {args.before}: no checkout of this repository")

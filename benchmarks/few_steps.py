@@ -122,9 +122,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of results, and renew the docs")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(report.read_json(args.table)))
-        documents.rewrite_documents()
-        return 0
+        return documents.show(args.table)
     torch.set_num_threads(1)
     results = {"kind": "few steps", "num_samples": args.num_samples, **report.surroundings()}
     results["rows"] = measure_all(args.checkpoint, args.steps, args.num_samples)

@@ -80,9 +80,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.table or args.plot:
         if args.table:
-            print(documents.table_of(report.read_json(args.table)))
-            for path in documents.rewrite_documents():
-                print(f"renewed {path}", file=sys.stderr)
+            documents.show(args.table)
         if args.plot:
             report.plot(report.read_json(args.plot[0]), args.plot[1])
         return 0

@@ -180,9 +180,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results, and renew the docs")
     args = parser.parse_args(argv)
     if args.table:
-        print(table(report.read_json(args.table)))
-        documents.rewrite_documents()
-        return 0
+        return documents.show(args.table)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     diffusers.logging.set_verbosity_error()  # of keys that a scheduler does not know

@@ -461,10 +461,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
     ) -> tuple[int, Generators]:
         """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
         unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
-        known, shape = (
-            output_type in OUTPUT_TYPES,
-            self._shape((*latents.shape[2:],)) if unsized else self.sample_shape,
-        )
+        shape = self._shape((*latents.shape[2:],)) if unsized else self.sample_shape
+        known = output_type in OUTPUT_TYPES
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
         picture = output_type != "pil" or (len(shape) == 3 and shape[0] in (1, 3))
         _check(picture, f"samples of shape {shape} are not pictures; use output_type='np', 'pt' or 'latent'")
@@ -558,15 +556,14 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
-        places = [Path(args[0], name) for name in ("unet_ema", "unet", "")] if args and "unet" not in kwargs else []
-        place = next((place for place in places if (place / "config.json").is_file()), None)
+        place = network_folder(args[0]) if args and "unet" not in kwargs else None
         if place is not None:
             check_weights(place.glob("*"), kwargs)
             how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
             alone = f"{place} is a network without a scheduler: take it with the process that it was trained in, {how}"
             if not Path(args[0], cls.config_name).is_file():
                 raise OSError(f"{args[0]} has no {cls.config_name}; {alone}")
-            if place == places[-1] and kwargs.get("variant"):  # which diffusers looks for in folders alone
+            if place == Path(args[0]) and kwargs.get("variant"):  # which diffusers looks for in folders alone
                 network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
                 options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
                 kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
@@ -694,6 +691,12 @@ def _with_code(network: type, folder: Path) -> list[str]:
     stem = f"own_{source.stem.removeprefix('own_')}"
     shutil.copyfile(source, folder / f"{stem}.py")
     return [stem, name]
+
+
+def network_folder(folder: str | Path) -> Path | None:
+    """Where a folder has its network, by the configuration beside it; None where it has none."""
+    places = [Path(folder, name) for name in ("unet_ema", "unet", "")]
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

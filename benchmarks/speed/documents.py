@@ -1,6 +1,7 @@
 """Tables of results that stand in the documents, between two comments that name their file."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,14 @@ def with_tables(text: str, root: Path = ROOT) -> str:
         return f"{match[1]}\n{content}\n\n{match[4]}"
 
     return BLOCK.sub(fill, text)
+
+
+def show(path: Path) -> int:
+    """Print the tables of results, and bring the documents up to them. Returns 0, the exit code of --table."""
+    print(table_of(read_json(path)))
+    for changed in rewrite_documents():
+        print(f"renewed {changed}", file=sys.stderr)
+    return 0
 
 
 def documents(root: Path = ROOT) -> Iterator[Path]:

@@ -47,8 +47,7 @@ def sample(args: argparse.Namespace) -> None:
     check_output(output, is_file=bool(suffix))
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     loaded_in = torch.float32 if dtype == "auto" else dtype
-    trusted = {"trust_remote_code": args.trust_remote_code}
-    pipe = load_pipeline(args.checkpoint, loaded_in, **trusted, **weights_options(args))
+    pipe = load_pipeline(args.checkpoint, loaded_in, trust_remote_code=args.trust_remote_code, **weights_options(args))
     if SCHEDULERS[args.scheduler]:
         import diffusers
 
@@ -160,9 +159,14 @@ def evaluate(args: argparse.Namespace) -> None:
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    trusted = {"trust_remote_code": args.trust_remote_code}
-    given = {"work_dir": args.work_dir, **trusted, **weights_options(args)}
-    evaluator = Evaluator(accelerator, args.checkpoint, protocol, **given)
+    evaluator = Evaluator(
+        accelerator,
+        args.checkpoint,
+        protocol,
+        work_dir=args.work_dir,
+        trust_remote_code=args.trust_remote_code,
+        **weights_options(args),
+    )
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():

@@ -78,8 +78,13 @@ class Evaluator:
     ):
         self.accelerator, self.protocol = accelerator, protocol
         self.work_dir = work_dir or default_work_dir()
-        how: dict[str, Any] = {"variant": variant, "read_bin": read_bin, "trust_remote_code": trust_remote_code}
-        self.pipe, self.weights = load_model(checkpoint, protocol.weights, **how)
+        self.pipe, self.weights = load_model(
+            checkpoint,
+            protocol.weights,
+            variant=variant,
+            read_bin=read_bin,
+            trust_remote_code=trust_remote_code,
+        )
         self.pipe.to(accelerator.device)
         quiet = not accelerator.is_main_process
         self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)

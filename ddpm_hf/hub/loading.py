@@ -12,12 +12,11 @@ from diffusers import UNet2DModel
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_ddpm_paper import DDPMPaperPipeline, network_folder
 from ..runs import checkpoints, model_folder, on_one_line
 from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights
 from .retries import is_transport_error
 
-NETWORKS = ("unet_ema", "unet", "")  # where diffusers, and its training scripts, put a network into a folder
 TRAINING_STEP = re.compile(r"checkpoint-\d+")  # a folder of these scripts, within that of the finished model
 WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
 
@@ -61,7 +60,7 @@ def load_pipeline(
 
 def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMPaperPipeline:
     """A folder's pipeline, or its network with the rest of the pipeline that lies around it."""
-    network = _network_in(folder)
+    network = network_folder(folder)
     if network is not None and read_bin:
         try:
             check_weights(network.glob("*"), options)
@@ -86,11 +85,6 @@ def _check_parts(folder: Path) -> None:
         parts = [key for key, value in index.items() if isinstance(value, list) and value[:1] == ["diffusers"]]
         if others := [f"{key} ({index[key][-1]})" for key in parts if key not in ("unet", "scheduler")]:
             raise ValueError(f"{folder} has parts beside unet and scheduler, and is no DDPM: {', '.join(others)}")
-
-
-def _network_in(folder: Path) -> Path | None:
-    """Where a folder has its network, by the configuration beside it."""
-    return next((folder / name for name in NETWORKS if (folder / name / "config.json").is_file()), None)
 
 
 def _finished_model(folder: Path) -> Path | None:
@@ -193,7 +187,7 @@ def load_model(
     weights are asked for and there are none.
     """
     place = Path(checkpoint)
-    alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and _network_in(place) is not None
+    alone = not _is_pipeline(place) and not (place / "checkpoints").exists() and network_folder(place) is not None
     folder = model_folder(place) if place.is_dir() and not alone else None
     pipe = load_pipeline(folder or checkpoint, variant=variant, read_bin=read_bin, trust_remote_code=trust_remote_code)
     if folder is None or not checkpoints.has(folder, "model"):

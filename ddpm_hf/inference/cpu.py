@@ -66,11 +66,11 @@ class FastUNet(SamplingNetwork):
                 size = size[0], size[1] // 2, size[2] // 2
             self._down.append((layers, downsample))
         self._middle = self._layers(unet.mid_block, size)
-        self._up: list[tuple[list[Layer], UpsampleConvolution | None]] = []
+        self._up: list[tuple[list[Layer], NativeConvolution | UpsampleConvolution | None]] = []
         for up in up_blocks:
             layers, upsample = self._layers(up, size), None
             for module in up.upsamplers:
-                upsample = self._packed(UpsampleConvolution, module, size)
+                upsample = self._packed(upsample_convolution, module, size)
                 size = size[0], size[1] * 2, size[2] * 2
             self._up.append((layers, upsample))
         self._norm_out = Normalization(unet.conv_norm_out, compute_dtype)
@@ -264,15 +264,22 @@ class DownsampleConvolution:
         return self.convolution(rows.permute(0, 3, 1, 2))
 
 
+def upsample_convolution(
+    layer: Upsample, size: tuple[int, int, int], dtype: torch.dtype
+) -> "NativeConvolution | UpsampleConvolution":
+    """What `Upsample` computes, by the faster kernel for this shape."""
+    weight, bias = weight_and_bias(layer.conv, dtype)
+    rows, height, width = size
+    ours = native_convolution(weight, bias, (rows, weight.shape[1], height, width), scale=2)
+    return UpsampleConvolution(layer, size, dtype) if ours is None else ours
+
+
 class UpsampleConvolution:
     """What `Upsample` computes, as one 2×2 convolution of the small image to four images, one for each parity."""
 
     def __init__(self, layer: Upsample, size: tuple[int, int, int], dtype: torch.dtype):
         weight, bias = weight_and_bias(layer.conv, dtype)
         rows, height, width = size
-        self.native = native_convolution(weight, bias, (rows, weight.shape[1], height, width), scale=2)
-        if self.native is not None:
-            return
         # an output row of parity a sees the rows i − 1 + a and i + a of the small image, through sums of three taps
         taps = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], dtype=torch.float64)
         exact = torch.einsum("aik,bjl,ockl->abocij", taps, taps, layer.conv.weight.detach().double())
@@ -282,8 +289,6 @@ class UpsampleConvolution:
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.native is not None:
-            return self.native(x)
         batch, _, height, width = x.shape
         four = self.convolution(x).permute(0, 2, 3, 1).unflatten(3, (2, 2, self.out_channels))
         y = x.new_empty(batch, height, 2, width, 2, self.out_channels)

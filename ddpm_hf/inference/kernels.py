@@ -29,8 +29,8 @@ FILTER_TRANSFORM = [
     [1 / 24, -1 / 12, 1 / 6],
     [0, 0, 1],
 ]
-WEIGHTS_PER_TILE = 2**14  # inputs by outputs of a 3×3 convolution: as Winograd's filters they take 2 MB
 OUTPUT_TRANSFORM = [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+WEIGHTS_PER_TILE = 2**14  # inputs by outputs of a 3×3 convolution: as filters of F(4×4, 3×3) they take 2 MB
 
 
 def has_onednn(dtype: torch.dtype) -> bool:
@@ -79,16 +79,11 @@ class NativeConvolution:
     """A 3×3 convolution with padding 1, as `Convolution`, by our own kernel, of x enlarged by `scale`."""
 
     def __init__(self, weight: Tensor, bias: Tensor, *, scale: int = 1):
-        self.filters, self.bias, self.out_channels, self.scale = (
-            native.winograd_filters(weight),
-            bias,
-            len(bias),
-            scale,
-        )
+        self.filters, self.bias, self.scale = native.winograd_filters(weight), bias, scale
 
     def __call__(self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         bias = self.bias if bias is None else bias
-        return native.convolve(x, self.filters, self.out_channels, bias, residual, scale=self.scale)
+        return native.convolve(x, self.filters, len(self.bias), bias, residual, scale=self.scale)
 
 
 class RowWinograd:

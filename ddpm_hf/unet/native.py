@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..machine.native import NativeConvolution, NativeNorm, takes_channels
+from ..machine.native import Convolve, Normalize, takes_channels
 from .unet_ddpm_paper import DDPMPaperUNet, ResnetBlock, Upsample
 
 
@@ -80,13 +80,13 @@ NATIVE: dict[type, type] = {
 def _convolve(layer: nn.Conv2d, x: Tensor, bias: Any, residual: Tensor | None = None) -> Tensor:
     """`layer` with another bias, [O] or [B, O], and a sum. Of images below 3×3 a tile would be mostly padding."""
     if min(x.shape[2:]) > 2:
-        return NativeConvolution.apply(x, layer.weight, bias, residual)
+        return Convolve.apply(x, layer.weight, bias, residual)
     y = F.conv2d(x, layer.weight, padding=1) + bias.reshape(-1, len(layer.weight), 1, 1)
     return y if residual is None else y + residual
 
 
 def _norm(norm: nn.GroupNorm, x: Tensor, *, silu: bool) -> Tensor:
-    return NativeNorm.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
+    return Normalize.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps, silu)
 
 
 def _dropped(h: Tensor, dropout: nn.Dropout) -> Tensor:

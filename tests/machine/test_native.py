@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ddpm_hf.machine.native import NativeConvolution, NativeNorm, build, ops
+from ddpm_hf.machine.native import Convolve, Normalize, build, ops
 
 needs_kernels = pytest.mark.skipif(not ops.has_kernels(), reason="no compiler")
 SHAPES = [  # batch, inputs, outputs, height, width
@@ -44,7 +44,7 @@ def test_convolution_and_its_gradients(relative_error, shape):
         expected = F.conv2d(exact[0], exact[1], padding=1) + exact[2].reshape(-1, outputs, 1, 1) + exact[3]
         expected.backward(dy.double())
         found = leaves(x, weight, bias, residual)
-        y = NativeConvolution.apply(*found)
+        y = Convolve.apply(*found)
         y.backward(dy)
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert relative_error(y.detach(), expected.detach()) < 5e-6
@@ -79,7 +79,7 @@ def test_norm_and_its_gradients(relative_error, channels, groups, side, mean, si
     expected = F.group_norm(exact[0], groups, exact[1], exact[2], 1e-6)
     expected = F.silu(expected) if silu else expected
     expected.backward(dy.double())
-    y = NativeNorm.apply(*found, groups, 1e-6, silu)
+    y = Normalize.apply(*found, groups, 1e-6, silu)
     y.backward(dy)
     assert relative_error(y.detach(), expected.detach()) < 5e-6
     for ours, theirs in zip(found, exact, strict=True):
@@ -115,7 +115,7 @@ def test_results_do_not_depend_on_threads():
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         found = leaves(x, weight, normal(96, seed=3), normal(64, seed=4), normal(64, seed=5))
-        y = NativeConvolution.apply(NativeNorm.apply(found[0], *found[3:], 16, 1e-6, True), found[1], found[2], None)
+        y = Convolve.apply(Normalize.apply(found[0], *found[3:], 16, 1e-6, True), found[1], found[2], None)
         y.backward(dy)
         results.append([y.detach(), *(leaf.grad for leaf in found)])
     torch.set_num_threads(before)

@@ -1,4 +1,4 @@
-from .autograd import NativeConvolution as NativeConvolution, NativeNorm as NativeNorm
+from .autograd import Convolve as Convolve, Normalize as Normalize
 from .build import library as library
 from .ops import (
     convolve as convolve,

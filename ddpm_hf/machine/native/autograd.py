@@ -8,7 +8,7 @@ from torch import Tensor
 from .ops import convolve, normalize, normalize_gradient, weight_gradient, winograd_filters
 
 
-class NativeConvolution(torch.autograd.Function):
+class Convolve(torch.autograd.Function):
     """`apply(x, weight, bias, residual)`: a 3×3 convolution with padding 1, and a sum. float32, channels last.
 
     `bias` is [O], or [B, O]; `residual` has the shape of the result, or is None.
@@ -32,7 +32,7 @@ class NativeConvolution(torch.autograd.Function):
         )
 
 
-class NativeNorm(torch.autograd.Function):
+class Normalize(torch.autograd.Function):
     """`apply(x, weight, bias, groups, eps, silu)`: GroupNorm, and SiLU if `silu`. float32, channels last."""
 
     @staticmethod

@@ -136,7 +136,7 @@ def _empty(batch: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def _pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
-    """Where its memory is. Raises TypeError for another type of numbers, of which a kernel would read beyond the end."""
+    """Where its memory is. Raises TypeError for other numbers, of which a kernel would read beyond the end."""
     if tensor is None:
         return None
     if tensor.dtype != dtype or tensor.device.type != "cpu":
