@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import figures
 from ..data import to_model_range
+from .models import Model
 from .tasks import (
     BACKGROUNDS,
     MAX_FILE_BYTES,
@@ -24,7 +25,6 @@ from .tasks import (
     WEIGHTS,
     Bound,
     Frame,
-    Model,
     Report,
     bound,
     chosen_class,
@@ -67,6 +67,12 @@ def row_html(*figures_html: str, title: str = "", kind: str = "") -> str:
     """Figures side by side, as many as there is room for; of the kind `nine`, nine in a row or three."""
     heading = f"<h3>{html.escape(title)}</h3>" if title else ""
     return f'{heading}<div class="pictures {kind}">{"".join(figures_html)}</div>'
+
+
+def opening_html(model: Model) -> str:
+    """What a checkpoint is, and samples that its training drew."""
+    about = f"<p>{html.escape(model.about)}</p>" if model.about else ""
+    return about + (row_html(picture_html(*model.finished)) if model.finished else "")
 
 
 def frames_html(frames: Sequence[Frame], shown: int) -> str:
@@ -121,7 +127,7 @@ CSS = """
 .pictures { display: flex; flex-wrap: wrap; gap: 12px; align-items: flex-start; }
 .pictures figure { margin: 0; max-width: 100%; text-align: center; }
 .pictures img { max-width: 100%; height: auto; margin: 0 auto; }
-.pictures img.png, #samples img, .dropped img[data-look=small] { image-rendering: pixelated; }
+.pictures img.png, #opening img, #samples img, .dropped img[data-look=small] { image-rendering: pixelated; }
 .pictures.nine { display: grid; grid-template-columns: repeat(9, minmax(0, max-content)); }
 .pictures.nine img { image-rendering: auto; }
 #samples img { max-height: 480px; padding: 36px 0 8px; }
@@ -181,6 +187,7 @@ class Page:
                 "t counts diffusion steps: t = 0 is an image, t = T noise."
             )
             self.checkpoint = gr.Dropdown(list(self.models), value=first, label="Checkpoint", filterable=False)
+            opening = gr.HTML(opening_html(self.models[first]), elem_id="opening", js_on_load=None)
             for title, tab in (
                 ("Sample", self._sample_tab),
                 ("Interpolate", self._interpolate_tab),
@@ -190,6 +197,10 @@ class Page:
                 with gr.Tab(title):
                     tab()
             sliders = [*self._steps, *(slider for slider, *_ in self._times), *self._classes]
+            self.checkpoint.change(
+                lambda name: opening_html(self.models[name]), self.checkpoint, opening, queue=False,
+                api_visibility="private",
+            )  # fmt: skip
             self.checkpoint.change(self._limits, self.checkpoint, sliders, queue=False, api_visibility="private")
             page.unload(self._stop_function())
         page.queue(max_size=MAX_WAITING, api_open=False)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ..runs import public_options, read_options
-from .tasks import load
+from ..runs import public_options
+from .models import load, newest_grid, trained_with
 
 APP = '''"""The demo page of ddpm_hf as a Space; written by `ddpm-hf demo --space`."""
 
@@ -65,10 +65,12 @@ def write_space(folder: Path, checkpoints: Sequence[str]) -> None:
     for checkpoint, name, model in zip(checkpoints, names, models.values(), strict=True):
         saved = folder / "checkpoints" / name
         model.pipe.save_pretrained(saved)
-        options = Path(checkpoint) / "options.yaml"
-        if options.is_file():
-            text = yaml.safe_dump(public_options(read_options(options)), sort_keys=False, allow_unicode=True)
+        if options := trained_with(checkpoint):
+            text = yaml.safe_dump(public_options(options), sort_keys=False, allow_unicode=True)
             (saved / "options.yaml").write_text(text, encoding="utf-8")
+        if grid := newest_grid(checkpoint):
+            (saved / "samples").mkdir()
+            shutil.copy(grid[1], saved / "samples")
     needed = [line for line in requirements if "extra ==" not in line]
     needed += [line.partition(";")[0].strip() for line in requirements if line.startswith("matplotlib")][:1]
     (folder / "requirements.txt").write_text("\n".join(needed) + "\n", encoding="utf-8")

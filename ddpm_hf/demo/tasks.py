@@ -20,102 +20,18 @@ from torch import Tensor
 
 from .. import figures, pictures
 from ..data import FORMATS, decode_image, to_model_range
-from ..hub import load_model
-from ..inference import can_speed_up, speed_up
 from ..likelihood import bits_per_dim, subset_edges
 from ..pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
-from ..runs import read_options
 from ..sampling import reverse_process
-from ..scheduler import paper_scheduler
+from .models import Model
 
-DIGITS_LEVELS = 17
 MAX_FILE_BYTES = 20 * 2**20
 NUM_FRAMES = 25  # of the denoising, without its end
 SHOWN_SEEDS = 16  # how many of the seeds a frame shows
 WEIGHTS = [i / 8 for i in range(9)]
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0)}
 
-ANY_CLASS = "any"
-
 Report = Callable[[float], None]
-
-
-# ---- checkpoints ---------------------------------------------------------------------------------------------------
-
-
-class Model(NamedTuple):
-    """A pipeline that draws images with 1 or 3 channels, and the levels of the data it was trained on."""
-
-    pipe: DDPMPaperPipeline
-    num_levels: int
-
-    @property
-    def process(self) -> Any:
-        """Its scheduler as one of ours."""
-        return paper_scheduler(self.pipe.scheduler)
-
-    @property
-    def num_timesteps(self) -> int:
-        """T."""
-        return self.process.diffusion.num_timesteps
-
-    @property
-    def default_steps(self) -> int:
-        """The number of reverse steps of its own chain."""
-        return self.process.chain().num_timesteps
-
-    @property
-    def classes(self) -> dict[str, int | None]:
-        """What can be asked for: the numbers of the classes by name, "any" for no label; empty without classes."""
-        names: dict[str, int | None] = {name: number for number, name in self.pipe.classes.items()}
-        unlabelled = ANY_CLASS if ANY_CLASS not in names else f"{ANY_CLASS} class"
-        return names if self.pipe.null_class is None else {unlabelled: None, **names}
-
-
-def load(
-    checkpoints: Sequence[str],
-    device: str,
-    *,
-    fast: bool = True,
-    variant: str | None = None,
-    read_bin: bool = False,
-) -> dict[str, Model]:
-    """The models by the names that the page shows: a folder's own, or a repository's; sped up where `fast`.
-
-    `variant` and `read_bin` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint that cannot be
-    shown: of points or of other channels than 1 or 3, or with the name of another one.
-    """
-    models: dict[str, Model] = {}
-    for checkpoint in checkpoints:
-        name = checkpoint_name(checkpoint)
-        if name in models:
-            raise ValueError(f"two checkpoints are called {name}; rename the folder of one")
-        pipe, _ = load_model(checkpoint, None, variant=variant, read_bin=read_bin)
-        shape = pipe.sample_shape
-        if len(shape) != 3 or shape[0] not in (1, 3):
-            kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"
-            raise ValueError(f"the page shows images of 1 or 3 channels; {checkpoint} draws {kind}")
-        pipe.to(device)
-        if fast and can_speed_up(pipe):
-            pipe = speed_up(pipe, release=True)
-        pipe.set_progress_bar_config(disable=True)
-        models[name] = Model(pipe, num_levels(checkpoint, shape))
-    return models
-
-
-def checkpoint_name(checkpoint: str) -> str:
-    """A folder's own name, or a repository's whole one."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else checkpoint
-
-
-def num_levels(checkpoint: str, sample_shape: tuple[int, ...]) -> int:
-    """17 for a model of the digits, else 256: by the run's options, else by the size of its images."""
-    options = Path(checkpoint) / "options.yaml"
-    if options.is_file():
-        is_digits = read_options(options).get("dataset_name") == "digits"
-    else:
-        is_digits = sample_shape == (1, 8, 8)
-    return DIGITS_LEVELS if is_digits else 256
 
 
 # ---- what the page computes ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.demo.tasks import Model, load
+from ddpm_hf.demo.models import Model, load
 
 
 @pytest.fixture(scope="session")

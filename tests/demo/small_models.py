@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ddpm_hf.demo.tasks import Model
+from ddpm_hf.demo.models import Model
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "model_cards" / "ddpm-digits"

@@ -1,7 +1,9 @@
 """The page without a browser, the command that shows it, and the Space that it writes."""
 
+import base64
 import html
 import importlib.metadata
+import io
 import re
 import socket
 import sys
@@ -22,8 +24,9 @@ from ddpm_hf import demo
 from ddpm_hf.cli import main
 from ddpm_hf.cli.arguments import SCHEDULERS, parse_seeds
 from ddpm_hf.demo import Page, tasks as demo_tasks
-from ddpm_hf.demo.page import ONE_IN, frames_html, picture_html
-from ddpm_hf.demo.tasks import Frame, Model, load
+from ddpm_hf.demo.models import Model, load
+from ddpm_hf.demo.page import ONE_IN, frames_html, opening_html, picture_html
+from ddpm_hf.demo.tasks import Frame
 
 # ---- the page without a browser ------------------------------------------------------------------------------------
 
@@ -47,6 +50,21 @@ def test_captions_are_escaped_and_large_pictures_made_smaller():
     text = picture_html(Image.new("RGB", (2000, 1000)), '"><script>')
     assert "<script>" not in text and html.escape('"><script>') in text and "image/webp" in text
     assert len(text) < 10_000
+
+
+def test_the_page_opens_with_what_training_drew_and_on_what():
+    digits = load([str(DIGITS)], "cpu")["ddpm-digits"]
+    text = opening_html(digits)
+    assert "8 × 8 images in grey; 701,345 parameters. Trained on digits, for 1,000 steps." in text
+    assert "Finished samples: seeds 0 to 15, not selected" in text
+    source = base64.b64decode(text.split("base64,")[1].split('"')[0])
+    with Image.open(io.BytesIO(source)) as shown, Image.open(DIGITS / "samples" / "step-1000-ema.png") as drawn:
+        assert np.array_equal(np.asarray(shown.convert("RGB")), np.asarray(drawn.convert("RGB")))
+
+
+def test_without_records_the_page_says_what_the_network_is(grey):
+    assert opening_html(grey).startswith("<p>Draws 8 × 8 images in grey; ") and "<img" not in opening_html(grey)
+    assert "Trained" not in grey.about
 
 
 def test_mistakes_become_messages_and_leave_nothing_running(grey):
@@ -209,7 +227,7 @@ def test_a_space_holds_all_it_needs(checkpoints, tmp_path, capsys):
     before = load([str(DIGITS), str(checkpoints / "colour")], "cpu")
     after = load([str(space / "checkpoints" / name) for name in before], "cpu")
     for name, model in after.items():
-        assert model.num_levels == before[name].num_levels
+        assert model.num_levels == before[name].num_levels and model.about == before[name].about
         images = [m.pipe(seeds=[1], num_inference_steps=5, output_type="np").images for m in (model, before[name])]
         assert np.array_equal(*images)
     for text in ("options.yaml", "model_index.json"):

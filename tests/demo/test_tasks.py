@@ -17,7 +17,8 @@ from ddpm_hf.cli import main
 from ddpm_hf.cli.arguments import SCHEDULERS, parse_seeds
 from ddpm_hf.data import to_model_range
 from ddpm_hf.demo import tasks as demo_tasks
-from ddpm_hf.demo.tasks import Model, fitted, load, seeds_in, whole
+from ddpm_hf.demo.models import Model, load, num_levels
+from ddpm_hf.demo.tasks import fitted, seeds_in, whole
 from ddpm_hf.likelihood import bits_per_dim
 from ddpm_hf.pictures import as_pictures, image_grid
 from ddpm_hf.pipeline_ddpm_paper import seeded_generators
@@ -45,7 +46,7 @@ def test_models_are_named_by_their_folders_and_know_levels(checkpoints):
 @pytest.mark.parametrize(("options", "levels"), [("dataset_name: digits", 17), ("dataset_name: null", 256)])
 def test_levels_follow_the_options_of_the_run(checkpoints, tmp_path, options, levels):
     (tmp_path / "options.yaml").write_text(options)
-    assert demo_tasks.num_levels(str(tmp_path), (1, 8, 8)) == levels
+    assert num_levels(str(tmp_path), (1, 8, 8)) == levels
 
 
 def test_load_refuses_what_the_page_cannot_show(checkpoints, tmp_path, tiny_unet, tiny_scheduler):
