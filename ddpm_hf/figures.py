@@ -4,7 +4,7 @@ Images are [..., C, H, W] in [0, 1] unless a docstring says otherwise; what come
 t = 0 is the paper's t = 1, and t = −1 stands for x_0 itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +87,37 @@ def by_class(
         options: Any = {"class_labels": label, "guidance_scale": guidance_scale, "seeds": seeds}
         rows += pipe(num_inference_steps=num_inference_steps, output_type="pt", return_dict=False, **options)
     return torch.stack(rows).cpu()
+
+
+def process_by_class(
+    pipe: DDPMPaperPipeline,
+    class_labels: Sequence[str | int],
+    *,
+    seeds: Sequence[int],
+    num_frames: int,
+    guidance_scale: float = 1.0,
+    num_inference_steps: int | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """x_t on its way from noise to the samples of `by_class`: after n reverse steps, n and [Y, B, C, H, W], clamped.
+
+    n goes in even steps from 0, the noise, to the length of the chain, in at most `num_frames` frames.
+    """
+    _require_images(pipe)
+    total = paper_scheduler(pipe.scheduler).chain(num_inference_steps).num_timesteps
+    wanted = {round(total * i / (num_frames - 1)) for i in range(num_frames)}
+    x_t, generators = initial_noise(pipe, [*seeds] * len(class_labels))
+    steps = reverse_process(
+        pipe,
+        x_t,
+        generators=generators,
+        num_inference_steps=num_inference_steps,
+        class_labels=[label for label in class_labels for _ in seeds],
+        guidance_scale=guidance_scale,
+    )
+    yield 0, unit_range(x_t).cpu().unflatten(0, (len(class_labels), len(seeds)))
+    for number, step in enumerate(steps, start=1):
+        if number in wanted:
+            yield number, unit_range(step.x).cpu().unflatten(0, (len(class_labels), len(seeds)))
 
 
 class SharedLatents(NamedTuple):

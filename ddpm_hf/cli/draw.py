@@ -25,7 +25,7 @@ NUM_FRAMES = 50  # of an animation
 def draw(args: argparse.Namespace) -> None:
     """One picture of a checkpoint, or an animation, in a file."""
     output = Path(args.output)
-    suffixes = (".png", ".gif") if args.kind == "progressive" else (".png",)
+    suffixes = (".png", ".gif") if args.kind in ("progressive", "classes") else (".png",)
     if output.suffix.lower() not in suffixes:
         raise ValueError(f"--output {output}: give a {' or a '.join(suffixes)}")
     pipe = load_model(args.checkpoint, None, **weights_options(args))[0].to(args.device)
@@ -73,11 +73,21 @@ def shared(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     return _grid(images, _step_labels(timesteps), ["x_t", *_seed_labels(others)])
 
 
-def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
-    """Samples of each class, one row each, from the same noise in each column."""
+def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | list[Image.Image]:
+    """Samples of each class, one row each, from the same noise in each column; of a .gif x_t on its way there."""
     labels = chosen_classes(pipe, args.classes or [ALL])
     options = {"seeds": args.seeds, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
+    if Path(args.output).suffix.lower() == ".gif":
+        total = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+        frames = figures.process_by_class(pipe, labels, num_frames=NUM_FRAMES, **options)
+        return [_frame(x_t, f"{number} of {total} steps") for number, x_t in frames]
     return _grid(figures.by_class(pipe, labels, **options), shown_classes(pipe, labels), _seed_labels(args.seeds))
+
+
+def _frame(x_t: Tensor, caption: str) -> Image.Image:
+    """x_t [Y, B, C, H, W] with a column for each class, as a film is wider than high."""
+    by_seed = pictures.as_pictures(x_t.transpose(0, 1).flatten(0, 1))
+    return pictures.captioned(pictures.image_grid(by_seed, columns=len(x_t)), caption)
 
 
 def guidance(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:

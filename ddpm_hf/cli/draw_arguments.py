@@ -29,7 +29,7 @@ def shared(kind: Parser) -> None:
 
 
 def classes(kind: Parser) -> None:
-    """Samples of each class of a conditional checkpoint, one row each; columns share their noise."""
+    """Samples of each class of a conditional checkpoint, one row each, or as a .gif x_t on its way to them."""
     add_drawing(kind)
     add_classes(kind, "the rows; default: all of them")
     add_guidance(kind)

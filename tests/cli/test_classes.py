@@ -107,6 +107,18 @@ def test_draw_classes_has_a_row_for_each_class(labelled, tmp_path):
     assert np.array_equal(picture, grid(rows, ["cat", "7", "dog, wolf"], ["seed 4", "seed 5"]))
 
 
+def test_draw_classes_moves_from_the_noise_to_the_samples(labelled, tmp_path):
+    main(["draw", "classes", labelled, "--seeds", "4,5", "--guidance", "3", "-o", str(tmp_path / "x.gif")])
+    pipe, options = pipeline(labelled), {"seeds": [4, 5], "guidance_scale": 3}
+    frames = dict(figures.process_by_class(pipe, [0, 1, 2], num_frames=50, **options))
+    assert list(frames) == list(range(11)) and frames[0].shape == (3, 2, 3, 8, 8)
+    torch.testing.assert_close(frames[0][0], frames[0][2], rtol=0, atol=0)  # columns share their noise
+    torch.testing.assert_close(frames[10], figures.by_class(pipe, [0, 1, 2], **options), rtol=0, atol=1e-5)
+    assert list(dict(figures.process_by_class(pipe, [0, 1], num_frames=3, **options))) == [0, 5, 10]
+    with Image.open(tmp_path / "x.gif") as animation:
+        assert animation.n_frames == 11 and animation.width > animation.height  # three classes beside each other
+
+
 def test_draw_guidance_has_a_column_for_each_scale(labelled, tmp_path):
     """Scale 0 is the sample without a label, whatever the class."""
     picture = drawn(tmp_path, "guidance", labelled, "--classes", "7", "cat", "--scales", "0", "1.5", "--seed", "4")
