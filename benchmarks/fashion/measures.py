@@ -56,8 +56,9 @@ def test_subset(num_images: int) -> Tensor:
 
 @lru_cache
 def training_rows() -> tuple[Tensor, Tensor]:
-    """All training images in [0, 1] as float32 [60000, 784], and their squared lengths."""
-    rows = torch.tensor(real_images("train").reshape(60_000, -1)).float() / 255
+    """All training images in [0, 1] as float32 [N, 784], and their squared lengths."""
+    images = real_images("train")
+    rows = torch.tensor(images.reshape(len(images), -1)).float() / 255
     return rows, rows.square().sum(1)
 
 
