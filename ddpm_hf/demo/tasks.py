@@ -23,7 +23,8 @@ from ..data import FORMATS, decode_image, to_model_range
 from ..hub import load_model
 from ..inference import can_speed_up, speed_up
 from ..likelihood import bits_per_dim, subset_edges
-from ..pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
+from ..pipeline_ddpm_paper import seeded_generators
+from ..pipeline_loading import DDPMPaperPipeline
 from ..runs import read_options
 from ..sampling import reverse_process
 from ..scheduler import paper_scheduler

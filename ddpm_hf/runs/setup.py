@@ -13,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from ..data import Samples, load_samples
 from ..machine import join_processes
 from ..objectives import LossHistory
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
