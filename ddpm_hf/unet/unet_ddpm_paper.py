@@ -273,7 +273,6 @@ class _PaperModel(ModelMixin, ConfigMixin):
         if kwargs.get("use_safetensors") is None:
             kwargs["use_safetensors"] = True
         check_weights(Path(where, kwargs.get("subfolder") or "").glob("*"), kwargs)
-        damaged = f"{where}: the weights are damaged or of another network"
         try:
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except (RuntimeError, ValueError) as error:
@@ -281,13 +280,14 @@ class _PaperModel(ModelMixin, ConfigMixin):
             misshapen = re.search(r"\S+ expected shape .*?\), but got .*?\)", str(error))
             if misshapen is None and isinstance(error, ValueError):
                 raise
-            raise ValueError(f"{damaged}; {misshapen[0] if misshapen else error}") from error
+            told = misshapen[0] if misshapen else error
+            raise ValueError(f"{where}: the weights are damaged or of another network; {told}") from error
         model, info = loaded
         named = [(name, x) for name, x in model.named_parameters() if x.device.type != "meta"]
         faults = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
         faults["not finite"] = [name for name, x in named if not torch.isfinite(x).all()]
         listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items() if names)
-        _check(not listed, f"{damaged}; {listed}")
+        _check(not listed, f"{where}: the weights are damaged or of another network; {listed}")
         for _, parameter in named:
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
@@ -557,8 +557,11 @@ def _check_unet_config(config: Mapping[str, Any]) -> None:
     channels, factor = tuple(channels), 2 ** (len(channels) - 1)
     sides = tuple(c.sample_size) if isinstance(c.sample_size, list | tuple) else (c.sample_size,) * 2
     halved = len(sides) == 2 and all(isinstance(side, int) and side >= factor and side % factor == 0 for side in sides)
-    why = f"since block_out_channels={channels} halves it {len(channels) - 1} times"
-    _check(halved, f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, {why}")
+    _check(
+        halved,
+        f"sample_size={c.sample_size} must be a side or (height, width) divisible by {factor}, since "
+        f"block_out_channels={channels} halves it {len(channels) - 1} times",
+    )
     grouped = all(number % c.norm_num_groups == 0 for number in channels)
     _check(grouped, f"norm_num_groups={c.norm_num_groups} must divide {channels}")
     dropped = isinstance(c.dropout, int | float) and 0 <= c.dropout < 1
