@@ -12,7 +12,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .data import Samples, to_model_range
-from .pipeline_ddpm_paper import DDPMPaperPipeline, ReverseStep, seeded_generators
+from .pipeline_ddpm_paper import ReverseStep, seeded_generators
+from .pipeline_loading import DDPMPaperPipeline
 from .sampling import reverse_process
 from .scheduler import paper_scheduler
 from .unet import evaluation_mode

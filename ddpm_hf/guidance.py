@@ -12,7 +12,8 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .pipeline_ddpm_paper import DDPMPaperPipeline, is_finite_number
+from .pipeline_ddpm_paper import is_finite_number
+from .pipeline_loading import DDPMPaperPipeline
 from .scheduler import paper_scheduler
 from .unet.unet_ddpm_paper import class_rows
 

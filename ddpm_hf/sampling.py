@@ -12,7 +12,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from .pipeline_ddpm_paper import ClassLabels, DDPMPaperPipeline, ReverseStep as ReverseStep
+from .pipeline_ddpm_paper import ClassLabels, ReverseStep as ReverseStep
+from .pipeline_loading import DDPMPaperPipeline
 from .scheduler import paper_scheduler
 
 

@@ -86,10 +86,10 @@ from ddpm_hf.runs import (
     load_data,
     make_accelerator,
     output_of,
+    prepare,
     report_tables,
     resolved,
     run_manifest,
-    share_of,
     start_trackers,
     training_state,
     warn_if_averages_lag,
@@ -187,9 +187,8 @@ def train(run: Run, folder: RunFolder, signals: StopSignals, uploads: Background
         step, ending = state.step, state.step == options.num_steps
         stopping = agree_to_stop(accelerator, signals, deadline)
         if ending or step % options.log_every == 0:
-            log.write(
-                step, epoch=run.batches.epoch(step), grad_norm=grad_norm, learning_rate=run.updates.learning_rate
-            )
+            epoch, rate = run.batches.epoch(step), run.updates.learning_rate
+            log.write(step, epoch=epoch, grad_norm=grad_norm, learning_rate=rate)
         with log.paused():
             if not stopping:
                 watch.write_due()
@@ -256,11 +255,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         if options.print_config:
             accelerator.print(to_yaml(resolved(options)), end="")
             return
-        if not options.dry_run:  # before hours of decoding
-            Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        if not accelerator.is_main_process:
-            logging.disable(logging.WARNING)
-        share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
+        prepare(options, accelerator)
         with signals.interruptible():
             with accelerator.main_process_first():  # the others read what the first cached
                 samples = load_data(options)

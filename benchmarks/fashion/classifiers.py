@@ -3,9 +3,9 @@
     python benchmarks/fashion/classifiers.py            # trains what is not kept yet: about ten minutes on two cores
 
 `first` gives the features of the Fréchet distance, of precision and of recall too. Both are kept in the cache, by a
-hash of what this file says of network and training and of PyTorch's version: a change of either trains them again. A training is
-the same on the same machine and number of threads; on another, features differ by rounding that grew, and distances
-by their scale: compare distances of one classifier alone, never with published ones.
+hash of what this file says of network and training and of PyTorch's version: a change of either trains them again. A
+training is the same on the same machine and number of threads; on another, features differ by rounding that grew, and
+distances by their scale: compare distances of one classifier alone, never with published ones.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import math
 import sys
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,7 +164,7 @@ def kept_or_trained(name: str, network: nn.Module) -> Classifier:
         found = Classifier(name, trained(network, name), math.nan)
         accuracy = float((found.classes(real_images("test")) == fashion("test").labels).mean())
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(network.state_dict(), file, {"accuracy": repr(accuracy)})
+        save_file({k: v.contiguous() for k, v in network.state_dict().items()}, file, {"accuracy": repr(accuracy)})
     with safe_open(file, "pt") as opened:
         network.load_state_dict({key: opened.get_tensor(key) for key in opened.keys()})
         accuracy = float(opened.metadata()["accuracy"])

@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import figures, likelihood, pictures
 from ..data import Samples, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..scheduler import paper_scheduler
 from .classes import ALL, chosen_classes, require_unlabelled, shown_classes
 from .shared_options import weights_options

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from ..likelihood import discretized_log_likelihood_nats
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..scheduler import GaussianDiffusion
 
 OUTPUT_STEP = 2.0**-8  # the network's output is rounded to multiples of this

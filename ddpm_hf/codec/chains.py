@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data import to_model_range
 from ..likelihood import BoundTerms, bits_per_dim
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..scheduler import DDPMPaperScheduler, paper_scheduler
 from ..short_chains import shortened
 

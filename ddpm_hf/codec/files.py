@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..pipeline_ddpm_paper import CARRIED, DDPMPaperPipeline
+from ..pipeline_ddpm_paper import CARRIED
+from ..pipeline_loading import DDPMPaperPipeline
 from .bits_back import CodingChain, CodingError, Stack
 from .chains import coding_scheduler
 from .images import Decoded, check_levels, not_here

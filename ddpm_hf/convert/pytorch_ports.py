@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 from .tensorflow import from_tf_variables, paper_pipeline
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from torch import nn
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..scheduler import DDPMPaperScheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..scheduler import DDPMPaperScheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 from .tensor_bundle import TensorBundle

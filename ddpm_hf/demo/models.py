@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..hub import load_model
 from ..inference import can_speed_up, speed_up
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..runs import read_options
 from ..scheduler import paper_scheduler
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from .. import figures, pictures
 from ..data import FORMATS, decode_image, to_model_range
 from ..likelihood import bits_per_dim, subset_edges
-from ..pipeline_ddpm_paper import DDPMPaperPipeline, seeded_generators
+from ..pipeline_ddpm_paper import seeded_generators
+from ..pipeline_loading import DDPMPaperPipeline
 from ..sampling import reverse_process
 from .models import Model
 

@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline, network_folder
+from ..pipeline_loading import DDPMPaperPipeline, network_folder
 from ..runs import checkpoints, model_folder, on_one_line
 from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights
 from .retries import is_transport_error

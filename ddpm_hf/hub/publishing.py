@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..pipeline_ddpm_paper import PLAIN_CARD
+from ..pipeline_loading import PLAIN_CARD
 from ..runs import check_names as check_names, model_folder, public_options, read_options
 from .card import model_card
 from .retries import PublishError, cause, failures_in_one_line, limited_requests

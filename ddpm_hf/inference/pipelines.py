@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from ..unet import DDPMPaperUNet
 from .cpu import FastUNet
 from .gpu import GraphedUNet

@@ -51,6 +51,7 @@ from .setup import (
     initial_model as initial_model,
     load_data as load_data,
     make_accelerator as make_accelerator,
+    prepare as prepare,
     resolved as resolved,
     run_manifest as run_manifest,
     training_state as training_state,

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..machine import leave_processes, replaced
 from ..pictures import image_grid, point_density, side_by_side, training_curves
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from .records import evaluations, lowest_bound, read_metrics
 from .report import Rows, duration, write_report
 

@@ -11,7 +11,7 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from ..objectives import LossHistory
-from ..pipeline_ddpm_paper import DDPMPaperPipeline
+from ..pipeline_loading import DDPMPaperPipeline
 from . import checkpoints
 
 

@@ -183,7 +183,7 @@ class GaussianDiffusion:
     def target(self, x_start: Tensor, x_t: Tensor, t: Tensor | int, noise: Tensor) -> Tensor:
         """What f is trained to equal: ε (Eqs. 12 and 14), x_0, μ̃_t(x_t, x_0) (Eq. 8) or v; `noise` is the ε of x_t.
 
-        Eq. 10 is Eq. 8 with μ̃ written through ε, (x_t − β_t/√(1−ᾱ_t) ε)/√α_t, which turns it into Eq. 12.
+        Eq. 10 is Eq. 8 with μ̃ written through ε, (x_t − β_t/√(1−ᾱ_t) ε)/√α_t, α_t = 1 − β_t; it turns into Eq. 12.
         """
         if self.prediction_type == "epsilon":
             return noise
@@ -227,9 +227,7 @@ class GaussianDiffusion:
     ) -> ReverseMeanVariance:
         """p_θ(x_{t−1} | x_t) (Eq. 1): its mean is μ̃_t(x_t, x̂_0), which for ε is the middle of Eq. 11.
 
-        The paper's code computes it so too, to clip x̂_0; unclipped, it equals the right of Eq. 11, where μ̃ is
-        written through ε as in Eq. 10: (x_t − β_t/√(1−ᾱ_t) ε)/√α_t, with α_t = 1 − β_t.
-
+        The paper's code computes it so too, to clip x̂_0; unclipped, it equals the right of Eq. 11 (see `target`).
         `model_output` has x_t's shape; for `learned` twice its channels, the second half being the log-variance.
         `clip_denoised` True clamps x̂_0 to [−1, 1]; a function is applied to x̂_0 in its place. It does not touch the
         mean of `previous_sample`, which is the network's output itself. t is 0-based.
@@ -469,9 +467,9 @@ class DDPMPaperScheduler(SchedulerMixin, ConfigMixin):
         else drawn from `generator`. Computed in float32 (float64 for float64 samples), returned in sample's dtype as
         (prev_sample, pred_original_sample).
 
-        Without clipping this is line 4, (x_t − (1−α_t)/√(1−ᾱ_t) ε)/√α_t + σ_t z, rearranged (Eq. 11). The default goes
-        through x̂_0 because the paper's code clips it to the data's range [−1, 1]: early in the chain an error in ε is
-        multiplied by √(1/ᾱ_t − 1), about 157 at t = T−1, and only the clip keeps the chain near the data.
+        Without clipping this is line 4, rearranged (Eq. 11). The default goes through x̂_0 because the paper's code
+        clips it to the data's range [−1, 1]: early in the chain an error in ε is multiplied by √(1/ᾱ_t − 1), about 157
+        at t = T−1, and only the clip keeps the chain near the data.
         """
         x_t, output = _in_float(sample, model_output)
         index = self._chain_index(timestep)

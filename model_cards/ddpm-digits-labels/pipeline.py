@@ -1,9 +1,9 @@
 """Algorithm 2 of Ho et al. 2020 (arXiv 2006.11239) as a diffusers pipeline.
 
-This file is copied into checkpoints, beside the two it imports.
+First the algorithm; then the schedulers, sizes and classes it is asked with, and saving; last what is refused. This
+file is copied into checkpoints, beside the two it imports.
 """
 
-import contextvars
 import copy
 import functools
 import inspect
@@ -27,43 +27,24 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .scheduler.scheduling_ddpm_paper import DDPMPaperScheduler, known_prediction
-from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights, evaluation_mode
+from .unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, evaluation_mode
 
 logger = logging.getLogger(__name__)
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Classes whose code a checkpoint carries → the file's name there and the class that is loaded from here instead.
+# Classes whose code a checkpoint carries → the file's name there.
 CARRIED = {
-    "DDPMPaperUNet": ("unet_ddpm_paper", DDPMPaperUNet),
-    "DDPMPaperMLP": ("unet_ddpm_paper", DDPMPaperMLP),
-    "DDPMPaperScheduler": ("scheduling_ddpm_paper", DDPMPaperScheduler),
+    "DDPMPaperUNet": "unet_ddpm_paper",
+    "DDPMPaperMLP": "unet_ddpm_paper",
+    "DDPMPaperScheduler": "scheduling_ddpm_paper",
 }
-Generators = torch.Generator | list[torch.Generator] | None
-ClassLabels = str | int | Sequence[str | int | None] | Tensor | None
 # The files of a saved pipeline, all that `push_to_hub` uploads; `*` stays within one folder.
 PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
     *("unet/diffusion_pytorch_model*.safetensors", "unet/diffusion_pytorch_model.safetensors.index*.json"),
-    "unet/own_*.py",
-    *("scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
+    *("unet/own_*.py", "scheduler/scheduler_config.json", "scheduler/scheduling_ddpm_paper.py"),
 )
-_loading: contextvars.ContextVar[dict] = contextvars.ContextVar("arguments of from_pretrained")
-STOCK_CARD = "This model card has been automatically generated"  # and says nothing
-PLAIN_CARD = """---
-library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- ddpm
-- diffusion
-- arxiv:2006.11239
----
-
-# {repo_id}
-
-A DDPM ([Ho, Jain, Abbeel 2020](https://arxiv.org/abs/2006.11239)). With `ddpm_hf` installed,
-`DDPMPaperPipeline.from_pretrained("{repo_id}")` loads it; with diffusers alone,
-`DiffusionPipeline.from_pretrained("{repo_id}", trust_remote_code=True)` runs the code in this repository. With a
-`unet/own_….py` in it, both need `trust_remote_code=True`, or the network as `unet=`.
-"""
+Generators = torch.Generator | list[torch.Generator] | None
+ClassLabels = str | int | Sequence[str | int | None] | Tensor | None
 
 
 @dataclass
@@ -114,8 +95,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     A saved pipeline carries its code, `pipeline.py`, `unet/unet_ddpm_paper.py` and
     `scheduler/scheduling_ddpm_paper.py`, beside the weights. `DiffusionPipeline.from_pretrained(x,
-    trust_remote_code=True)` runs it where this package is not installed; `DDPMPaperPipeline.from_pretrained(x)` runs
-    the installed classes and never looks at it.
+    trust_remote_code=True)` runs it where `ddpm_hf` is not installed; `ddpm_hf.DDPMPaperPipeline.from_pretrained(x)`
+    runs the installed classes and never looks at it.
     """
 
     model_cpu_offload_seq = "unet"
@@ -137,160 +118,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
         self._last = [False, 0]
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As in diffusers, but ValueError for a network without what a call asks of it."""
-        if name == "unet" and value is not None:
-            missing = [each for each in ("config", "device", "dtype") if not hasattr(value, each)]
-            remedy = "derive its class from diffusers' ModelMixin and ConfigMixin"
-            if hasattr(value, "module"):  # of DataParallel and its kin
-                remedy = "take its .module, and start one process per GPU, each with its own seeds"
-            _check(not missing, f"unet: a {type(value).__name__} has no {', '.join(missing)}; {remedy}")
-        super().__setattr__(name, value)
-
-    @property
-    def num_timesteps(self) -> int:
-        """Number of reverse steps of this thread's call, or else of the last one."""
-        return self._running.get(threading.get_ident(), self._last)[1]
-
-    @property
-    def interrupt(self) -> bool:
-        """Set `pipe._interrupt = True` in a callback to stop; the call then returns x_t as it is.
-
-        From a thread that is in no call it stops the calls of all threads.
-        """
-        return self._running.get(threading.get_ident(), self._last)[0]
-
-    @property
-    def _interrupt(self) -> bool:
-        return self.interrupt
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        own = self._running.get(threading.get_ident())
-        for call in [*self._running.values()] if own is None else [own]:
-            call[0] = value
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
-        return self._shape(self.unet.config.get("sample_size", ()))
-
-    def _shape(self, size: Any) -> tuple[int, ...]:
-        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
-        factor = 2 ** (len(self.unet.config.get("block_out_channels") or [0]) - 1)
-        whole = len(sides) in (0, 2) and all(_is_whole(side, 1, 2**16) and side % factor == 0 for side in sides)
-        stated = f"a size of {size!r} must be a multiple of {factor}, as one integer or as (height, width)"
-        found = "the network states no sample_size" if size is None else stated
-        _check(whole, f"{found}: pipe.unet.register_to_config(sample_size=…), or write it into unet/config.json")
-        return (self.unet.config.in_channels, *sides)
-
-    # ---- classes ---------------------------------------------------------------------------------------------------
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """The names of the classes by their numbers; empty where there are none, or they have no names."""
-        return dict(self.config.get("id2label") or {})
-
-    @property
-    def null_class(self) -> Any:
-        """The number that stands for "no label"; None where the network has none, or knows no classes."""
-        return self.unet.config.get("null_class")
-
-    @property
-    def classes(self) -> dict[int, str]:
-        """Each class's name by its number, "class 3" where it has none, but `null_class`; {} of unconditional ones."""
-        names, null_class = self.id2label, self.null_class
-        return {n: names.get(n, f"class {n}") for n in range(self._num_rows) if n != null_class}
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether every sample needs a label: the network has classes, and no `null_class`."""
-        return self._num_rows > 0 and self.null_class is None
-
-    @property
-    def _num_rows(self) -> int:
-        """Of the class embedding; 0 where there is none."""
-        return self.unet.config.get("num_class_embeds") or 0
-
-    def class_numbers(
-        self, class_labels: ClassLabels, batch_size: int, device: torch.device | str = "cpu"
-    ) -> Tensor | None:
-        """Classes by name or number, None for no label → int64 [B] on `device`; None for None.
-
-        One stands for all samples. Raises ValueError for what the network does not know.
-        """
-        if class_labels is None:
-            return None
-        numbers: Any = class_labels
-        if not isinstance(numbers, Tensor) or numbers.dtype != torch.int64 or numbers.shape != (batch_size,):
-            labels = _plain(class_labels)
-            several = labels if isinstance(labels, list) else [labels] * batch_size
-            _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
-            numbers = torch.tensor([self._class_number(label) for label in several])
-        elif numbers.device.type == "cpu":  # those of a GPU came this way before; a look would wait for it
-            for number in numbers.tolist():
-                if not 0 <= number < self._num_rows:
-                    self._class_number(number)
-        return numbers.to(device)
-
-    def _class_number(self, label: Any) -> int:
-        count, names = self._num_rows, self.id2label
-        _check(count, f"class_labels: the network is unconditional, and cannot draw {label!r}")
-        if label is None:
-            _check(
-                self.null_class is not None, "class_labels: this network has no null_class; each sample needs a label"
-            )
-            return self.null_class
-        if isinstance(label, str):
-            named = [number for number, name in names.items() if name == label]
-            listed = ", ".join(list(names.values())[:30]) if names else "without names, give numbers"
-            _check(named, f"class_labels: {label!r} is none of the classes: {listed}")
-            return named[0]
-        _check(_is_whole(label, 0, count - 1), f"class_labels: {label!r} is no number from 0 to {count - 1}")
-        return int(label)
-
-    def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
-        alone = "1 is the conditional network alone"
-        _check(is_finite_number(guidance_scale), f"guidance_scale={guidance_scale!r} must be a finite number; {alone}")
-        kind = self.unet.config.get("class_embed_type")
-        _check(not kind, f"class_embed_type={kind!r} of the network is not known here; num_class_embeds is")
-        if class_labels is None:
-            _check(
-                not self.needs_labels,
-                "this network needs class_labels: it has no null_class, for samples without a label",
-            )
-            _check(guidance_scale == 1, f"guidance_scale={guidance_scale} needs class_labels, towards which to guide")
-        unguided = guidance_scale == 1 or self.null_class is not None
-        _check(unguided, f"guidance_scale={guidance_scale} needs a network with a null_class; this one has none")
-
-    # ---- Algorithm 2 -----------------------------------------------------------------------------------------------
-
-    def own_scheduler(self, num_inference_steps: int | None = None, eta: float | None = None) -> Any:
-        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see.
-
-        `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
-        """
-        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
-        allowed = steps is None or _is_whole(steps, 1, total)
-        _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
-        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
-        scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
-        if ours:  # without a copy of the timesteps on the device: a step then never waits for it
-            scheduler.set_timesteps(steps)
-        else:
-            name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
-            channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
-            _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
-            _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
-        if eta is not None:
-            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
-            _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
-            scheduler.step = functools.partial(scheduler.step, eta=eta)
-        first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
-        if signal[first] > 0.05 > signal[-1]:
-            _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "
-                       "timestep_spacing='trailing', or take another number of steps")  # fmt: skip
-        return scheduler
+    # ---- Algorithm 2 ------------------------------------------------------------------------------------------------
 
     def model_output(
         self, x_t: Tensor, t: Any, class_labels: ClassLabels = None, guidance_scale: float = 1.0
@@ -301,11 +129,11 @@ class DDPMPaperPipeline(DiffusionPipeline):
         is affine in ε, so that this guides ε. Of learned variances, the second half of the channels, y's are taken.
         """
         self._check_guidance(class_labels, guidance_scale)
-        x_t, labels = x_t.to(self.unet.dtype), self.class_numbers(class_labels, len(x_t), x_t.device)
-        if labels is None:
-            return self.unet(x_t, _per_sample(t, x_t)).sample.float()
+        x_t = x_t.to(self.unet.dtype)
+        labels: Any = self.class_numbers(class_labels, len(x_t), x_t.device)
         if guidance_scale == 1:
-            return self.unet(x_t, _per_sample(t, x_t), class_labels=labels).sample.float()
+            conditions = {} if labels is None else {"class_labels": labels}
+            return self.unet(x_t, _per_sample(t, x_t), **conditions).sample.float()
         both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
         outputs = self.unet(both, _per_sample(t, both), class_labels=torch.cat([labels, none])).sample.float()
         conditional, unconditional = outputs.chunk(2)
@@ -361,14 +189,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
         timesteps = scheduler.timesteps.tolist() if ours else list(scheduler.timesteps)
         x = x_t.to(self._execution_device, torch.float32)
         labels = self.class_numbers(_plain(class_labels), len(x), x.device)
+        asked: Any = {"generator": generator, "class_labels": labels, "guidance_scale": guidance_scale}
         position = 0 if from_timestep is None else _position(from_timestep, timesteps)
         with self.progress_bar(total=len(timesteps) - position) as progress:  # type: ignore[call-arg]
             while position < len(timesteps):
                 with torch.no_grad():
-                    step = self.reverse_step(
-                        x, timesteps[position], scheduler=scheduler, generator=generator,
-                        class_labels=labels, guidance_scale=guidance_scale,
-                    )  # fmt: skip
+                    step = self.reverse_step(x, timesteps[position], scheduler=scheduler, **asked)
                 position += 1
                 step.next_t = following = timesteps[position] if position < len(timesteps) else None
                 progress.update()
@@ -427,10 +253,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
         device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps, eta)
         self._check_guidance(class_labels, guidance_scale)
-        labels = _plain(class_labels)
-        sizes = {"batch_size": batch_size, "class_labels": len(labels) if isinstance(labels, list) else None}
-        batch_size, generator = self._check_inputs(sizes, seeds, generator, latents, output_type)
-        guidance: Any = {"class_labels": class_labels, "guidance_scale": guidance_scale}
+        given = batch_size, class_labels, seeds, generator, latents
+        batch_size, generator = self._check_inputs(*given, output_type)
+        asked: Any = {"generator": generator, "class_labels": class_labels, "guidance_scale": guidance_scale}
         if latents is None:
             shape = (batch_size, *self.sample_shape)
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -440,8 +265,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self._running[thread] = self._last = call = [False, len(scheduler.timesteps)]
         try:
             with evaluation_mode(self.unet):  # once for all steps
-                steps = self.reverse_process(x, generator=generator, scheduler=scheduler, **guidance)
-                for i, step in enumerate(steps):
+                for i, step in enumerate(self.reverse_process(x, scheduler=scheduler, **asked)):
                     if callback_on_step_end is not None:
                         returned = callback_on_step_end(self, i, step.t, {"latents": step.x})
                         step.x = returned.get("latents", step.x) if returned else step.x
@@ -456,10 +280,223 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)  # type: ignore[arg-type]
 
+    def _to_output(self, x: torch.Tensor, output_type: str):
+        if output_type == "latent":
+            return x
+        if x.ndim == 4:
+            x = (x / 2 + 0.5).clamp(0, 1)
+        if output_type == "pt":
+            return x
+        array = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).cpu().numpy()
+        return self.numpy_to_pil(array) if output_type == "pil" else array
+
+    # ---- the calls that are running ---------------------------------------------------------------------------------
+
+    @property
+    def num_timesteps(self) -> int:
+        """Number of reverse steps of this thread's call, or else of the last one."""
+        return self._running.get(threading.get_ident(), self._last)[1]
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `pipe._interrupt = True` in a callback to stop; the call then returns x_t as it is.
+
+        From a thread that is in no call it stops the calls of all threads.
+        """
+        return self._running.get(threading.get_ident(), self._last)[0]
+
+    @interrupt.setter
+    def interrupt(self, value: bool) -> None:
+        own = self._running.get(threading.get_ident())
+        for call in [*self._running.values()] if own is None else [own]:
+            call[0] = value
+
+    _interrupt = interrupt
+
+    # ---- schedulers and sizes ---------------------------------------------------------------------------------------
+
+    def own_scheduler(self, num_inference_steps: int | None = None, eta: float | None = None) -> Any:
+        """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see.
+
+        `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
+        """
+        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
+        allowed = steps is None or _is_whole(steps, 1, total)
+        _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
+        ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
+        scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
+        if ours:  # without a copy of the timesteps on the device: a step then never waits for it
+            scheduler.set_timesteps(steps)
+        else:
+            name, learned = type(scheduler).__name__, "learned" in str(scheduler.config.get("variance_type"))
+            channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
+            _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
+            _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
+        if eta is not None:
+            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
+            _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
+            scheduler.step = functools.partial(scheduler.step, eta=eta)
+        first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
+        if signal[first] > 0.05 > signal[-1]:
+            _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "
+                       "timestep_spacing='trailing', or take another number of steps")  # fmt: skip
+        return scheduler
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
+        return self._shape(self.unet.config.get("sample_size", ()))
+
+    def _shape(self, size: Any) -> tuple[int, ...]:
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        factor = 2 ** (len(self.unet.config.get("block_out_channels") or [0]) - 1)
+        whole = len(sides) in (0, 2) and all(_is_whole(side, 1, 2**16) and side % factor == 0 for side in sides)
+        stated = f"a size of {size!r} must be a multiple of {factor}, as one integer or as (height, width)"
+        found = "the network states no sample_size" if size is None else stated
+        _check(whole, f"{found}: pipe.unet.register_to_config(sample_size=…), or write it into unet/config.json")
+        return (self.unet.config.in_channels, *sides)
+
+    # ---- classes ----------------------------------------------------------------------------------------------------
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The names of the classes by their numbers; empty where there are none, or they have no names."""
+        return dict(self.config.get("id2label") or {})
+
+    @property
+    def null_class(self) -> Any:
+        """The number that stands for "no label"; None where the network has none, or knows no classes."""
+        return self.unet.config.get("null_class")
+
+    @property
+    def classes(self) -> dict[int, str]:
+        """Each class's name by its number, "class 3" where it has none, but `null_class`; {} of unconditional ones."""
+        names, null_class = self.id2label, self.null_class
+        return {n: names.get(n, f"class {n}") for n in range(self._num_rows) if n != null_class}
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every sample needs a label: the network has classes, and no `null_class`."""
+        return self._num_rows > 0 and self.null_class is None
+
+    @property
+    def _num_rows(self) -> int:
+        """Of the class embedding; 0 where there is none."""
+        return self.unet.config.get("num_class_embeds") or 0
+
+    def class_numbers(
+        self, class_labels: ClassLabels, batch_size: int, device: torch.device | str = "cpu"
+    ) -> Tensor | None:
+        """Classes by name or number, None for no label → int64 [B] on `device`; None for None.
+
+        One stands for all samples. Raises ValueError for what the network does not know.
+        """
+        if class_labels is None:
+            return None
+        if (
+            isinstance(class_labels, Tensor)
+            and class_labels.dtype == torch.int64
+            and class_labels.shape == (batch_size,)
+        ):
+            # those of a GPU came this way before; a look would wait for it
+            if class_labels.device.type != "cpu" or all(0 <= n < self._num_rows for n in class_labels.tolist()):
+                return class_labels.to(device)
+        labels = _plain(class_labels)
+        several = labels if isinstance(labels, list) else [labels] * batch_size
+        _check(len(several) == batch_size, f"class_labels are {len(several)}, for {batch_size} samples")
+        return torch.tensor([self._class_number(label) for label in several]).to(device)
+
+    def _class_number(self, label: Any) -> int:
+        last = self._num_rows - 1
+        _check(last >= 0, f"class_labels: the network is unconditional, and cannot draw {label!r}")
+        if label is None:
+            _check(not self.needs_labels, "class_labels: this network has no null_class; each sample needs a label")
+            return self.null_class
+        if isinstance(label, str):
+            numbers = {name: number for number, name in self.id2label.items()}
+            listed = ", ".join([*numbers][:30]) or "without names, give numbers"
+            _check(label in numbers, f"class_labels: {label!r} is none of the classes: {listed}")
+            return numbers[label]
+        _check(_is_whole(label, 0, last), f"class_labels: {label!r} is no number from 0 to {last}")
+        return int(label)
+
+    # ---- saving: a checkpoint carries its code ----------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers, which would leave a network out that it cannot save. Raises ValueError then."""
+        network = getattr(self.unet, "_orig_mod", self.unet)  # of a compiled one
+        kind = type(network).__name__
+        saved = isinstance(network, ModelMixin)
+        _check(saved, f"a {kind} is not saved; save the pipeline that it was made from, if any")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        card = folder / "README.md"
+        self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
+        if type(self).__name__ != "DDPMPaperPipeline":
+            return  # a subclass has code of its own, of which we know nothing
+        unet, scheduler = "unet/unet_ddpm_paper.py", "scheduler/scheduling_ddpm_paper.py"
+        owners = {"pipeline.py": DDPMPaperPipeline, unet: DDPMPaperUNet, scheduler: DDPMPaperScheduler}
+        for name, owner in owners.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(inspect.getfile(owner), folder / name)
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
+        index.pop("_name_or_path", None)  # a path on this machine is nobody else's business
+        for name in ("unet", "scheduler"):
+            library, class_name = index[name]
+            index[name][0] = CARRIED.get(class_name, library)
+        if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
+            index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
+        """Upload `PIPELINE_FILES`, with the folder's own card; stock uploads all, `.env` and optimizers too.
+
+        Raises ValueError where there are no weights in safetensors: others are not uploaded.
+        """
+        if self._own_card is not None:
+            Path(working_dir, "README.md").write_bytes(self._own_card)
+        files = files_matching(PIPELINE_FILES, working_dir)
+        weights = any(name.endswith(".safetensors") for name in files)
+        _check(weights, "only weights in safetensors are uploaded; leave out safe_serialization=False")
+        with tempfile.TemporaryDirectory() as clean:
+            for name, path in files.items():
+                Path(clean, name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, Path(clean, name))
+            return super()._upload_folder(clean, repo_id, *args, **kwargs)
+
+    # ---- what is refused --------------------------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in diffusers, but ValueError for a network without what a call asks of it."""
+        if name == "unet" and value is not None:
+            missing = [each for each in ("config", "device", "dtype") if not hasattr(value, each)]
+            remedy = "derive its class from diffusers' ModelMixin and ConfigMixin"
+            if hasattr(value, "module"):  # of DataParallel and its kin
+                remedy = "take its .module, and start one process per GPU, each with its own seeds"
+            _check(not missing, f"unet: a {type(value).__name__} has no {', '.join(missing)}; {remedy}")
+        super().__setattr__(name, value)
+
+    def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
+        alone = "1 is the conditional network alone"
+        _check(is_finite_number(guidance_scale), f"guidance_scale={guidance_scale!r} must be a finite number; {alone}")
+        kind = self.unet.config.get("class_embed_type")
+        _check(not kind, f"class_embed_type={kind!r} of the network is not known here; num_class_embeds is")
+        if class_labels is None:
+            missing = "this network needs class_labels: it has no null_class, for samples without a label"
+            _check(not self.needs_labels, missing)
+            _check(guidance_scale == 1, f"guidance_scale={guidance_scale} needs class_labels, towards which to guide")
+        unguided = guidance_scale == 1 or self.null_class is not None
+        _check(unguided, f"guidance_scale={guidance_scale} needs a network with a null_class; this one has none")
+
     def _check_inputs(
-        self, sizes: dict[str, int | None], seeds: Any, generator: Any, latents: Any, output_type: str
+        self, batch_size: Any, class_labels: Any, seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
-        """The batch size that the arguments and `sizes` agree on, and the generators to draw from."""
+        """The batch size on which the arguments agree, and the generators to draw from."""
         unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
         shape = self._shape((*latents.shape[2:],)) if unsized else self.sample_shape
         known = output_type in OUTPUT_TYPES
@@ -478,136 +515,14 @@ class DDPMPaperPipeline(DiffusionPipeline):
             fits = latents.ndim == len(shape) + 1 and latents.shape[1] == shape[0]  # of another height and width, too
             _check(fits, f"latents have shape {tuple(latents.shape)}; expected [B, {shape}]")
             _check(torch.isfinite(latents).all(), "latents must be finite, and hold NaN or infinity")
-        sizes = {
-            **sizes,
-            "generator" if seeds is None else "seeds": len(generator) if isinstance(generator, list) else None,
-            "latents": None if latents is None else len(latents),
-        }
-        given = {name: size for name, size in sizes.items() if size is not None}
-        whole = all(isinstance(size, int) and not isinstance(size, bool) and size >= 1 for size in given.values())
-        _check(whole, f"a batch needs at least one sample, as an integer; got {given}")
-        _check(len(set(given.values())) < 2, f"the batch size is given as {given}; these must agree")
-        return next(iter(given.values()), 1), generator
-
-    def _to_output(self, x: torch.Tensor, output_type: str):
-        if output_type == "latent":
-            return x
-        if x.ndim == 4:
-            x = (x / 2 + 0.5).clamp(0, 1)
-        if output_type == "pt":
-            return x
-        array = (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).cpu().numpy()
-        return self.numpy_to_pil(array) if output_type == "pil" else array
-
-    # ---- saving and loading: a checkpoint carries its code ---------------------------------------------------------
-
-    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """As in diffusers, which would leave a network out that it cannot save. Raises ValueError then."""
-        network = getattr(self.unet, "_orig_mod", self.unet)  # of a compiled one
-        kind = type(network).__name__
-        _check(
-            isinstance(network, ModelMixin), f"a {kind} is not saved; save the pipeline that it was made from, if any"
-        )
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def save_config(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
-        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
-        card = Path(save_directory, "README.md")
-        self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
-        if type(self).__name__ != "DDPMPaperPipeline":
-            return  # a subclass has code of its own, of which we know nothing
-        folder = Path(save_directory)
-        unet, scheduler = "unet/unet_ddpm_paper.py", "scheduler/scheduling_ddpm_paper.py"
-        for name, owner in {"pipeline.py": type(self), unet: DDPMPaperUNet, scheduler: DDPMPaperScheduler}.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(inspect.getfile(owner), folder / name)
-        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
-        index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
-        index.pop("_name_or_path", None)  # a path on this machine is nobody else's business
-        for name in ("unet", "scheduler"):
-            if index[name][1] in CARRIED:
-                index[name][0] = CARRIED[index[name][1]][0]
-        if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
-            index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
-        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-    def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
-        """Upload `PIPELINE_FILES`, with the folder's own card; stock uploads all, `.env` and optimizers too.
-
-        Raises ValueError where there are no weights in safetensors: others are not uploaded.
-        """
-        card = Path(working_dir, "README.md")
-        if self._own_card is not None:
-            card.write_bytes(self._own_card)
-        elif card.is_file() and STOCK_CARD in card.read_text(encoding="utf-8"):
-            card.write_text(PLAIN_CARD.format(repo_id=repo_id), encoding="utf-8")
-        files = files_matching(PIPELINE_FILES, working_dir)
-        weights = any(name.endswith(".safetensors") for name in files)
-        _check(weights, "only weights in safetensors are uploaded; leave out safe_serialization=False")
-        with tempfile.TemporaryDirectory() as clean:
-            for name, path in files.items():
-                Path(clean, name).parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, Path(clean, name))
-            return super()._upload_folder(clean, repo_id, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "DDPMPaperPipeline":
-        """As in diffusers, but weights in pickled `.bin` files are read only with `use_safetensors=False`."""
-        if kwargs.get("use_safetensors") is None:
-            kwargs["use_safetensors"] = True
-        place = network_folder(args[0]) if args and "unet" not in kwargs else None
-        if place is not None:
-            check_weights(place.glob("*"), kwargs)
-            how = f"DDPMPaperPipeline(UNet2DModel.from_pretrained({str(place)!r}), DDPMScheduler(…))"
-            alone = f"{place} is a network without a scheduler: take it with the process that it was trained in, {how}"
-            if not Path(args[0], cls.config_name).is_file():
-                raise OSError(f"{args[0]} has no {cls.config_name}; {alone}")
-            if place == Path(args[0]) and kwargs.get("variant"):  # which diffusers looks for in folders alone
-                network: Any = CARRIED.get(cls.load_config(place)["unet"][1], (None, UNet2DModel))[1]
-                options = {k: kwargs[k] for k in ("variant", "use_safetensors", "dtype", "torch_dtype") if k in kwargs}
-                kwargs |= {"unet": network.from_pretrained(place, **options), "variant": None}
-        token = _loading.set(kwargs)
-        try:
-            return super().from_pretrained(*args, **kwargs)
-        finally:
-            _loading.reset(token)
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | Path) -> dict[str, Any]:
-        """The index without its reference to carried pipeline code: this class is the pipeline."""
-        index: Any = None
-        try:
-            index = super()._dict_from_json_file(json_file)
-        except RecursionError:
-            pass
-        _check(isinstance(index, dict), f"{json_file} is not the index of a pipeline")
-        if index.get("_class_name") == ["pipeline", "DDPMPaperPipeline"]:
-            index["_class_name"] = "DDPMPaperPipeline"
-        return index
-
-    @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """The index with its components pointing at the installed classes. Raises ValueError for other libraries."""
-        loaded = super().load_config(*args, **kwargs)
-        index, arguments = loaded[0] if isinstance(loaded, tuple) else loaded, _loading.get({})
-        for name in {"unet", "scheduler"} & index.keys():
-            pair = isinstance(index[name], list) and [type(part) for part in index[name]] == [str, str]
-            _check(pair, f"model_index.json: {name} is {index[name]}; expected a library and a class")
-            library, class_name = index[name]
-            stem, installed = CARRIED.get(class_name, (None, None))
-            if library == stem:
-                index[name] = [installed.__module__, class_name]
-            known = library in (stem, "diffusers") and class_name != "ModelMixin"
-            remedy = "; pass unet=MyNetwork.from_pretrained(…)" if name == "unet" else ""
-            if arguments.get(name) is not None and library != stem:  # of what the index names nothing is imported
-                index[name], known = ["diffusers", "ModelMixin" if name == "unet" else "SchedulerMixin"], True
-            elif re.fullmatch(r"own_\w+", library):
-                known = arguments.get("trust_remote_code")
-                remedy += f", or trust_remote_code=True, which runs {name}/{library}.py"
-            found = f"model_index.json: {name} is {index[name]}; known are diffusers and {[*CARRIED]}"
-            _check(known, found + remedy)
-        return loaded
+        drawn_from = "generator" if seeds is None else "seeds"
+        lists = {"class_labels": _plain(class_labels), drawn_from: generator, "latents": latents}
+        sizes = {} if batch_size is None else {"batch_size": batch_size}
+        sizes |= {name: len(value) for name, value in lists.items() if isinstance(value, list | Tensor)}
+        whole = all(_is_whole(size, 1, math.inf) for size in sizes.values())
+        _check(whole, f"a batch needs at least one sample, as an integer; got {sizes}")
+        _check(len(set(sizes.values())) < 2, f"the batch size is given as {sizes}; these must agree")
+        return next(iter(sizes.values()), 1), generator
 
 
 def _per_sample(t: Any, x: Tensor) -> Tensor:
@@ -630,22 +545,38 @@ def _plain(class_labels: Any) -> Any:
     return list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str | bytes) else labels
 
 
-def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
-    """`id2label` with numbers as keys, which JSON has as text. Raises ValueError where the network lacks one."""
-    _check(isinstance(id2label, Mapping), f"id2label={id2label!r} must map numbers of classes to names")
-    count, null_class = unet.config.get("num_class_embeds") or 0, unet.config.get("null_class")
-    names = {int(key) if str(key).isdecimal() else key: name for key, name in id2label.items()}
-    for key, name in names.items():
-        known = _is_whole(key, 0, count - 1) and key != null_class
-        _check(known, f"id2label: {key!r} is none of the {count - (null_class is not None)} classes of the network")
-        _check(isinstance(name, str), f"id2label: the name of {key} is {name!r}, and must be text")
-    _check(len(set(names.values())) == len(names), "id2label: two classes have the same name")
-    return dict(sorted(names.items()))  # JSON has them sorted as text
-
-
 @functools.cache
 def _takes(scheduler_class: type, argument: str) -> bool:
     return argument in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
+
+def _with_code(network: type, folder: Path) -> list[str]:
+    """The index's entry of an own network, with its file copied to `folder`; or a warning where that could not run."""
+    module, name = sys.modules.get(network.__module__), network.__name__
+    source = Path(getattr(module, "__file__", None) or "")
+    stays = network.__module__ == "__main__" or getattr(module, name, None) is not network or source.suffix != ".py"
+    if stays or re.search(r"^\s*from\s+\.", source.read_text(encoding="utf-8"), re.MULTILINE):
+        how = f"load it by from_pretrained(…, unet={name}.from_pretrained(…, subfolder='unet'))"
+        logger.warning("the code of %s (%s) is not saved with it: %s", name, network.__module__, how)
+        return ["diffusers", "ModelMixin"]
+    stem = f"own_{source.stem.removeprefix('own_')}"
+    shutil.copyfile(source, folder / f"{stem}.py")
+    return [stem, name]
+
+
+def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:
+    """The files of `folder` that the patterns name, by their names in a repository; nothing behind a symlink."""
+    root = Path(folder).resolve()
+    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
+
+
+# ---- what is refused ------------------------------------------------------------------------------------------------
 
 
 def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
@@ -674,39 +605,20 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     _check(not twice, f"{name} visits timesteps twice in {steps} steps; pass a smaller num_inference_steps")
 
 
-@functools.cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
+def _checked_names(id2label: Any, unet: Any) -> dict[int, str]:
+    """`id2label` with numbers as keys, which JSON has as text. Raises ValueError where the network lacks one."""
+    _check(isinstance(id2label, Mapping), f"id2label={id2label!r} must map numbers of classes to names")
+    count, null_class = unet.config.get("num_class_embeds") or 0, unet.config.get("null_class")
+    names = {int(key) if str(key).isdecimal() else key: name for key, name in id2label.items()}
+    for key, name in names.items():
+        known = _is_whole(key, 0, count - 1) and key != null_class
+        _check(known, f"id2label: {key!r} is none of the {count - (null_class is not None)} classes of the network")
+        _check(isinstance(name, str), f"id2label: the name of {key} is {name!r}, and must be text")
+    _check(len(set(names.values())) == len(names), "id2label: two classes have the same name")
+    return dict(sorted(names.items()))  # JSON has them sorted as text
 
 
-def _with_code(network: type, folder: Path) -> list[str]:
-    """The index's entry of an own network, with its file copied to `folder`; or a warning where that could not run."""
-    module, name = sys.modules.get(network.__module__), network.__name__
-    source = Path(getattr(module, "__file__", None) or "")
-    stays = network.__module__ == "__main__" or getattr(module, name, None) is not network or source.suffix != ".py"
-    if stays or re.search(r"^\s*from\s+\.", source.read_text(encoding="utf-8"), re.MULTILINE):
-        how = f"load it by from_pretrained(…, unet={name}.from_pretrained(…, subfolder='unet'))"
-        logger.warning("the code of %s (%s) is not saved with it: %s", name, network.__module__, how)
-        return ["diffusers", "ModelMixin"]
-    stem = f"own_{source.stem.removeprefix('own_')}"
-    shutil.copyfile(source, folder / f"{stem}.py")
-    return [stem, name]
-
-
-def network_folder(folder: str | Path) -> Path | None:
-    """Where a folder has its network, by the configuration beside it; None where it has none."""
-    places = [Path(folder, name) for name in ("unet_ema", "unet", "")]
-    return next((place for place in places if (place / "config.json").is_file()), None)
-
-
-def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:
-    """The files of `folder` that the patterns name, by their names in a repository; nothing behind a symlink."""
-    root = Path(folder).resolve()
-    found = [path for pattern in patterns for path in sorted(root.glob(pattern))]
-    return {path.relative_to(root).as_posix(): path for path in found if path.is_file() and path.resolve() == path}
-
-
-def _is_whole(value: Any, lowest: int, highest: int) -> bool:
+def _is_whole(value: Any, lowest: int, highest: float) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and lowest <= int(value) <= highest
 
 

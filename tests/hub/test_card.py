@@ -19,7 +19,7 @@ from huggingface_hub import ModelCard
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
 from ddpm_hf.hub import card as cards, model_card, publishing as hub
 from ddpm_hf.paper import compare_with_paper
-from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD
+from ddpm_hf.pipeline_loading import PLAIN_CARD
 from ddpm_hf.runs import TrainingOptions, parse_options, public_options, write_results
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from local_hub import MODEL, TOKEN, LocalHub
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.hub import files_to_upload, model_card
-from ddpm_hf.pipeline_ddpm_paper import PLAIN_CARD
+from ddpm_hf.pipeline_loading import PLAIN_CARD
 from ddpm_hf.runs import model_folder
 
 pytestmark = pytest.mark.integration

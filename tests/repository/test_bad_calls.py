@@ -300,7 +300,7 @@ def test_unet_configuration(case):
 
 MLP = [
     *(({"out_channels": x}, f"out_channels={x} must be in_channels=2, or twice that") for x in (0, 3, 1, None)),
-    *(({"hidden_size": x}, f"hidden_size={x} must be even and >= 4") for x in (0, -4, 2, 7, NAN)),
+    *(({"hidden_size": x}, f"hidden_size={x} must be even and at least 4") for x in (0, -4, 2, 7, NAN)),
     *(({"hidden_size": x}, "hidden_size") for x in (16.0, "16", None)),
     *(({"num_layers": x}, f"num_layers={x}") for x in (0, -1)),
     *(({"num_layers": x}, "num_layers") for x in (1.5, "3", None)),

@@ -144,7 +144,7 @@ UNTRAINABLE = [
     ("--norm_num_groups=3", "norm_num_groups=3 must divide (8,)"),
     ("--block_out_channels 6 --norm_num_groups=4", "norm_num_groups=4 must divide (6,)"),
     ("--block_out_channels 8 8 8 8 8", "sample_size=8", "divisible by 16"),
-    ("--dataset_name=moons --hidden_size=3", "hidden_size=3 must be even and >= 4"),
+    ("--dataset_name=moons --hidden_size=3", "hidden_size=3 must be even and at least 4"),
     ("--dataset_name=moons --random_flip", "--random_flip mirrors images, and the data are points; leave it out"),
     ("--dataset_split=all", "split='all': digits has 'train' and 'test'"),
     ("--image_column=x", "image_column='x': means nothing for 'digits'; leave it out"),

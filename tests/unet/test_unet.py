@@ -237,8 +237,8 @@ def test_another_number_of_timesteps_is_refused(model_and_sample):
         ({"out_channels": 4}, "out_channels=4 must be in_channels=3, or twice that"),
         ({"in_channels": 0, "out_channels": 0}, "in_channels=0"),
         ({"layers_per_block": 0}, "layers_per_block=0 must be an integer and at least 1"),
-        ({"dropout": 1.0}, "dropout=1.0 must lie in [0, 1)"),
-        ({"dropout": -0.1}, "dropout=-0.1 must lie in [0, 1)"),
+        ({"dropout": 1.0}, "dropout=1.0 must be a number in [0, 1)"),
+        ({"dropout": -0.1}, "dropout=-0.1 must be a number in [0, 1)"),
     ],
     ids=str,
 )

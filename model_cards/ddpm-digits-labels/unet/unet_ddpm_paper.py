@@ -28,7 +28,8 @@ WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d
 PICKLED = "use_safetensors=False (--allow_pickle) if you trust its source: a .bin is a pickle, which can run code"
 PICKLED += "; save_pretrained, or ddpm-hf convert, then writes safetensors"
 Time = int | float | Tensor
-ClassLabels = int | Tensor | None
+Labels = int | Tensor | None
+Output = UNet2DOutput | tuple[Tensor]
 
 
 def sinusoidal_embedding(timestep: Tensor, dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -43,38 +44,6 @@ def sinusoidal_embedding(timestep: Tensor, dim: int, dtype: torch.dtype = torch.
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def init_like_paper(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> None:
-    """Variance scaling (fan average, uniform) and bias 0; `scale` 0 means 1e-10, all as in the paper's code."""
-    nn.init.xavier_uniform_(layer.weight, gain=math.sqrt(scale or 1e-10))
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-
-
-_evaluated: WeakKeyDictionary[nn.Module, tuple[int, list]] = WeakKeyDictionary()  # by how many, and what they changed
-_evaluated_lock = threading.Lock()
-
-
-@contextlib.contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Inside, `network` is in eval mode; the last of the threads that are inside sets it back to what it was."""
-    with _evaluated_lock:
-        if network not in _evaluated:
-            _evaluated[network] = 0, [module for module in network.modules() if module.training]
-        count, changed = _evaluated[network]
-        for module in changed:
-            module.training = False
-        _evaluated[network] = count + 1, changed
-    try:
-        yield
-    finally:
-        with _evaluated_lock:
-            count, changed = _evaluated.pop(network)
-            if count > 1:
-                _evaluated[network] = count - 1, changed
-            for module in changed if count == 1 else ():
-                module.training = True
-
-
 class TimeEmbedding(nn.Module):
     """Dense(4 ch) – SiLU – Dense(4 ch) over the sinusoidal embedding of t: [B] → [B, 4 ch]."""
 
@@ -84,14 +53,14 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = nn.Linear(4 * channels, 4 * channels)
 
     def forward(self, timestep: Time, sample: Tensor) -> Tensor:
+        size = sample.shape[0]  # not `len`, of which torch.export would make a constant
         if not isinstance(timestep, Tensor):
             if not isinstance(timestep, int | float):
                 raise ValueError(f"timestep={timestep!r} must be a number or a tensor")
-            timestep = torch.full((sample.shape[0],), timestep, device=sample.device)
-        if timestep.numel() not in (1, sample.shape[0]):  # not `len`, of which torch.export would make a constant
-            expected = f"expected one, or one per sample, ({sample.shape[0]},)"
-            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; {expected}")
-        timestep = timestep.to(sample.device).reshape(-1).expand(sample.shape[0])
+            timestep = torch.full((size,), timestep, device=sample.device)
+        if timestep.numel() not in (1, size):
+            raise ValueError(f"timestep has shape {tuple(timestep.shape)}; expected one, or one per sample, ({size},)")
+        timestep = timestep.to(sample.device).reshape(-1).expand(size)
         dtype = torch.promote_types(sample.dtype, torch.float32)  # bfloat16 cannot tell t from t + 1
         embedding = sinusoidal_embedding(timestep, self.linear_1.in_features, dtype).to(sample.dtype)
         return self.linear_2(F.silu(self.linear_1(embedding)))
@@ -110,11 +79,11 @@ class ClassEmbedding(nn.Embedding):
         super().__init__(num_embeddings, embedding_dim)
         self.null_class = null_class
 
-    def forward(self, class_labels: ClassLabels, temb: Tensor) -> Tensor:
+    def forward(self, class_labels: Labels, temb: Tensor) -> Tensor:
         """`temb` [B, 4 ch] with the vector of each sample's class added."""
         return temb + super().forward(self.rows(class_labels, temb.shape[0], temb.device)).to(temb.dtype)
 
-    def rows(self, class_labels: ClassLabels, batch_size: int, device: torch.device) -> Tensor:
+    def rows(self, class_labels: Labels, batch_size: int, device: torch.device) -> Tensor:
         """Each sample's row, integers [B]. Labels on the CPU are looked at, before they move. Raises ValueError."""
         if class_labels is None:
             missing = "this network needs class_labels: no row stands for an unlabelled sample (null_class)"
@@ -125,8 +94,7 @@ class ClassEmbedding(nn.Embedding):
 
 def class_rows(class_labels: Any, num_rows: int, batch_size: int, device: torch.device) -> Tensor:
     """Labels, one or [B], as int64 [B] on `device`; those on the CPU are looked at first. Raises ValueError."""
-    last = num_rows - 1
-    expected = f"integers from 0 to {last}, one or one per sample, ({batch_size},)"
+    expected = f"integers from 0 to {num_rows - 1}, one or one per sample, ({batch_size},)"
     if isinstance(class_labels, str):  # names are the pipeline's
         raise ValueError(f"class_labels={class_labels!r} must be {expected}")
     labels = torch.as_tensor(class_labels)
@@ -134,7 +102,7 @@ def class_rows(class_labels: Any, num_rows: int, batch_size: int, device: torch.
         raise ValueError(f"class_labels has shape {tuple(labels.shape)}; expected {expected}")
     known = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
     if known and labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        known = all(0 <= label <= last for label in labels.reshape(-1).tolist())
+        known = all(0 <= label < num_rows for label in labels.reshape(-1).tolist())
     if not known:
         raise ValueError(f"class_labels={class_labels!r} must be {expected}")
     return labels.to(device, torch.int64).reshape(-1).expand(batch_size)
@@ -278,7 +246,7 @@ class _PaperModel(ModelMixin, ConfigMixin):
         num_class_embeds = self.config["num_class_embeds"]
         return num_class_embeds and ClassEmbedding(num_class_embeds, channels, self.config["null_class"])
 
-    def _embedding(self, timestep: Time, class_labels: ClassLabels, sample: Tensor) -> Tensor:
+    def _embedding(self, timestep: Time, class_labels: Labels, sample: Tensor) -> Tensor:
         """Of t, and of the classes where the network has some: [B, 4 ch]."""
         temb = self.time_embedding(timestep, sample)
         if self.class_embedding is not None:
@@ -287,10 +255,11 @@ class _PaperModel(ModelMixin, ConfigMixin):
         return temb
 
     def _init_weights(self, near_zero: set[Any]) -> None:
-        """The paper code's initialisation: scale 1, but near 0 where a branch joins its residual, and at the end."""
+        """As in the paper's code: bias 0, variance scaling (fan average, uniform) by 1, by 1e-10 at branches' ends."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                init_like_paper(module, scale=0.0 if module in near_zero else 1.0)
+                nn.init.xavier_uniform_(module.weight, gain=math.sqrt(1e-10) if module in near_zero else 1.0)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
@@ -311,16 +280,14 @@ class _PaperModel(ModelMixin, ConfigMixin):
             misshapen = re.search(r"\S+ expected shape .*?\), but got .*?\)", str(error))
             if misshapen is None and isinstance(error, ValueError):
                 raise
-            told = misshapen[0] if misshapen else str(error)
+            told = misshapen[0] if misshapen else error
             raise ValueError(f"{where}: the weights are damaged or of another network; {told}") from error
         model, info = loaded
-        named = list(model.named_parameters())
-        faults = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected") if info[f"{kind}_keys"]}
-        if bad := [name for name, x in named if x.device.type != "meta" and not torch.isfinite(x).all()]:
-            faults["not finite"] = bad
-        if faults:
-            listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items())
-            raise ValueError(f"{where}: the weights are damaged or of another network; {listed}")
+        named = [(name, x) for name, x in model.named_parameters() if x.device.type != "meta"]
+        faults = {"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}
+        faults["not finite"] = [name for name, x in named if not torch.isfinite(x).all()]
+        listed = "; ".join(f"{kind}: {', '.join(sorted(names))}" for kind, names in faults.items() if names)
+        _check(not listed, f"{where}: the weights are damaged or of another network; {listed}")
         for _, parameter in named:
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
                 parameter.data = parameter.data.clone()
@@ -361,9 +328,8 @@ class DDPMPaperUNet(_PaperModel):
     ):
         super().__init__()
         _check_unet_config(self.config)
-        levels, base = len(block_out_channels), block_out_channels[0]
-        longer_side = sample_size if isinstance(sample_size, int) else max(sample_size)
-        attended = [longer_side >> level in attention_resolutions for level in range(levels)]
+        base, lowest = block_out_channels[0], len(block_out_channels) - 1
+        attended = [_longer(sample_size) >> level in attention_resolutions for level in range(lowest + 1)]
         common = {"time_channels": 4 * base, "num_groups": norm_num_groups, "dropout": dropout}
 
         self.time_embedding = TimeEmbedding(base)
@@ -372,7 +338,7 @@ class DDPMPaperUNet(_PaperModel):
         self.down_blocks = nn.ModuleList()
         channels, skip_channels, layers = base, [base], layers_per_block
         for level, out in enumerate(block_out_channels):
-            options = {"downsample": level < levels - 1, "num_attentions": layers * attended[level], **common}
+            options = {"downsample": level < lowest, "num_attentions": layers * attended[level], **common}
             self.down_blocks.append(DownBlock(channels, out, layers, **options))
             skip_channels += [out] * (layers + options["downsample"])
             channels = out
@@ -395,14 +361,11 @@ class DDPMPaperUNet(_PaperModel):
         side: Any = config.get("sample_size")
         if hasattr(self, "down_blocks") and side not in (None, self.config["sample_size"]):
             _check_unet_config({**self.config, **config})
-            side = side if isinstance(side, int) else max(side)
             attended = [level for level, block in enumerate(self.down_blocks) if len(block.attentions)]  # type: ignore
-            config["attention_resolutions"] = tuple(side >> level for level in attended)
+            config["attention_resolutions"] = tuple(_longer(side) >> level for level in attended)
         super().register_to_config(**config)
 
-    def forward(
-        self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Time, class_labels: Labels = None, return_dict: bool = True) -> Output:
         """ε_θ(x_t, t) or ε_θ(x_t, t, y), or what else the network was trained to predict.
 
         `sample` [B, in_channels, H, W] in about [-1, 1] plus noise, H and W divisible by 2^(levels − 1) (those of
@@ -469,13 +432,9 @@ class DDPMPaperMLP(_PaperModel):
         null_class: int | None = None,
     ):
         super().__init__()
-        _check_whole(in_channels=in_channels)
         _check_whole(num_layers=num_layers, at_most=MAX_LAYERS)
-        allowed = f"must be in_channels={in_channels}, or twice that"
-        _check(out_channels in (in_channels, 2 * in_channels), f"out_channels={out_channels} {allowed}")
-        even = isinstance(hidden_size, int) and hidden_size % 2 == 0 and hidden_size >= 4
-        _check(even, f"hidden_size={hidden_size!r} must be even and >= 4")
-        _check_classes(num_class_embeds, null_class)
+        _check_even("hidden_size", hidden_size)
+        _check_shared_config(self.config)
         self.time_embedding = TimeEmbedding(hidden_size)
         self.class_embedding = self._class_embedding(4 * hidden_size)
         self.linear_in = nn.Linear(in_channels, hidden_size)
@@ -484,9 +443,7 @@ class DDPMPaperMLP(_PaperModel):
         self.linear_out = nn.Linear(hidden_size, out_channels)
         self._init_weights(near_zero={self.linear_out, *(block.linear_2 for block in self.blocks)})
 
-    def forward(
-        self, sample: Tensor, timestep: Time, class_labels: ClassLabels = None, return_dict: bool = True
-    ) -> UNet2DOutput | tuple[Tensor]:
+    def forward(self, sample: Tensor, timestep: Time, class_labels: Labels = None, return_dict: bool = True) -> Output:
         """`sample` [B, in_channels] → [B, out_channels], as `.sample`; the rest as of `DDPMPaperUNet.forward`."""
         _check_sample(sample, self.linear_in.in_features)
         temb = self._embedding(timestep, class_labels, sample)
@@ -500,10 +457,36 @@ class DDPMPaperMLP(_PaperModel):
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
 
+_evaluated: WeakKeyDictionary[nn.Module, list[Any]] = WeakKeyDictionary()  # by how many, and what they changed
+_evaluated_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Inside, `network` is in eval mode; the last of the threads that are inside sets it back to what it was."""
+    with _evaluated_lock:
+        if network not in _evaluated:
+            _evaluated[network] = [0, [module for module in network.modules() if module.training]]
+        inside = _evaluated[network]
+        inside[0] += 1
+        for module in inside[1]:
+            module.training = False
+    try:
+        yield
+    finally:
+        with _evaluated_lock:
+            inside[0] -= 1
+            if inside[0] == 0:
+                del _evaluated[network]
+                for module in inside[1]:
+                    module.training = True
+
+
 # ---- what is refused -----------------------------------------------------------------------------------------------
 
 
 def _check(holds: Any, message: str) -> None:
+    """For configurations: a message that `forward` formats would make torch.compile and export fix a shape."""
     if not holds:
         raise ValueError(message)
 
@@ -527,16 +510,26 @@ def _check_whole(*, at_most: int = MAX_SIZE, **values: Any) -> None:
         _check(value <= at_most, f"{name}={value!r} must be at most {at_most}")
 
 
-def _check_classes(num_class_embeds: Any, null_class: Any) -> None:
-    if num_class_embeds is not None:
-        _check_whole(num_class_embeds=num_class_embeds)
-    rows = 0 if num_class_embeds is None else num_class_embeds
-    known = null_class is None or (type(null_class) is int and 0 <= null_class < rows)
-    _check(
-        known,
-        f"null_class={null_class!r} must be one of the {rows} rows that num_class_embeds={num_class_embeds} "
-        "gives, or None",
-    )
+def _check_even(name: str, width: Any) -> None:
+    """Raises ValueError unless the sinusoidal embedding can have this width."""
+    even = isinstance(width, int) and width % 2 == 0 and width >= 4
+    _check(even, f"{name}={width!r} must be even and at least 4")
+
+
+def _check_shared_config(config: Mapping[str, Any]) -> None:
+    c = SimpleNamespace(**config)
+    _check_whole(in_channels=c.in_channels)
+    allowed = f"must be in_channels={c.in_channels}, or twice that (learned variance)"
+    _check(c.out_channels in (c.in_channels, 2 * c.in_channels), f"out_channels={c.out_channels} {allowed}")
+    if c.num_class_embeds is not None:
+        _check_whole(num_class_embeds=c.num_class_embeds)
+    rows = f"{c.num_class_embeds or 0} rows that num_class_embeds={c.num_class_embeds} gives"
+    known = c.null_class is None or (type(c.null_class) is int and 0 <= c.null_class < (c.num_class_embeds or 0))
+    _check(known, f"null_class={c.null_class!r} must be one of the {rows}, or None")
+
+
+def _longer(sample_size: int | Sequence[int]) -> int:
+    return sample_size if isinstance(sample_size, int) else max(sample_size)
 
 
 def _check_sample(sample: Any, channels: int, *sides: str) -> None:
@@ -555,14 +548,12 @@ def _check_unet_config(config: Mapping[str, Any]) -> None:
     listed = isinstance(channels, list | tuple) and channels
     _check(listed, f"block_out_channels={channels!r} must be a list of channels, one per level")
     if isinstance(channels[0], int):
-        even = channels[0] % 2 == 0 and channels[0] >= 4
-        _check(even, f"block_out_channels[0]={channels[0]} must be even and at least 4")
+        _check_even("block_out_channels[0]", channels[0])
     _check_whole(**{f"block_out_channels[{index}]": value for index, value in enumerate(channels)})
     for value in resolutions if isinstance(resolutions, list | tuple) else [None]:
         _check_whole(attention_resolutions=value)
-    _check_whole(in_channels=c.in_channels, norm_num_groups=c.norm_num_groups)
+    _check_whole(norm_num_groups=c.norm_num_groups)
     _check_whole(layers_per_block=c.layers_per_block, at_most=MAX_LAYERS)
-    _check(isinstance(c.dropout, int | float), f"dropout={c.dropout!r} must be a number in [0, 1)")
     channels, factor = tuple(channels), 2 ** (len(channels) - 1)
     sides = tuple(c.sample_size) if isinstance(c.sample_size, list | tuple) else (c.sample_size,) * 2
     halved = len(sides) == 2 and all(isinstance(side, int) and side >= factor and side % factor == 0 for side in sides)
@@ -573,7 +564,6 @@ def _check_unet_config(config: Mapping[str, Any]) -> None:
     )
     grouped = all(number % c.norm_num_groups == 0 for number in channels)
     _check(grouped, f"norm_num_groups={c.norm_num_groups} must divide {channels}")
-    allowed = f"must be in_channels={c.in_channels}, or twice that (learned variance)"
-    _check(c.out_channels in (c.in_channels, 2 * c.in_channels), f"out_channels={c.out_channels} {allowed}")
-    _check(0 <= c.dropout < 1, f"dropout={c.dropout} must lie in [0, 1)")
-    _check_classes(c.num_class_embeds, c.null_class)
+    dropped = isinstance(c.dropout, int | float) and 0 <= c.dropout < 1
+    _check(dropped, f"dropout={c.dropout!r} must be a number in [0, 1)")
+    _check_shared_config(config)
