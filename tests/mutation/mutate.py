@@ -75,6 +75,7 @@ EQUIVALENT = {
         "tensor.detach()",
         0,
     ): "safetensors writes a tensor that has a gradient as any other",
+    ("decoding", "_grey_or_rgb", "255", 0): "alpha of a new canvas, which Pillow cuts to 255",
     ("checkpoints", "write", "shutil.disk_usage(folder).free < needed", 0): (
         "files are larger than their tensors: where exactly these bytes are free, writing fails with the same error"
     ),
