@@ -7,8 +7,9 @@
 
 The places, six in each of five files, are drawn by a seed. For each, the tests that are most likely to notice it run
 first, and where none does, all others. A test counts only if it passes without the fault. Everything runs in copies
-in a temporary folder. results.json is written after each fault; what it has of that commit is not run again. A quarter
-of an hour for each commit where the likely tests notice everything; needs a clone with f8006bc in it.
+in a temporary folder. results.json is written after each fault; what it has of that commit is not run again. Five
+minutes for a commit whose likely tests notice everything, on two cores that do other work too; where a fault lives, up
+to an hour more. Needs a clone with f8006bc in it.
 """
 
 import argparse
