@@ -23,13 +23,13 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hard import KINDS, ROOT, Answer, Member, images, members_of, places, scans, tables  # noqa: F401
 from speed import report
+from trees import checkout
 
 CHILD = Path(__file__).parent / "hard" / "child.py"
 TINY = """--config training/configs/folder64.yaml --resolution 16 --block_out_channels 16 16 --norm_num_groups 8
@@ -180,22 +180,6 @@ def outcome(member: Member, result: Mapping[str, Any], page: str, length: int = 
     if not all(re.search(answer.documented, page) for answer in member.answers):
         parts.append("docs/data.md does not say so")
     return ", ".join(parts)[:length]
-
-
-@contextmanager
-def checkout(against: str | None) -> Iterator[Path | None]:
-    """The folder of a checkout, or a new one of a commit for as long as it is needed."""
-    if against is None or Path(against).is_dir():
-        yield None if against is None else Path(against).resolve()
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tree"
-        git = ["git", "-C", str(ROOT), "worktree"]
-        subprocess.run([*git, "add", "--detach", "--quiet", str(tree), against], check=True)
-        try:
-            yield tree
-        finally:
-            subprocess.run([*git, "remove", "--force", str(tree)], check=True)
 
 
 # ---- the table -----------------------------------------------------------------------------------------------------

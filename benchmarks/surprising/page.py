@@ -35,7 +35,9 @@ python benchmarks/surprises.py --page           # writes it from what was measur
 ```
 
 All of it takes about {cpu:.0f} minutes of one core (it took {wall:.0f}, on cores that others used too). Each
-section names its measurement, which `--only` repeats. ± is a standard error: of a mean over images, over six
+section names its measurement, which `--only` repeats; they were made so, in parts, and surprises.json has the
+time and commit of each, with a + where the files were not yet those of the commit.
+± is a standard error: of a mean over images, over six
 ranges of 256 seeds, or over three trainings, as the section says. Differences are paired, on the same images or
 seeds. Bounds are those of {images} held-out digits for first and of {images_second} for second, in bits/dim,
 with 17 levels where nothing else is said. The Fréchet distance is that of 20 principal components of 256

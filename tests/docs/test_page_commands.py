@@ -148,6 +148,7 @@ NOT_RUN = {
     r"benchmarks/labels_quality\.py": "minutes; tests/repository/test_labels_quality.py runs its parts",
     r"benchmarks/decoding\.py(?! --table)": "half an hour",
     r"benchmarks/hard_inputs\.py": "minutes; tests/repository/test_hard_inputs.py runs some kinds",
+    r"benchmarks/cases\.py(?! --(table|list))": "minutes; tests/repository/test_cases.py runs some uses",
     r"benchmarks/surprises\.py(?! --page)": "an hour; tests/docs/test_surprises.py",
     r"benchmarks/short_chains\.py": "ten minutes; tests/test_short_chains.py",
     r"benchmarks/points_quality\.py": "it fails, as it should, for the untrained points that are at hand here",

@@ -40,6 +40,10 @@ SAME_TYPE = {
     *("float", "log", "max", "mean", "min", "mul_", "permute", "resolve", "round", "sqrt", "square", "sum", "to"),
     *("transpose", "view"),
 }
+# Functions of two numbers or arrays whose value is the same, bit for bit, when these change places.
+SYMMETRIC = {"min", "max", "math.gcd", "np.minimum", "np.maximum", "np.multiply", "torch.mul"}
+# Flags that say only how fast it goes, and on a CPU nothing: a copy to it is never asynchronous.
+SPEED_FLAGS = {"non_blocking", "pin_memory"}
 
 
 class Place(NamedTuple):
@@ -55,11 +59,17 @@ class Place(NamedTuple):
 class _Fault(NamedTuple):
     place: Place
     node: ast.expr
+    equivalent: str | None  # why no test can notice it
 
 
 def places(source: str) -> list[Place]:
     """Every place inside the functions of a file, in their order there; none in docstrings, messages and defaults."""
     return [fault.place for fault in _faults(source)]
+
+
+def equivalent_places(source: str) -> dict[Place, str]:
+    """The places whose fault changes nothing that a test could see, by their form alone, with the reason."""
+    return {fault.place: fault.equivalent for fault in _faults(source) if fault.equivalent}
 
 
 def in_random_order(found: list[Place], rng: random.Random) -> list[Place]:
@@ -94,11 +104,12 @@ def mutated_source(source: str, place: Place) -> tuple[str, int] | None:
 def _faults(source: str) -> Iterator[_Fault]:
     for name, function in _functions(ast.parse(source), ""):
         seen: Counter[tuple[str, str, str]] = Counter()
-        for node, is_statement in _expressions(function):
+        for node, parent in _expressions(function):
             original = ast.unparse(node)
-            for kind, mutated in _mutations(node, is_statement):
+            for kind, mutated in _mutations(node, isinstance(parent, ast.Expr)):
                 if mutated != original:
-                    yield _Fault(Place(name, kind, original, mutated, seen[kind, original, mutated]), node)
+                    place = Place(name, kind, original, mutated, seen[kind, original, mutated])
+                    yield _Fault(place, node, _equivalent(kind, node, parent))
                     seen[kind, original, mutated] += 1
 
 
@@ -112,10 +123,10 @@ def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, ast.FunctionDe
             yield from _functions(child, prefix)
 
 
-def _expressions(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, bool]]:
-    """Each expression of a function but for messages, annotations and functions inside; is it a statement?"""
+def _expressions(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, ast.AST]]:
+    """Each expression of a function but for messages, annotations and functions inside, and what it is a part of."""
 
-    def walk(node: ast.AST) -> Iterator[tuple[ast.expr, bool]]:
+    def walk(node: ast.AST) -> Iterator[tuple[ast.expr, ast.AST]]:
         if isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr | ast.FunctionDef | ast.ClassDef):
             return
         if isinstance(node, ast.Expr) and ast.unparse(node).startswith(("logger.", "warnings.")):
@@ -123,7 +134,7 @@ def _expressions(function: ast.FunctionDef) -> Iterator[tuple[ast.expr, bool]]:
         for name, value in ast.iter_fields(node):
             for child in value if isinstance(value, list) else [value]:
                 if isinstance(child, ast.expr) and name != "annotation" and not isinstance(child, ast.JoinedStr):
-                    yield child, isinstance(node, ast.Expr)
+                    yield child, node
                 if isinstance(child, ast.AST) and name != "annotation":
                     yield from walk(child)
 
@@ -156,6 +167,15 @@ def _mutations(node: ast.expr, is_statement: bool) -> Iterator[tuple[str, str]]:
             if ast.unparse(node.func) != "isinstance":
                 mutant.args[:2] = mutant.args[1::-1]
                 yield "swapped arguments", ast.unparse(mutant)
+
+
+def _equivalent(kind: str, node: ast.expr, parent: ast.AST) -> str | None:
+    """Why this kind of fault at this node changes nothing, where its form says so."""
+    if kind == "swapped arguments" and isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in SYMMETRIC:
+        return f"{name} of two is the same in either order" if len(node.args) == 2 else None
+    if kind == "constant" and isinstance(parent, ast.keyword) and parent.arg in SPEED_FLAGS:
+        return f"{parent.arg} says only how fast it goes"
+    return None
 
 
 def _without_call(call: ast.Call) -> str | None:

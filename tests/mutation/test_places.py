@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from places import KINDS, Place, in_random_order, mutated_source, places
+from places import KINDS, Place, equivalent_places, in_random_order, mutated_source, places
 
 SOURCE = (Path(__file__).parents[2] / "ddpm_hf" / "objectives.py").read_text(encoding="utf-8")
 EXAMPLE = '''
@@ -58,3 +58,14 @@ def test_the_order_is_the_seeds_and_kinds_take_turns():
     assert first == in_random_order(found, random.Random("0 a")) != in_random_order(found, random.Random("1 a"))
     assert sorted(first) == sorted(found)
     assert [place.kind for place in first[:8]] == [*KINDS, *KINDS]
+
+
+def test_faults_that_nothing_can_notice_are_known_by_their_form():
+    source = "def f(x, y):\n    x.to(y, non_blocking=True, copy=True)\n    return min(x, y), min(x, y, 1), pow(x, y)\n"
+    found = {(place.original, place.mutated): reason for place, reason in equivalent_places(source).items()}
+    assert found == {
+        ("min(x, y)", "min(y, x)"): "min of two is the same in either order",
+        ("True", "False"): "non_blocking says only how fast it goes",
+    }
+    others = [place for place in places(source) if place not in equivalent_places(source)]
+    assert {place.original for place in others} >= {"min(x, y, 1)", "pow(x, y)", "True"}  # this is copy=True

@@ -621,7 +621,7 @@ def test_documents_are_filled_from_results(results, tmp_path):
     assert documents.rewrite_documents(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["speed.md", "scaling.md"])
+@pytest.mark.parametrize("name", ["speed.md", "scaling.md", "cases.md"])
 def test_the_tables_in_the_documents_are_those_of_the_results(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert len(documents.BLOCK.findall(text)) == text.count("<!-- benchmarks/results/") >= 2

@@ -31,6 +31,14 @@ def place(row: dict[str, Any]) -> tuple:
     return tuple(row[key] for key in CASE)
 
 
+def test_the_results_are_kept_as_the_program_rounds_and_writes_them(tmp_path):
+    kept = ROOT / "benchmarks" / "results" / "schedulers.json"
+    assert [schedulers.rounded(row) for row in RESULTS["rows"]] == RESULTS["rows"]
+    schedulers.write(tmp_path / "again.json", RESULTS)
+    assert (tmp_path / "again.json").read_bytes() == kept.read_bytes()
+    assert schedulers.rounded({"mean": 0.123456, "of": {"std": 2.00004}}) == {"mean": 0.1235, "of": {"std": 2.0}}
+
+
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
     """The cases of all classes that draw at all, but those of 600 and more steps, and of v one spacing alone."""
