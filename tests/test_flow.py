@@ -1,7 +1,7 @@
 """The flow against what is known of it: Gaussians in closed form, mixtures by the marginals that it must carry over.
 
-The flow of ε* carries p(x_0) at the first timestep to p(x_T), so log p_0(x) − log p_T(x_T) is its logarithm of volumes,
-for every x. p(x_T) is N(0, I) only to about √ᾱ_T: where the prior enters, it is that of the flow, N(0, I).
+The flow of ε* carries p(x_0) at the first timestep to p(x_T), so that log p_0(x) − log p_T(x_T) is its logarithm of
+volumes for every x. p(x_T) is N(0, I) only to about √ᾱ_T: where the prior enters, it is that of the flow, N(0, I).
 """
 
 import builtins
@@ -114,26 +114,34 @@ def test_mixtures_have_their_density(label):
 
 
 def test_the_density_is_exact_to_a_thousandth():
-    """At the default tolerance, in the mean in bits/dim, of the data at the first timestep; the prior's part cancels."""
+    """In bits/dim, of the data at the first timestep: in the mean at the default tolerance, and each at a tighter one.
+
+    log N(x_T) − log p_T(x_T), which is of the order of √ᾱ_T, does not count in the mean.
+    """
     network, scheduler = oracle(PLANE)
     x = PLANE.sample(400, seeded(2))
     bits = flow_bits_per_dim(network, scheduler, x, seed=0, num_levels=None, batch_size=400)
     exact = PLANE.marginal(scheduler.diffusion, 0).nll_bpd(x)
     assert abs((bits.total_b - exact).mean()) < 1e-3
-    assert (bits.total_b - exact).abs().max() < 2e-2  # log N(x_T) − log p_T(x_T) of single samples, to √ᾱ_T
+    tight = flow_bits_per_dim(network, scheduler, x, seed=0, num_levels=None, batch_size=400, tolerance=1e-6)
+    assert abs((tight.total_b - exact).mean()) < 1e-4 and (tight.total_b - exact).abs().max() < 5e-3
     assert (bits.error_b == 0).all() and (bits.num_evaluations_b > 10).all()
     torch.testing.assert_close(bits.prior_b + bits.contraction_b, bits.total_b)
 
 
+def smooth(x: Tensor, t: Tensor) -> Tensor:
+    """Some network of v."""
+    return torch.tanh(2 * x) * (0.5 + t.view(-1, *(1,) * (x.ndim - 1)) / 2000) - 0.2
+
+
+VELOCITY = DDPMPaperScheduler(prediction_type="v_prediction")
+
+
 def test_the_density_integrates_to_one():
-    """On a grid, in 1-D: p_φ is a density, whatever the network is."""
-
-    def network(x: Tensor, t: Tensor) -> Tensor:
-        return torch.tanh(3 * x) + 0.1 * t.view(-1, 1) / 1000
-
-    x = torch.linspace(-6, 6, 1201, dtype=torch.float64)[:, None]
-    p = density_nats((network, DDPMPaperScheduler()), x, tolerance=1e-6, batch_size=1201).exp()
-    assert float(p.sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-4)
+    """On a grid, in 1-D: whatever the network is."""
+    x = torch.linspace(-8, 8, 801, dtype=torch.float64)[:, None]
+    p = density_nats((smooth, VELOCITY), x, tolerance=1e-6, batch_size=801).exp()
+    assert float(p.sum() * (x[1] - x[0])) == pytest.approx(1, abs=1e-5)
 
 
 # ---- the divergence ------------------------------------------------------------------------------------------------
@@ -155,29 +163,34 @@ def test_probes_estimate_the_exact_divergence(tiny_mlp):
 
 
 def test_hutchinsons_estimate_is_the_density_within_its_error():
-    """Over 64 probes; the error is that of the mean, and one number has none."""
+    """Over 30 probes; the error is that of the mean, and one number has none."""
     model = oracle(PLANE)
     x = PLANE.sample(20, seeded(5))
-    exact = flow_bits_per_dim(*model, x, seed=0, num_levels=None, tolerance=1e-6)
-    estimate = flow_bits_per_dim(*model, x, seed=0, num_levels=None, tolerance=1e-6, num_probes=64)
+    exact = flow_bits_per_dim(*model, x, seed=0, num_levels=None)
+    estimate = flow_bits_per_dim(*model, x, seed=0, num_levels=None, num_probes=30)
     scores = (estimate.total_b - exact.total_b) / estimate.error_b
-    assert scores.abs().max() < 5 and 0.6 < scores.square().mean().sqrt() < 1.6
+    assert scores.abs().max() < 5 and 0.5 < scores.square().mean().sqrt() < 1.8
     one = flow_bits_per_dim(*model, x, seed=0, num_levels=None, num_probes=1)
     assert one.error_b.isnan().all() and one.total_b.isfinite().all()
 
 
-def test_many_dimensions_get_probes(tiny_unet):
-    """192 dimensions, two probes by default, whose error is shown; 0 asks for the exact divergence."""
-    unet, scheduler = tiny_unet(), DDPMPaperScheduler()
-    x = normal(6, 2, 3, 8, 8).clamp(-1, 1)
-    calls = []
-    options: Any = {"seed": 1, "tolerance": 1e-2, "num_dequantizations": 1}
-    bits = flow_bits_per_dim(unet, scheduler, x, on_progress=calls.append, **options)
-    assert (bits.error_b > 0).all() and sum(calls) == 2 * bits.num_evaluations_b[0]
-    exact = flow_bits_per_dim(unet, scheduler, x, num_probes=0, **options)
-    many = flow_bits_per_dim(unet, scheduler, x, num_probes=50, **options)
+def test_many_dimensions_get_probes():
+    """Of 20, with a Jacobian that is not diagonal: two by default, whose error is shown; 0 asks for the exact one."""
+    weights = 0.2 * normal(6, 20, 20).float()
+
+    def mixing(x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(x.flatten(1) @ weights).view_as(x)
+
+    x, calls = normal(7, 3, 1, 4, 5).clamp(-1, 1), []
+    options: Any = {"seed": 1, "tolerance": 1e-3}
+    bits = flow_bits_per_dim(mixing, VELOCITY, x, on_progress=calls.append, **options)
+    assert (bits.error_b > 0).all() and sum(calls) == 3 * bits.num_evaluations_b[0]
+    exact = flow_bits_per_dim(mixing, VELOCITY, x, num_probes=0, **options)
     assert exact.error_b.isnan().all()  # one dequantization
-    assert ((many.total_b - exact.total_b).abs() < 5 * many.error_b + 1e-2).all()
+    many = flow_bits_per_dim(mixing, VELOCITY, x, num_probes=30, **options)
+    assert torch.equal(bits.num_evaluations_b, flow_bits_per_dim(mixing, VELOCITY, x, num_probes=2, **options)[-1])
+    assert ((many.total_b - exact.total_b).abs() < 5 * many.error_b + 1e-3).all()
+    assert (many.error_b < bits.error_b.max()).all() and (many.error_b > 0).all()
 
 
 # ---- dequantization ------------------------------------------------------------------------------------------------
@@ -185,21 +198,23 @@ def test_many_dimensions_get_probes(tiny_unet):
 
 def test_dequantization_bounds_the_probability_of_bins():
     """In 1-D, with levels at −1, 0 and 1: the mean over u is above −log₂ of the integral over the bin, by Jensen."""
-    truth = mixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.04]], [[0.09]]])
+    truth = mixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.02]], [[0.04]]])
     model = oracle(truth)
-    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    bits = flow_bits_per_dim(*model, x, seed=0, num_levels=3, num_dequantizations=100, tolerance=1e-3)
+    x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat_interleave(300, dim=0)
+    bits = flow_bits_per_dim(*model, x, seed=0, num_levels=3, num_dequantizations=2, batch_size=600)
+    assert (bits.error_b > 0).all()
     grid = torch.linspace(-0.5, 0.5, 1001, dtype=torch.float64)[:, None]
-    for i in range(2):
-        log_p = truth.marginal(model[1].diffusion, 0).log_prob(x[i] + grid)
+    for level, found in zip((-1.0, 1.0), bits.total_b.split(300), strict=True):
+        log_p = truth.marginal(model[1].diffusion, 0).log_prob(level + grid)
         middle = (log_p[1:] + log_p[:-1]) / 2
         probability, mean = middle.exp().mean(), middle.mean()  # bins are 1 wide
-        assert -math.log2(probability) < bits.total_b[i] - 3 * bits.error_b[i]
-        assert abs(bits.total_b[i] + mean / math.log(2)) < 5 * bits.error_b[i] + 5e-3
+        error = float(found.std() / math.sqrt(300))
+        assert -math.log2(probability) < found.mean() - 5 * error
+        assert abs(found.mean() + mean / math.log(2)) < 5 * error + 1e-2  # log N(x_T) − log p_T(x_T)
 
 
 def test_a_bin_of_256_levels_is_1_of_127_5_wide():
-    """On [0, 255] bins are 1 wide, so that with the density of x = y/127.5 − 1 the change of scale is its only part."""
+    """On [0, 255] bins are 1 wide, so that the change of scale of x = y/127.5 − 1 is all that is added."""
     model = oracle(PLANE)
     x = torch.zeros(3, 2, dtype=torch.float64)
     bits = flow_bits_per_dim(*model, x, seed=0, num_levels=256)
@@ -213,14 +228,12 @@ def test_a_bin_of_256_levels_is_1_of_127_5_wide():
 # ---- latents -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{"tolerance": 1e-8}, {"num_steps": 400}, {"num_steps": 2000, "order": 1}], ids=str
-)
+@pytest.mark.parametrize("options", [{"tolerance": 1e-8}, {"num_steps": 200}, {"num_steps": 800, "order": 1}], ids=str)
 def test_gaussian_data_are_multiplied_by_known_numbers(options):
     network, scheduler = oracle(CENTRED)
     x = CENTRED.sample(50, seeded(7))
     latents = encode(network, scheduler, x, **options)
-    exact = {1: 1e-2, 2: 3e-4}[options.get("order", 2)] if "num_steps" in options else 1e-6
+    exact = 2e-2 if "num_steps" in options else 1e-6
     torch.testing.assert_close(latents, x * scales(scheduler.diffusion), rtol=exact, atol=exact)
     torch.testing.assert_close(decode(network, scheduler, latents, **options), x, rtol=exact, atol=exact)
 
@@ -229,30 +242,36 @@ def test_gaussian_data_are_multiplied_by_known_numbers(options):
 def test_steps_converge_with_their_order(order, least):
     """Where the number of steps is doubled, the error is divided by 2^order, nearly."""
     network, scheduler = oracle(PLANE)
-    x = PLANE.sample(30, seeded(8))
+    x = PLANE.sample(10, seeded(8))
     truth = encode(network, scheduler, x, tolerance=TIGHT)
     coarse, fine = (
-        (encode(network, scheduler, x, num_steps=n, order=order) - truth).square().mean().sqrt() for n in (400, 800)
+        (encode(network, scheduler, x, num_steps=n, order=order) - truth).square().mean().sqrt() for n in (200, 400)
     )
     assert least < math.log2(coarse / fine) < order + 0.5
 
 
 def test_what_is_encoded_is_decoded(tiny_unet):
-    unet, scheduler = tiny_unet(), DDPMPaperScheduler()
-    unet.conv_out.weight.data.mul_(0.01)  # else the flow of a random network is wild
-    x = normal(9, 3, 3, 8, 8)
-    errors = []
-    for tolerance in (1e-2, 1e-5):
+    """By a network of images in float32."""
+    unet, scheduler = tame(tiny_unet()), DDPMPaperScheduler(prediction_type="v_prediction")
+    x, errors = normal(9, 2, 3, 8, 8), []
+    for tolerance in (1e-1, 1e-4):
         latents = encode(unet, scheduler, x, tolerance=tolerance)
         assert latents.dtype == torch.float64 and not latents.requires_grad
         errors.append((decode(unet, scheduler, latents, tolerance=tolerance) - x).abs().max())
-    assert errors[1] < 1e-3 and errors[1] < errors[0] / 10
+    assert errors[1] < 2e-3 and errors[1] < errors[0]
+
+
+def tame(unet: Any) -> Any:
+    """With outputs so small that the flow of a random network is not wild."""
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(0.01)
+    return unet
 
 
 def test_latents_of_a_mixture_follow_its_last_marginal():
     """p(x_T), of which the flow's prior N(0, I) is the limit: moments within 5 standard errors."""
     network, scheduler = oracle(PLANE)
-    latents = encode(network, scheduler, PLANE.sample(4000, seeded(10)), batch_size=4000)
+    latents = encode(network, scheduler, PLANE.sample(4000, seeded(10)), batch_size=4000, tolerance=1e-3)
     truth = PLANE.marginal(scheduler.diffusion, 999)
     assert ((latents.mean(dim=0) - truth.mean).abs() < 5 * latents.std(dim=0) / math.sqrt(4000)).all()
     torch.testing.assert_close(latents.T.cov(), truth.covariance, rtol=0, atol=5 * math.sqrt(2 / 4000))
@@ -308,15 +327,15 @@ def test_it_is_in_eval_mode_and_left_as_it_was(tiny_unet):
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
-def test_the_same_seed_gives_the_same_bits(tiny_unet):
+def test_the_same_seed_gives_the_same_bits():
     """And parts of a data set those of the whole, where the batches are the same."""
-    unet, scheduler, x = tiny_unet(), DDPMPaperScheduler(), normal(15, 4, 3, 8, 8).clamp(-1, 1)
+    model, x = (smooth, VELOCITY), normal(15, 4, 20).clamp(-1, 1)
     options: Any = {"tolerance": 1e-2, "batch_size": 2}
-    whole = flow_bits_per_dim(unet, scheduler, x, seed=1, **options)
-    again = flow_bits_per_dim(unet, scheduler, x, seed=1, **options)
-    part = flow_bits_per_dim(unet, scheduler, x[2:], seed=1, first_index=2, **options)
+    whole = flow_bits_per_dim(*model, x, seed=1, **options)
+    again = flow_bits_per_dim(*model, x, seed=1, **options)
+    part = flow_bits_per_dim(*model, x[2:], seed=1, first_index=2, **options)
     assert torch.equal(whole.total_b, again.total_b) and torch.equal(whole.total_b[2:], part.total_b)
-    other = flow_bits_per_dim(unet, scheduler, x, seed=2, **options)
+    other = flow_bits_per_dim(*model, x, seed=2, **options)
     assert not torch.isclose(whole.total_b, other.total_b, rtol=1e-6).any()
 
 
