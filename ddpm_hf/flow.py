@@ -139,7 +139,7 @@ def _solved(
     By SciPy's Runge-Kutta pair of orders 5 and 4 (`RK45`), whose steps hold the root mean square of the errors of all
     samples of the batch, and of their logarithms of volumes per dimension, to `tolerance`, absolute and relative.
     """
-    solve_ivp = _scipy_solver()
+    solve_ivp = require_solver()
     shape, size, dim = x.shape, x.numel(), x[0].numel()
     width = (1 if probes is None else len(probes)) if with_volume else 0
 
@@ -158,7 +158,7 @@ def _solved(
     return final[:size].view(shape), final[size:].view(len(x), width)
 
 
-def _scipy_solver() -> Callable[..., Any]:
+def require_solver() -> Callable[..., Any]:
     """SciPy's solve_ivp, imported here, as nothing else needs SciPy. Raises ImportError, with the extra."""
     try:
         from scipy.integrate import solve_ivp
