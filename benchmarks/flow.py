@@ -309,11 +309,13 @@ TABLES = {
 
 
 def with_tables(text: str, measured: Mapping[str, Any]) -> str:
-    """The document with each block `<!-- flow: NAME -->` … `<!-- end -->` made anew whose NAME was measured."""
+    """The document with each block `<!-- flow: NAME -->` … `<!-- end -->` made anew, also where NAME was not measured."""
     found = {name: row["found"] for name, row in measured.items()}
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](found)}\n\n{match[3]}" if match[2] in found else match[0]
+        name = match[2]
+        shown = TABLES[name](found) if name in found else f"(Not measured yet: the measurement `{name}`.)"
+        return f"{match[1]}\n{shown}\n\n{match[3]}"
 
     return BLOCK.sub(block, text)
 

@@ -752,6 +752,7 @@ def test_the_codec_s_tables_are_those_of_its_results():
 def test_the_flow_s_tables_are_those_of_its_results():
     text = flow_tables.DOCUMENT.read_text(encoding="utf-8")
     assert {name for _, name, _ in flow_tables.BLOCK.findall(text)} == set(flow_tables.TABLES)
+    assert flow_tables.MEASUREMENTS.keys() == flow_tables.TABLES.keys()
     measured = report.read_json(report.ROOT / "benchmarks" / "results" / "flow.json")["measured"]
     again = "python benchmarks/flow.py --table benchmarks/results/flow.json renews them"
     assert flow_tables.with_tables(text, measured) == text, again
