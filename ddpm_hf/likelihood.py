@@ -10,7 +10,6 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from .asking import checked_labels, place_of, require_integer
 from .randomness import keyed_generator, keyed_generators
 from .scheduler import GaussianDiffusion, clipped, paper_scheduler
 from .unet import evaluation_mode
@@ -197,22 +197,22 @@ def bits_per_dim(
     chain: GaussianDiffusion = scheduler.chain(num_inference_steps)
     total, size = chain.num_timesteps, len(x_start)
     subset = total if num_timesteps_subset is None else num_timesteps_subset
-    _require_integer("num_timesteps_subset", subset, 1, total)
-    _require_integer("batch_size", batch_size, 1)
-    _require_integer("first_index", first_index, 0)
-    _require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
-    _require_integer("round_below", round_below, 0, len(scheduler))
+    require_integer("num_timesteps_subset", subset, 1, total)
+    require_integer("batch_size", batch_size, 1)
+    require_integer("first_index", first_index, 0)
+    require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
+    require_integer("round_below", round_below, 0, len(scheduler))
     if num_levels is None and round_below:
         raise ValueError(f"round_below={round_below} rounds x̂_0 to levels, and points have none")
     if not size:
         raise ValueError("x_start holds no samples")
-    labels = None if class_labels is None else _labels(class_labels, size)
+    labels = None if class_labels is None else checked_labels(class_labels, size)
     if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
         raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
     if not np.isfinite(chain.c_skip[-1]):
         raise ValueError("ᾱ is 0 at the last timestep: ε gives no x_0 there, and the bound is infinite")
     t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))
-    device, dtype = _place_of(unet)
+    device, dtype = place_of(unet)
     exact = torch.device("cpu") if device.type == "mps" else device  # MPS has no float64
     x_start = x_start.to(exact, torch.float64)
 
@@ -244,13 +244,6 @@ def bits_per_dim(
     return BoundTerms(prior_b + terms_bt.sum(dim=1), prior_b, terms_bt, mse_bt)
 
 
-def _place_of(network: Any) -> tuple[torch.device, torch.dtype]:
-    """Where a network computes and in which precision; functions do on the CPU in float32."""
-    first = next(network.parameters(), None) if isinstance(network, nn.Module) else None
-    device, dtype = (torch.device("cpu"), torch.float32) if first is None else (first.device, first.dtype)
-    return getattr(network, "device", device), getattr(network, "dtype", dtype)
-
-
 def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequence[int], **options: Any) -> Tensor:
     """The bound on −log p(x_0 | y) of every sample for each class, in bits/dim: [B, Y] float64.
 
@@ -266,29 +259,12 @@ def class_bounds_bpd(unet: Any, scheduler: Any, x_start: Tensor, classes: Sequen
     return torch.stack(bounds, dim=1)
 
 
-def _labels(class_labels: Any, size: int) -> Tensor:
-    """int64 [size]. Raises ValueError for what are no integers, or another number of them."""
-    listed = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels
-    several = [listed] * size if isinstance(listed, str) or not isinstance(listed, Sequence) else list(listed)
-    if not all(isinstance(label, Integral) and not isinstance(label, bool) for label in several):
-        raise ValueError(f"class_labels must be integers, one or one per sample, got {class_labels!r}")
-    if len(several) != size:
-        raise ValueError(f"class_labels has shape ({len(several)},); expected one, or one per sample, ({size},)")
-    return torch.tensor(several, device=class_labels.device if isinstance(class_labels, Tensor) else None)
-
-
 def _rounded_where(early: Tensor, num_levels: int, clip_denoised: Any, x_start: Tensor) -> Tensor:
     """x̂_0 as `clip_denoised` leaves it, and where `early` [B] at the nearest of the levels in [−1, 1]."""
     x_start = clipped(x_start, clip_denoised)
     half = (num_levels - 1) / 2
     rounded = ((x_start.clamp(-1, 1) + 1) * half).round() / half - 1
     return torch.where(early.view(-1, *(1,) * (x_start.ndim - 1)), rounded, x_start)
-
-
-def _require_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
-    in_range = isinstance(value, int) and least <= value and (most is None or value <= most)
-    if not in_range or isinstance(value, bool):
-        raise ValueError(f"{name}={value!r} must be an integer, {least} or more{f', {most} at most' if most else ''}")
 
 
 def subset_edges(total: int, subset: int) -> np.ndarray:

@@ -174,14 +174,17 @@ def evaluate(command: Parser) -> None:
         nargs="+",
         choices=METRICS,
         default=["bpd"],
-        help="classify: the share of images whose class has the lowest bound; default: bpd",
+        help="flow: bits/dim by the probability flow (extra `flow`); classify: the share of images whose class has "
+        "the lowest bound; default: bpd",
     )
     command.add_argument(
         "--dataset",
         type=place,
         help="digits, swiss_roll, moons, a data set's name on the Hub, a folder, or module:function",
     )
-    command.add_argument("--split", help="default: test for bpd, and train for the others, as the paper's FID")
+    command.add_argument(
+        "--split", help="default: test for bpd, flow and classify, train for the others, as the paper's FID"
+    )
     command.add_argument(
         "--label_column",
         help="for a checkpoint with classes: where the data's labels are. bits/dim is then that given the class, and "
@@ -189,7 +192,7 @@ def evaluate(command: Parser) -> None:
     )
     add_guidance(command)
     command.add_argument("--num_samples", type=int, default=50_000, help="drawn for FID, IS, KID and FD-DINOv2")
-    command.add_argument("--num_images", type=int, help="for bpd and classify, from the first; default: all")
+    command.add_argument("--num_images", type=int, help="for bpd, flow and classify, from the first; default: all")
     command.add_argument(
         "--num_timesteps_subset",
         type=int,
@@ -198,6 +201,16 @@ def evaluate(command: Parser) -> None:
     command.add_argument("--steps", dest="num_inference_steps", type=int, help="reverse steps; default: the model's")
     command.add_argument("--seed", type=int, default=0, help="of the bound's noise; samples have the seeds from here")
     command.add_argument("--batch_size", type=int, default=64, help="samples at once; part of the protocol")
+    command.add_argument("--tolerance", type=float, default=1e-4, help="of the flow's solver; default: %(default)s")
+    command.add_argument(
+        "--num_probes",
+        type=int,
+        help="of the flow's divergence; 0: exact, a backward pass per dimension; default: exact in up to 16 "
+        "dimensions, and 2 probes above",
+    )
+    command.add_argument(
+        "--num_dequantizations", type=int, default=1, help="draws of noise within bins per image, for flow; default: 1"
+    )
     command.add_argument("--weights", choices=("ema", "raw"), help="of a training checkpoint; default: ema")
     command.add_argument(
         "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"

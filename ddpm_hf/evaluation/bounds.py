@@ -1,13 +1,16 @@
-"""The results of what is measured of real images: their bound, and their classes by their bounds."""
+"""What is measured of real images: results of their bound, and of classes by bounds; whether they were trained on."""
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data import is_image_folder
 from ..likelihood import BoundTerms, rate_distortion
+from ..runs import checkpoints, read_json, read_options
 from .errors import share_error
 
 
@@ -51,3 +54,23 @@ def _protocol(num_images: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a result says of how it was measured; the size of batches counts for rounding only."""
     kept = {name: value for name, value in settings.items() if name != "batch_size"}
     return {"num_images": num_images, **kept, "clip_denoised": bool(settings["clip_denoised"])}
+
+
+def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerprint: str) -> bool:
+    """Whether this split of a data set is known to be what the network in the folder `checkpoint` was trained on.
+
+    A training checkpoint's manifest holds the fingerprint; beside a finished run's model lie its options, with the
+    names. False where neither is there, or readable.
+    """
+    try:
+        manifest = read_json(Path(checkpoint) / checkpoints.MANIFEST)
+        file = Path(checkpoint) / "options.yaml"
+        options = manifest["options"] if manifest else read_options(file) if file.is_file() else {}
+        if manifest and manifest["dataset"]["fingerprint"] == fingerprint:
+            return True
+        if is_image_folder(dataset):  # a relative path was one from wherever training was started
+            return Path(options.get("train_data_dir") or "") == Path(dataset).resolve()
+        names = [options.get(f"dataset_{key}") for key in ("name", "split", "config")]
+        return names == [dataset, split, None]
+    except Exception:  # whatever is wrong with files that the model does not need
+        return False

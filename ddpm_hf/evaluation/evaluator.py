@@ -23,11 +23,12 @@ from ..data import Samples, default_cache_dir, is_image_folder, real_samples, to
 from ..hub import load_model
 from ..inference import speed_up
 from ..likelihood import BoundTerms, bits_per_dim, class_bounds_bpd
-from ..runs import checkpoints, environment, read_json, read_options, some_names, weights_sha256
+from ..runs import environment, some_names, weights_sha256
 from ..scheduler import paper_scheduler
 from ..unet.unet_ddpm_paper import DDPMPaperUNet
 from . import errors, metrics
-from .bounds import bound_result, class_result
+from .bounds import bound_result, class_result, is_training_data
+from .flows import flow_result, require_flow
 from .protocol import LEAST_SAMPLES, OF_IMAGES, OF_SAMPLES, SPREAD, Protocol
 from .resumable import Pieces
 
@@ -35,26 +36,6 @@ logger = logging.getLogger(__name__)
 
 IMAGES_PER_PIECE = 16
 CLASSIFYING_TERMS = 50  # of the bound, per image and class
-
-
-def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerprint: str) -> bool:
-    """Whether this split of a data set is known to be what the network in the folder `checkpoint` was trained on.
-
-    A training checkpoint's manifest holds the fingerprint; beside a finished run's model lie its options, with the
-    names. False where neither is there, or readable.
-    """
-    try:
-        manifest = read_json(Path(checkpoint) / checkpoints.MANIFEST)
-        file = Path(checkpoint) / "options.yaml"
-        options = manifest["options"] if manifest else read_options(file) if file.is_file() else {}
-        if manifest and manifest["dataset"]["fingerprint"] == fingerprint:
-            return True
-        if is_image_folder(dataset):  # a relative path was one from wherever training was started
-            return Path(options.get("train_data_dir") or "") == Path(dataset).resolve()
-        names = [options.get(f"dataset_{key}") for key in ("name", "split", "config")]
-        return names == [dataset, split, None]
-    except Exception:  # whatever is wrong with files that the model does not need
-        return False
 
 
 def default_work_dir() -> Path:
@@ -107,6 +88,8 @@ class Evaluator:
                 if len(self.pipe.sample_shape) != 3:
                     raise ValueError(f"{metric} is for images, and the model draws points {self.pipe.sample_shape}")
                 metrics.require_packages()
+            if metric == "flow":
+                require_flow(self.pipe)
             if self.protocol.dataset is not None:
                 self.protocol.split_for(metric)
             if metric != "is" and len(self.data(metric)) < LEAST_SAMPLES[metric]:
@@ -121,11 +104,13 @@ class Evaluator:
             if metric == "classify":
                 measured = self.classified()
             elif metric == "bpd":
-                self._warn_of_training_data()
+                self.warn_of_training_data()
                 measured = bound_result(self.bound_terms(), self.bound_settings())
                 if self.protocol.label_column is not None:
                     measured["name"] = "bits/dim given the class"
                     measured["protocol"]["label_column"] = self.protocol.label_column
+            elif metric == "flow":
+                measured = flow_result(self)
             else:
                 measured = self.of_samples(metric)
             if self.accelerator.is_main_process:
@@ -163,7 +148,7 @@ class Evaluator:
             raise ValueError(f"{samples.name} has images of {some_names(missing)}, and the model {has}")
         return torch.tensor(numbers)[torch.from_numpy(samples.labels)]
 
-    def _conditions(self, metric: str) -> dict[str, Any]:
+    def conditions(self, metric: str) -> dict[str, Any]:
         """What identifies the labels in work that is kept; nothing without them."""
         classes = self.classes(metric)
         return {} if classes is None else {"classes": hashlib.sha256(classes.numpy().tobytes()).hexdigest()}
@@ -173,7 +158,7 @@ class Evaluator:
 
     # ---- bits/dim --------------------------------------------------------------------------------------------------
 
-    def _warn_of_training_data(self) -> None:
+    def warn_of_training_data(self) -> None:
         """Warn where the bound is of the training data; other metrics use them by convention."""
         samples, split, dataset = self.data("bpd"), self.protocol.split_for("bpd"), self.protocol.dataset
         assert dataset is not None
@@ -213,7 +198,7 @@ class Evaluator:
                 )
             return terms._asdict()
 
-        parts = self._of_images("bpd", measure, settings, **self._conditions("bpd"))
+        parts = self.of_images("bpd", measure, settings, **self.conditions("bpd"))
         return BoundTerms(**{name: torch.cat([part[name] for part in parts]) for name in BoundTerms._fields})
 
     def classified(self) -> dict[str, Any]:
@@ -229,11 +214,11 @@ class Evaluator:
             model = self.pipe.unet, self.pipe.scheduler
             return {"bounds": class_bounds_bpd(*model, x_start, known, first_index=first, **settings)}
 
-        bounds = torch.cat([part["bounds"] for part in self._of_images("classify", measure, settings)])
+        bounds = torch.cat([part["bounds"] for part in self.of_images("classify", measure, settings)])
         settings["label_column"] = self.protocol.label_column
         return class_result(bounds, known, truth[: len(bounds)], settings)
 
-    def _of_images(
+    def of_images(
         self,
         metric: str,
         measure: Callable[[Tensor, int], dict[str, Tensor]],
@@ -341,9 +326,7 @@ class Evaluator:
             return {"images": (255 * images).round().to(torch.uint8)}
 
         count = math.ceil(self.protocol.num_samples / size)
-        guided = (
-            {} if classes is None else {"guidance_scale": self.protocol.guidance_scale, **self._conditions(metric)}
-        )
+        guided = {} if classes is None else {"guidance_scale": self.protocol.guidance_scale, **self.conditions(metric)}
         pieces = self._pieces(
             "samples", count, model=self.model_identity, first_seed=first_seed, batch_size=size, **guided
         )

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from .. import data  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
 
-METRICS = ("bpd", "classify", "fid", "is", "kid", "fd_dinov2")
-OF_IMAGES = ("bpd", "classify")  # and no samples
+METRICS = ("bpd", "flow", "classify", "fid", "is", "kid", "fd_dinov2")
+OF_IMAGES = ("bpd", "flow", "classify")  # and no samples
 OF_SAMPLES = {"fid": "FID", "is": "IS", "kid": "KID", "fd_dinov2": "FD-DINOv2"}
 # What stands behind the ± of a result.
 SPREAD = {
@@ -15,7 +15,7 @@ SPREAD = {
     "fd_dinov2": "standard error, by 50 random halves of the samples",
 }
 # KID draws subsets of 1000, IS makes ten splits.
-LEAST_SAMPLES = {"bpd": 1, "classify": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
+LEAST_SAMPLES = {"bpd": 1, "flow": 1, "classify": 1, "fid": 2, "is": 100, "kid": 1000, "fd_dinov2": 2}
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Protocol:
     dataset: a name that `data.load_samples` takes, or a folder of images.
     split: of the data set; None: "test" for what is measured of images, "train" for samples, as the paper's FID.
     num_samples: how many are drawn for FID, IS, KID and FD-DINOv2, of the seeds `seed`, `seed` + 1, ….
-    num_images: how many images, from the first, for bits/dim and to classify; None: all.
+    num_images: how many images, from the first, for bits/dim, by the flow too, and to classify; None: all.
     num_timesteps_subset: terms of the bound per image, an unbiased estimate; None: all, and 50 to classify.
     num_inference_steps: reverse steps; None: the checkpoint's own chain.
     weights: "ema" or "raw" of a training run's checkpoint; None: what the pipeline has.
@@ -34,6 +34,7 @@ class Protocol:
         were, which the data's fingerprint and `num_skipped` of a result tell, and not from how many might have been.
     label_column: where the data's labels are, for a conditional model; None: it is evaluated without labels.
     guidance_scale: of the samples, which have the labels of the data, from the first.
+    tolerance, num_probes, num_dequantizations: of `flow.flow_bits_per_dim`.
     """
 
     dataset: str | None
@@ -50,14 +51,28 @@ class Protocol:
     skip_bad_images: int = 0
     label_column: str | None = None
     guidance_scale: float = 1.0
+    tolerance: float = 1e-4
+    num_probes: int | None = None
+    num_dequantizations: int = 1
 
     def __post_init__(self) -> None:
         if unknown := set(self.metrics) - set(METRICS):
             raise ValueError(f"metrics {sorted(unknown)} are unknown; choose among {', '.join(METRICS)}")
-        for name in ("num_samples", "num_images", "num_timesteps_subset", "num_inference_steps", "batch_size"):
+        for name in (
+            "num_samples",
+            "num_images",
+            "num_timesteps_subset",
+            "num_inference_steps",
+            "batch_size",
+            "num_dequantizations",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
+        if not 1e-12 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance={self.tolerance} must lie in [1e-12, 1]")
+        if self.num_probes is not None and self.num_probes < 0:
+            raise ValueError(f"num_probes={self.num_probes} must be 0, for the exact divergence, or more")
         for metric in set(self.metrics) - set(OF_IMAGES):
             if self.num_samples < LEAST_SAMPLES[metric]:
                 raise ValueError(f"num_samples={self.num_samples}: {metric} needs at least {LEAST_SAMPLES[metric]}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,3 +39,22 @@ def alphas_cumprod_at(diffusion: GaussianDiffusion, t: Tensor | float) -> Tensor
     table, fraction = torch.tensor(diffusion.alphas_cumprod), t - t.floor()
     before, after = table[t.floor().long()], table[t.ceil().long()]
     return torch.where(after > 0, before * (after / before) ** fraction, before * (1 - fraction) + after * fraction)
+
+
+def timestep_at(diffusion: GaussianDiffusion, alpha_cumprod: float) -> float:
+    """The real t in [0, T − 1], 0-based, at which `alphas_cumprod_at` is `alpha_cumprod`: its inverse.
+
+    Raises ValueError for values outside the table by more than rounding.
+    """
+    table = diffusion.alphas_cumprod
+    if not table[-1] * (1 - 1e-9) <= alpha_cumprod <= table[0] * (1 + 1e-9):
+        raise ValueError(f"alpha_cumprod={alpha_cumprod} leaves [{table[-1]}, {table[0]}]")
+    before = int(np.clip(np.searchsorted(-table, -alpha_cumprod) - 1, 0, max(len(table) - 2, 0)))
+    high, low = float(table[before]), float(table[min(before + 1, len(table) - 1)])
+    if high == low:
+        return float(before)
+    if low > 0:
+        fraction = math.log(high / alpha_cumprod) / math.log(high / low)
+    else:
+        fraction = (high - alpha_cumprod) / high
+    return before + min(max(fraction, 0.0), 1.0)

@@ -142,7 +142,7 @@ NOT_RUN = {
     r"tests/golden/measure\.py": "tests/docs/test_documents.py calls its functions",
     r"benchmarks/exact_resume\.py": "five minutes; tests/training/test_exact_resume.py",
     r"benchmarks/kill_stress\.py": "minutes; tests/training/test_kills.py",
-    r"benchmarks/(run|few_steps|codec|schedulers)\.py(?! --(table|plot))": (
+    r"benchmarks/(run|few_steps|codec|schedulers|flow)\.py(?! --(table|plot))": (
         "minutes; tests/repository/test_benchmarks.py runs their parts"
     ),
     r"benchmarks/labels_quality\.py": "minutes; tests/repository/test_labels_quality.py runs its parts",

@@ -17,13 +17,16 @@ pytest.importorskip("torchmetrics")
     [
         (
             {"metrics": ("bpd", "fdi")},
-            r"metrics \['fdi'\] are unknown; choose among bpd, classify, fid, is, kid, fd_dinov2",
+            r"metrics \['fdi'\] are unknown; choose among bpd, flow, classify, fid, is, kid, fd_dinov2",
         ),
         ({"num_samples": 0}, "num_samples=0 must be at least 1"),
         ({"num_images": 0}, "num_images=0 must be at least 1"),
         ({"num_timesteps_subset": -1}, "num_timesteps_subset=-1 must be at least 1"),
         ({"num_inference_steps": 0}, "num_inference_steps=0 must be at least 1"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"num_dequantizations": 0}, "num_dequantizations=0 must be at least 1"),
+        ({"tolerance": 0.0}, r"tolerance=0.0 must lie in \[1e-12, 1\]"),
+        ({"num_probes": -1}, "num_probes=-1 must be 0, for the exact divergence, or more"),
         ({"metrics": ("fid",), "num_samples": 1}, "num_samples=1: fid needs at least 2"),
         ({"metrics": ("is",), "num_samples": 99}, "num_samples=99: is needs at least 100"),
         ({"metrics": ("bpd", "fid", "kid"), "num_samples": 999}, "num_samples=999: kid needs at least 1000"),
@@ -44,7 +47,8 @@ def test_the_protocol_of_published_values_is_the_default():
     protocol = Protocol(dataset="uoft-cs/cifar10", metrics=METRICS, label_column="label")
     assert protocol.num_samples == 50_000 and protocol.extractor == "inception"
     assert {metric: protocol.split_for(metric) for metric in METRICS} == {
-        "bpd": "test", "classify": "test", "fid": "train", "is": "train", "kid": "train", "fd_dinov2": "train"
+        **{"bpd": "test", "flow": "test", "classify": "test"},
+        **{"fid": "train", "is": "train", "kid": "train", "fd_dinov2": "train"},
     }  # fmt: skip
     assert Protocol(dataset="x", split="validation").split_for("bpd") == "validation"
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import codec as codec_files  # type: ignore  # noqa: E402
 import cost_model  # type: ignore  # noqa: E402
 import few_steps  # type: ignore  # noqa: E402
+import flow as flow_tables  # type: ignore  # noqa: E402
 import run as benchmark  # type: ignore  # noqa: E402
 from speed import (  # type: ignore  # noqa: E402
     checkpoint,
@@ -743,6 +744,32 @@ def test_the_codec_s_tables_are_those_of_its_results():
     assert codec_files.with_tables(text, results) == text, again
     for row in results["rows"]:
         assert row["net_bpd"] <= 1.01 * row["bound_bpd"]  # the issue's own limit
+
+
+# ---- the flow ----------------------------------------------------------------------------------------------------
+
+
+def test_the_flow_s_tables_are_those_of_its_results():
+    text = flow_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert {name for _, name, _ in flow_tables.BLOCK.findall(text)} == set(flow_tables.TABLES)
+    assert flow_tables.MEASUREMENTS.keys() == flow_tables.TABLES.keys()
+    measured = report.read_json(report.ROOT / "benchmarks" / "results" / "flow.json")["measured"]
+    again = "python benchmarks/flow.py --table benchmarks/results/flow.json renews them"
+    assert flow_tables.with_tables(text, measured) == text, again
+
+
+def test_standard_noise_has_the_statistics_of_standard_noise():
+    """Within 5 of their standard errors; and what is constant has no variance and counts in no correlation."""
+    noise = torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = flow_tables.statistics_of(noise)
+    assert found["radius2"] == pytest.approx(1, abs=5 * math.sqrt(2 / 16 / 4000))
+    assert found["radius2_deviation"] == pytest.approx(math.sqrt(2 / 16), rel=0.1)
+    assert 0.88 < found["lowest_variance"] < found["median_variance"] < found["highest_variance"] < 1.12
+    assert found["rms_correlation"] == pytest.approx(1 / math.sqrt(4000), rel=0.3)
+    assert found["kurtosis"] == pytest.approx(3, abs=0.1)
+    noise[:, :, 0] = 0.5
+    constant = flow_tables.statistics_of(noise)
+    assert constant["lowest_variance"] == 0 and constant["rms_correlation"] == pytest.approx(1 / 64, rel=0.4)
 
 
 # ---- cost model --------------------------------------------------------------------------------------------------
