@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,15 +17,17 @@ from ..pipeline_ddpm_paper import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
+from .distillation_options import DistillationOptions
 from .networks import own_network
-from .options import FREE_TO_CHANGE, TrainingOptions
+from .options import FREE_TO_CHANGE, DataOptions, TrainingOptions
 from .records import environment, some_names
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
+Options = TypeVar("Options", TrainingOptions, DistillationOptions)
 
 
-def make_accelerator(options: TrainingOptions) -> Accelerator:
+def make_accelerator(options: TrainingOptions | DistillationOptions) -> Accelerator:
     """Accelerate's view of this process, and the settings of the machine that hold for all of it.
 
     Raises ValueError where the surroundings would change what the options say.
@@ -48,12 +50,12 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     return accelerator
 
 
-def in_force(options: TrainingOptions, accelerator: Accelerator) -> TrainingOptions:
+def in_force(options: Options, accelerator: Accelerator) -> Options:
     """The options as a record of the run: with the precision that Accelerate chose where they leave it to it."""
     return replace(options, mixed_precision=accelerator.mixed_precision)
 
 
-def load_data(options: TrainingOptions) -> Samples:
+def load_data(options: DataOptions) -> Samples:
     return load_samples(
         options.dataset_name,
         train_data_dir=options.train_data_dir,
