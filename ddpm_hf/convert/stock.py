@@ -97,7 +97,7 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
     if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler | DDIMScheduler):
         raise ValueError(
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
-            "DDPMPaperScheduler, or a DDIMScheduler, can be converted"
+            "DDPMPaperScheduler can be converted, and a distilled one with stock's DDIMScheduler"
         )
     unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
     for key, value in unknown:
