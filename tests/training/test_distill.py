@@ -17,6 +17,8 @@ from tiny_runs import finish_pair, start, train
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.convert import pipeline_to_stock
+from ddpm_hf.evaluation import Protocol
+from ddpm_hf.hub.card import model_card
 from ddpm_hf.runs import Updates, checkpoints, read_metrics, weights_sha256
 from training import distill as distill_py
 
@@ -121,6 +123,25 @@ def test_stock_draws_the_same_images(finished, tmp_path):
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
     theirs = stock(batch_size=4, generator=generators, num_inference_steps=4, output_type="np").images
     torch.testing.assert_close(torch.tensor(theirs), torch.tensor(images), rtol=0, atol=1e-4)
+
+
+def test_its_card_says_how_to_draw_and_how_it_was_made(finished, teacher):
+    card = model_card(finished, finished / "checkpoints" / "step-12", "me/few")
+    assert "into 1 reverse steps" in card and "Compared with" not in card
+    assert "where it is told `num_inference_steps=1`" in card
+    assert "python training/distill.py --config options.yaml" in card
+    losses = {line["step"]: line["loss"] for line in read_metrics(finished / "metrics.jsonl")}
+    for steps, end in ((20, 4), (4, 7), (2, 10), (1, 12)):
+        assert f"| {steps} | {end} | {losses[end]:g} |" in card
+
+
+def test_the_bound_of_a_student_is_refused(finished):
+    """Its network was taught at one timestep; of samples the protocol says how many steps they took."""
+    pipe = DDPMPaperPipeline.from_pretrained(finished)
+    with pytest.raises(ValueError, match="distilled for those of 1 steps"):
+        Protocol(dataset="digits").of_model(pipe)
+    assert Protocol(dataset="digits", metrics=("fid",)).of_model(pipe).num_inference_steps == 1
+    assert Protocol(dataset="digits", metrics=("fid",), num_inference_steps=4).of_model(pipe).num_inference_steps == 4
 
 
 def test_the_first_stage_has_the_teachers_weights_to_begin_with(teacher, tmp_path):
