@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import cost_tables, decoding_tables, few_steps_tables, scheduler_tables
+from . import cost_tables, decoding_tables, distilled_tables, few_steps_tables, scheduler_tables
 from .networks import ROOT
 from .report import read_json, speed_table
 
@@ -18,6 +18,7 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "schedulers": scheduler_tables.table,
     "cost": cost_tables.table,
     "decoding": decoding_tables.table,
+    "distilled": distilled_tables.table,
 }
 
 
