@@ -14,7 +14,14 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, GaussianDiffusion
-from ddpm_hf.distillation import DistillationStage, student_scheduler, student_timesteps, teacher_x_start
+from ddpm_hf.data import load_samples
+from ddpm_hf.distillation import (
+    DistillationStage,
+    data_range,
+    student_scheduler,
+    student_timesteps,
+    teacher_x_start,
+)
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork
 from ddpm_hf.scheduler.scheduling_ddpm_paper import make_betas
 
@@ -245,6 +252,19 @@ def test_a_teachers_x_start_is_that_of_its_sampling(tiny_mlp, tiny_scheduler, pr
         expected = pipe.reverse_step(x, t, generator=torch.Generator().manual_seed(0)).x_start
         with torch.no_grad():
             torch.testing.assert_close(x_start(x, torch.full((5,), t)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_teacher_of_points_stays_within_the_data(tiny_mlp, tiny_scheduler):
+    """Where E[x_0 | x_t] lies; what is within is left as it is."""
+    pipe = DDPMPaperPipeline(tiny_mlp(), tiny_scheduler(clip_sample=False))
+    low, high = data_range(load_samples("moons"))  # type: ignore[misc]
+    x, t = 3 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), torch.full((200,), 9)
+    with torch.no_grad():
+        free, kept = teacher_x_start(pipe)(x, t), teacher_x_start(pipe, within=(low, high))(x, t)
+    inside = (free >= low) & (free <= high)
+    assert 0 < inside.sum() < inside.numel() and (kept[inside] == free[inside]).all()
+    assert (kept >= low).all() and (kept <= high).all()
+    assert data_range(load_samples("digits")) is None
 
 
 def test_guidance_is_distilled_in(tiny_mlp, tiny_scheduler):

@@ -51,13 +51,12 @@ from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, GaussianDiffusion, runs
 from ddpm_hf.data import Samples, to_model_range
-from ddpm_hf.distillation import check_teacher, student_network, student_scheduler, teacher_x_start
+from ddpm_hf.distillation import check_teacher, data_range, student_network, student_scheduler, teacher_x_start
 from ddpm_hf.hub import BackgroundUploads, load_pipeline
 from ddpm_hf.machine import StopSignals, agree_to_stop
 from ddpm_hf.scheduler import paper_scheduler
 
 logger = logging.getLogger("distill")
-
 
 # ---- one stage -----------------------------------------------------------------------------------------------------
 
@@ -80,7 +79,9 @@ class Run:
     def teacher(self) -> tuple[DDPMPaperPipeline, dict[str, Any]]:
         """Of the stage in which the state is, and what `teacher_x_start` needs beside it."""
         if self.state.teacher is None:
-            return runs.frozen(self.original, self.accelerator), {"guidance_scale": self.options.guidance_scale}
+            scale = self.options.guidance_scale  # guided, x̂_0 may leave the data on purpose
+            how = {"guidance_scale": scale, "within": data_range(self.samples) if scale == 1 else None}
+            return runs.frozen(self.original, self.accelerator), how
         network = student_network(self.original.unet, self.state.teacher)
         return runs.frozen(DDPMPaperPipeline(network, self.scheduler), self.accelerator), {"clip": False}
 
@@ -116,8 +117,7 @@ def updates_of(run: Run, stage: runs.Stage) -> runs.Updates:
 def distil(run: Run, folder: runs.RunFolder, signals: StopSignals, uploads: BackgroundUploads | None = None) -> None:
     """Every stage, from where the state stands, with metrics, checkpoints, and samples of each student.
 
-    A signal leads to a checkpoint of the step that was just made, and `Stopped`; the end of `max_minutes` too, and
-    exit code 0.
+    Signals, and the end of `max_minutes`, do what they do in train.py.
     """
     options, state, last = run.options, run.state, run.stages[-1].steps.stop
     deadline = time.monotonic() + 60 * (math.inf if options.max_minutes is None else options.max_minutes)
@@ -202,7 +202,7 @@ def start(options: DistillationOptions) -> None:
 
 
 def run_distillation(options: DistillationOptions, held: contextlib.ExitStack, signals: StopSignals) -> None:
-    """From options to a finished run; `held` keeps its folder until the end."""
+    """From options to a finished run."""
     try:
         importlib.import_module("matplotlib")  # of the curves: missing packages show now, not at the first checkpoint
         accelerator = runs.make_accelerator(options)

@@ -177,6 +177,14 @@ def test_guidance_is_distilled(by_class, tmp_path):
     assert losses[0] != losses[1]
 
 
+def test_points_are_distilled(tmp_path):
+    """By a network of another kind, whose samples are not clipped."""
+    points = {"dataset_name": "swiss_roll", "hidden_size": 8, "num_layers": 1}
+    teacher = train(tmp_path / "teacher", **points)
+    few = distil(tmp_path / "few", teacher, dataset_name="swiss_roll", stages=[20, 2], num_steps=[2])
+    assert DDPMPaperPipeline.from_pretrained(few)(seeds=range(3), output_type="np").images.shape == (3, 2)  # type: ignore[union-attr]
+
+
 def test_a_learned_variance_is_left_out(tmp_path):
     """Its half of the channels has no place in a student."""
     options = {"objective": "vlb", "variance_type": "learned"}
