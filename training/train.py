@@ -62,7 +62,7 @@ from torch import Tensor
 from ddpm_hf import DDPMPaperScheduler
 from ddpm_hf.data import Samples, to_model_range
 from ddpm_hf.hub import BackgroundUploads
-from ddpm_hf.machine import Stopped, StopSignals, agree_to_stop
+from ddpm_hf.machine import StopSignals, agree_to_stop
 from ddpm_hf.objectives import simple_loss, vlb_loss
 from ddpm_hf.runs import (
     Batch,
@@ -82,6 +82,7 @@ from ddpm_hf.runs import (
     how_to_load,
     in_force,
     initial_model,
+    launch,
     linear_warmup,
     load_data,
     make_accelerator,
@@ -233,18 +234,7 @@ def main(argv: list[str]) -> None:
 
 
 def start(options: TrainingOptions) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for client in ("httpx", "httpx2"):  # a line for every request to the Hub
-        logging.getLogger(client).setLevel(logging.WARNING)
-    with contextlib.ExitStack() as held, StopSignals() as signals:
-        try:
-            run_training(options, held, signals)
-        except Stopped as stopped:
-            state_of_run = getattr(stopped, "__notes__", [])
-            logger.info("%s; the same command goes on", " ".join(["stopped by", stopped.name, *state_of_run]))
-            if __name__ == "__main__":  # torch's loader, cut off while it was made, would complain when it is deleted
-                sys.unraisablehook = lambda unraisable: None
-            raise
+    launch(lambda held, signals: run_training(options, held, signals), logger, is_script=__name__ == "__main__")
 
 
 def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: StopSignals) -> None:

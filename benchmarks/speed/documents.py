@@ -6,7 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import case_tables, cost_tables, decoding_tables, fashion_tables, few_steps_tables, scheduler_tables
+from . import (
+    case_tables,
+    cost_tables,
+    decoding_tables,
+    distilled_tables,
+    fashion_tables,
+    few_steps_tables,
+    scheduler_tables,
+)
 from .networks import ROOT
 from .report import read_json, speed_table
 
@@ -21,6 +29,7 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "fashion": fashion_tables.quality_table,
     "head to head": fashion_tables.head_to_head_table,
     "cases": case_tables.table,
+    "distilled": distilled_tables.table,
 }
 
 

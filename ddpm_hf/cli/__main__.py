@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 from .arguments import build_parser
 
-OWN_MODULES = ("train", "draw", "demo")  # other subcommands are functions of `commands`
+OWN_MODULES = ("train", "distill", "draw", "demo")  # other subcommands are functions of `commands`
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a subcommand; a mistake, or a missing package, ends with exit code 1 and one line on stderr."""
     args = build_parser().parse_args(argv)
     name = args.command if args.command in OWN_MODULES else "commands"
-    run = getattr(importlib.import_module(f"{__package__}.{name}"), args.command)  # imports torch, but for `train`
-    if args.command == "train":
+    run = getattr(importlib.import_module(f"{__package__}.{name}"), args.command)  # imports torch, but for scripts
+    if args.command in ("train", "distill"):
         return run(args)  # which ends by itself
     from .checks import check_in_range
     from .devices import usable_device

@@ -2,7 +2,7 @@
 
 Nothing heavy is imported here, so that help and mistakes come at once: torch, diffusers and what builds on them are
 imported by what a subcommand does, after its options were parsed. The functions of the same names are in `commands`,
-in the same order, or have a module of their own: `train`, `draw`, `demo`.
+in the same order, or have a module of their own: `train`, `distill`, `draw`, `demo`.
 """
 
 import argparse
@@ -54,8 +54,8 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ddpm_hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for add_arguments in COMMANDS:
-        # no word of `train` is an option here, `--help` and `-o` neither: its script reads them
-        passed_on = {"add_help": False, "prefix_chars": "\0"} if add_arguments is train else {}
+        # no word of a script is an option here, `--help` and `-o` neither: the script reads them
+        passed_on = {"add_help": False, "prefix_chars": "\0"} if add_arguments in (train, distill) else {}
         add_parser(commands, add_arguments, **passed_on)
     return parser
 
@@ -68,6 +68,11 @@ def train(command: Parser) -> None:
     command.add_argument("words", nargs=argparse.REMAINDER)
 
 
+def distill(command: Parser) -> None:
+    """Distil a model into few steps: training/distill.py, with its options; `ddpm-hf distill --help` lists them."""
+    command.add_argument("words", nargs=argparse.REMAINDER)
+
+
 def sample(command: Parser) -> None:
     """Draw one sample per seed from a checkpoint and write a grid, a folder of pictures, or points."""
     add_checkpoint(command, "a folder, or a repository on the Hub")
@@ -76,7 +81,7 @@ def sample(command: Parser) -> None:
     )
     add_classes(command, "of a checkpoint with classes, what to draw, in turn over the seeds")
     add_guidance(command)
-    command.add_argument("--steps", type=int, help="reverse steps; default: all the network was trained with")
+    command.add_argument("--steps", type=int, help="reverse steps; default: the model's, else all it was trained with")
     command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
     command.add_argument(
         "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
@@ -323,6 +328,6 @@ def env(command: Parser) -> None:
 
 
 COMMANDS = (
-    *(train, sample, convert, export, draw, evaluate, shorten, reproduce),
+    *(train, distill, sample, convert, export, draw, evaluate, shorten, reproduce),
     *(publish, compress, decompress, demo, env),
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from torch import nn
 
 from ..pipeline_loading import DDPMPaperPipeline
@@ -81,8 +81,11 @@ def _check_variance(variance_type: str, in_channels: int, out_channels: int) -> 
         )
 
 
-def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline:
+def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = None) -> DDPMPipeline | DDIMPipeline:
     """Stock's DDPMPipeline with UNet2DModel and DDPMScheduler that samples what ours does, up to float32 tables.
+
+    Of a distilled network, which has stock's DDIMScheduler, it is a DDIMPipeline with that; its number of steps, which
+    stock cannot keep, is given to every call.
 
     Stock's pipeline has no labels: of a conditional network it gets one class, by name or number, or by default what
     is drawn without a label (`given_class`); `to_stock(pipe.unet)` keeps all of them.
@@ -91,18 +94,19 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
     DDPMScheduler has no option for: learned log-variances, fitted variances, a chain of its own, `previous_sample`.
     """
     unet, scheduler = pipe.unet, pipe.scheduler
-    if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler):
+    if not isinstance(unet, DDPMPaperUNet) or not isinstance(scheduler, DDPMPaperScheduler | DDIMScheduler):
         raise ValueError(
             f"the pipeline has a {type(unet).__name__} and a {type(scheduler).__name__}; a DDPMPaperUNet and a "
-            "DDPMPaperScheduler can be converted"
+            "DDPMPaperScheduler can be converted, and a distilled one with stock's DDIMScheduler"
         )
     unknown = (("variance_type", "learned"), ("variance_type", "fitted"), ("prediction_type", "previous_sample"))
     for key, value in unknown:
-        if scheduler.config[key] == value:
+        if scheduler.config.get(key) == value:
             raise ValueError(f"stock's DDPMScheduler has no {key} that means what {value!r} does here")
     if "inference_timesteps" in scheduler.config:
         raise ValueError("stock's DDPMScheduler cannot keep inference_timesteps; pass them to its set_timesteps")
-    stock = DDPMScheduler.from_config(scheduler.config)
+    is_ddim = isinstance(scheduler, DDIMScheduler)
+    stock = (DDIMScheduler if is_ddim else DDPMScheduler).from_config(scheduler.config)
     if unet.class_embedding is not None:
         if class_label is None and pipe.needs_labels:
             raise ValueError(
@@ -112,7 +116,7 @@ def pipeline_to_stock(pipe: DDPMPaperPipeline, class_label: str | int | None = N
         unet = given_class(unet, int(label))
     elif class_label is not None:
         raise ValueError(f"class_label={class_label!r}: the network is unconditional")
-    return DDPMPipeline(to_stock(unet), stock)  # type: ignore[arg-type]
+    return (DDIMPipeline if is_ddim else DDPMPipeline)(to_stock(unet), stock)  # type: ignore[arg-type]
 
 
 def state_size(pipe: DiffusionPipeline, sample_size: int) -> None:

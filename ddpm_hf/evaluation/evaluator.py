@@ -66,9 +66,9 @@ class Evaluator:
             read_bin=read_bin,
             trust_remote_code=trust_remote_code,
         )
+        self.protocol = protocol = protocol.of_model(self.pipe)
         self.pipe.to(accelerator.device)
-        quiet = not accelerator.is_main_process
-        self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=quiet)
+        self.pipe.set_progress_bar_config(desc="reverse steps", leave=False, disable=not accelerator.is_main_process)
         self.environment: dict[str, str] = broadcast_object_list([environment(accelerator.device)])[0]
         self.model_identity = {
             "weights": weights_sha256(self.pipe.unet.state_dict()),

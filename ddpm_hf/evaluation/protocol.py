@@ -1,6 +1,7 @@
 """What is measured, and how: the options of `ddpm-hf evaluate`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from .. import data  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
 
@@ -85,6 +86,21 @@ class Protocol:
             raise ValueError(f"{what} needs the labels of the data: --label_column says where they are")
         if self.label_column is not None and self.dataset is None:
             raise ValueError("label_column needs a dataset, whose labels samples get")
+
+    def of_model(self, pipe: Any) -> "Protocol":
+        """With the number of steps that a distilled model states. Raises ValueError where it has no bound.
+
+        It knows only the timesteps of its few steps, and the bound asks the network at all of them.
+        """
+        stated = pipe.config.get("num_inference_steps")
+        if stated is None or hasattr(pipe.scheduler, "diffusion"):
+            return self
+        if asked := [metric for metric in self.metrics if metric in OF_IMAGES]:
+            raise ValueError(
+                f"{asked[0]} asks the network at every timestep, and this model was distilled for those of {stated} "
+                "steps; measure the one that it was distilled from"
+            )
+        return self if self.num_inference_steps else replace(self, num_inference_steps=stated)
 
     def split_for(self, metric: str) -> str:
         assert self.dataset is not None

@@ -1,6 +1,7 @@
 """What a run says about itself: its model card, and the records that the card is made of."""
 
 import contextlib
+import itertools
 import logging
 import re
 import statistics
@@ -85,9 +86,10 @@ def model_card(
         "dataset": dataset or None,
         "step": step,
         "init_from": options.get("init_from"),
-        "grid": _grid(run, options, scheduler),
+        "distilled": _distilled(options, index, metrics),
+        "grid": _grid(run, options, index.get("num_inference_steps") or scheduler.get("num_train_timesteps")),
         "training": _training_rows(options, metrics, world_size) if options else [],
-        "paper": paper if options else None,
+        "paper": paper if options and "teacher" not in options else None,
         "deviations": deviations,
         "evaluation": [_evaluation_row(result) for result in results],
         "environment": list(manifest.get("environment", {}).items()),
@@ -104,6 +106,7 @@ def model_card(
         "command": _command(options, manifest, written),
     }
     own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
+    own_steps = index.get("num_inference_steps") or own_steps
     data = ModelCardData(
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=[_eval_result(result, own_steps) for result in results] or None,
@@ -182,13 +185,32 @@ def _what(unet: Mapping[str, Any]) -> str:
     return f"{height}×{width} {kind} images"
 
 
-def _grid(run: Path, options: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
+def _distilled(
+    options: Mapping[str, Any], index: Mapping[str, Any], metrics: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """From what and into how many steps, and a row for each stage that is over; None for another model."""
+    if "teacher" not in options:
+        return None
+    stages, counts = options["stages"], options["num_steps"]
+    ends = list(itertools.accumulate(counts if len(counts) > 1 else counts * len(stages)))
+    losses = {line["step"]: line["loss"] for line in metrics}
+    rows = [(steps, end, losses[end]) for steps, end in zip(stages, ends, strict=False) if end in losses]
+    scale = options.get("guidance_scale", 1)
+    return {
+        "teacher": options["teacher"],
+        "steps": index.get("num_inference_steps"),
+        "guidance": None if scale == 1 else scale,
+        "stages": rows,
+    }
+
+
+def _grid(run: Path, options: Mapping[str, Any], own_steps: int | None) -> dict[str, Any] | None:
     """The newest grid drawn with the averaged weights."""
     uploaded = (re.fullmatch(r"samples/step-(\d+)-ema\.png", name) for name in files_to_upload(run))
     steps = [int(match[1]) for match in uploaded if match]
     if not steps or "num_samples" not in options:
         return None
-    reverse_steps = options.get("sample_steps") or scheduler.get("num_train_timesteps")
+    reverse_steps = options.get("sample_steps") or own_steps
     # the step as text: it is part of a file's name
     return {"step": str(max(steps)), "last_seed": options["num_samples"] - 1, "reverse_steps": reverse_steps}
 
@@ -268,7 +290,7 @@ def _command(options: Mapping[str, Any], manifest: Mapping[str, Any], written: M
         words = ["accelerate", "launch", "--multi_gpu", "--num_processes", str(world_size)]
         if str(manifest.get("environment", {}).get("device")).startswith("cpu"):
             words.insert(0, "ACCELERATE_USE_CPU=true")
-    words += ["training/train.py", "--config", "options.yaml"]
+    words += [f"training/{'distill' if 'teacher' in options else 'train'}.py", "--config", "options.yaml"]
     precision = options.get("mixed_precision")
     if written.get("mixed_precision") is None and precision in PRECISIONS:  # as older runs wrote it
         words += ["--mixed_precision", precision]

@@ -56,7 +56,9 @@ def speed_up(
         fast = GraphedUNet(unet, compute_dtype=dtype, compile=compile, release=release)
     if release:
         pipe.register_modules(unet=fast)
-    sped_up = DDPMPaperPipeline(fast, pipe.scheduler, pipe.config.get("id2label"))
+    sped_up = DDPMPaperPipeline(
+        fast, pipe.scheduler, *(pipe.config.get(name) for name in ("id2label", "num_inference_steps"))
+    )
     sped_up.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return sped_up
 

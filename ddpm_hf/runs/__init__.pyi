@@ -6,6 +6,10 @@ from .batches import (
     share_of as share_of,
 )
 from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointError, model_folder as model_folder
+from .distillation_options import (
+    FREE_IN_DISTILLATION as FREE_IN_DISTILLATION,
+    DistillationOptions as DistillationOptions,
+)
 from .dry_run import DryRun as DryRun
 from .folder import RunFolder as RunFolder
 from .held_out import (
@@ -55,6 +59,14 @@ from .setup import (
     resolved as resolved,
     run_manifest as run_manifest,
     training_state as training_state,
+)
+from .stages import (
+    Stage as Stage,
+    frozen as frozen,
+    keep_student as keep_student,
+    launch as launch,
+    stages_of as stages_of,
+    warn_if_stages_are_short as warn_if_stages_are_short,
 )
 from .state import TrainingState as TrainingState
 from .updates import Updates as Updates, linear_warmup as linear_warmup

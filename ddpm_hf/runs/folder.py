@@ -125,7 +125,10 @@ class RunFolder:
             self.checkpoint = state.save(self.checkpoints, scheduler, self.manifest)
             checkpoints.prune(self.checkpoints, self.keep_checkpoints)
 
-    def export(self) -> None:
-        """Copy the newest checkpoint's pipeline to the folder itself, on the main process. Raises OSError."""
+    def export(self, into: str = "") -> None:
+        """Copy the newest checkpoint's pipeline to the folder itself, or to a folder in it, on the main process.
+
+        Raises OSError.
+        """
         if self.accelerator.is_main_process and self.checkpoint is not None:
-            checkpoints.export_pipeline(self.checkpoint, self.path)
+            checkpoints.export_pipeline(self.checkpoint, self.path / into)

@@ -6,7 +6,7 @@ Nothing imported here is slow, so that help and mistakes do not wait for torch.
 import importlib.util
 import math
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,8 @@ from .parsing import FALSE, TRUE, check_ranges, did_you_mean, option
 
 
 @dataclass
-class TrainingOptions:
-    """The defaults are the paper's CIFAR-10 run; without --config, training/configs/digits.yaml is read first.
-
-    The upper bounds guard against typos that would allocate all memory.
-    """
+class DataOptions:
+    """What is the same of every script that trains: where the run lives, its seed, and its data."""
 
     output_dir: str = option("runs/cifar10", "where the run lives", is_path=True)
     seed: int = option(0, "of every random draw", at_least=0)
@@ -51,9 +48,17 @@ class TrainingOptions:
     random_flip: bool = option(False, "mirror every other image, at random")
     skip_bad_images: int = option(0, "how many images may be left out because they cannot be read", at_least=0)
     num_workers: int = option(0, "processes that decode images, once, before training", at_least=0, at_most=1024)
+    in_channels: int | None = option(None, "channels of the images; none: as the data has", at_least=1)
+
+
+@dataclass
+class TrainingOptions(DataOptions):
+    """The defaults are the paper's CIFAR-10 run; without --config, training/configs/digits.yaml is read first.
+
+    The upper bounds guard against typos that would allocate all memory.
+    """
 
     # network: the paper's UNet for images, an MLP for points
-    in_channels: int | None = option(None, "channels of the images; none: as the data has", at_least=1)
     block_out_channels: list[int] = option(
         [128, 256, 256, 256], "UNet: channels per level, finest first", at_least=1, at_most=16_384
     )
@@ -157,7 +162,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        self._check_data_and_places()
+        check_data_and_places(self)
         self._check_combinations()
         self._check_held_out()
         _ = self.allowed_changes
@@ -172,45 +177,8 @@ class TrainingOptions:
 
     @property
     def allowed_changes(self) -> bool | set[str]:
-        """What may differ from the checkpoint that the run goes on from: True for all, else names. Raises ValueError.
-
-        Beside options these are what else `checkpoints.changes` compares.
-        """
-        text = str(self.allow_changes)
-        if text.lower() in TRUE | FALSE:
-            return text.lower() in TRUE
-        names = {name.strip().replace("-", "_") for name in text.split(",")}
-        known = {each.name for each in fields(self)} | {"num_processes", "data", "labels"}
-        for name in sorted(names - known):
-            raise ValueError(
-                f"--allow_changes={text}: {name!r} is neither an option nor num_processes, data or labels"
-                f"{did_you_mean(name, known)}"
-            )
-        return names
-
-    def _check_data_and_places(self) -> None:
-        if not self.output_dir or Path(self.output_dir).is_file():
-            raise ValueError(f"--output_dir={self.output_dir!r} must be a folder, or the name of a new one")
-        for name in ("dataset_name", "train_data_dir", "eval_data_dir"):
-            if getattr(self, name) == "":
-                raise ValueError(f"--{name}='' is empty; name a data set, or give none")
-        if (self.dataset_name is None) == (self.train_data_dir is None):
-            raise ValueError(
-                f"give one of --dataset_name ({self.dataset_name}) and --train_data_dir ({self.train_data_dir}); for "
-                "a folder of images start from --config training/configs/folder64.yaml"
-            )
-        if self.convert_channels and self.in_channels not in (1, 3):
-            raise ValueError(f"--convert_channels needs --in_channels 1 or 3, not {self.in_channels}")
-        if self.label_column is None and self.label_dropout != TrainingOptions.label_dropout:
-            raise ValueError(
-                f"--label_dropout={self.label_dropout:g} is for training on labels; --label_column says where they are"
-            )
-        if self.report_to is not None and importlib.util.find_spec(self.report_to) is None:
-            raise ValueError(f"--report_to {self.report_to} is not installed: pip install {self.report_to}")
-        if self.push_to_hub and self.hub_model_id is None:
-            raise ValueError("--push_to_hub needs --hub_model_id user/name")
-        if self.hub_model_id is not None:
-            check_names(self.hub_model_id)
+        """What may differ from the checkpoint that the run goes on from. Raises ValueError."""
+        return changes_allowed(self)
 
     def _check_combinations(self) -> None:
         if self.network_args is not None and self.network is None:
@@ -304,9 +272,53 @@ OF_OUR_NETWORKS = (
 )
 
 
-def option_defaults() -> dict[str, Any]:
-    """The default of every option of `TrainingOptions`, the paper's for CIFAR-10."""
-    return {**asdict(TrainingOptions(dataset_name="digits")), "dataset_name": None}
+def option_defaults(options: Any = TrainingOptions) -> dict[str, Any]:
+    """The default of every option of a script, by default those of `TrainingOptions`, the paper's for CIFAR-10."""
+    return {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
+
+
+def changes_allowed(options: Any) -> bool | set[str]:
+    """What `--allow_changes` says may differ from a run's checkpoint: True for all, else names. Raises ValueError.
+
+    Beside options these are what else `checkpoints.changes` compares.
+    """
+    text = str(options.allow_changes)
+    if text.lower() in TRUE | FALSE:
+        return text.lower() in TRUE
+    names = {name.strip().replace("-", "_") for name in text.split(",")}
+    known = {each.name for each in fields(options)} | {"num_processes", "data", "labels"}
+    for name in sorted(names - known):
+        raise ValueError(
+            f"--allow_changes={text}: {name!r} is neither an option nor num_processes, data or labels"
+            f"{did_you_mean(name, known)}"
+        )
+    return names
+
+
+def check_data_and_places(options: Any) -> None:
+    """Raises ValueError unless the options of a script say which data, and a place for the run and its upload."""
+    if not options.output_dir or Path(options.output_dir).is_file():
+        raise ValueError(f"--output_dir={options.output_dir!r} must be a folder, or the name of a new one")
+    for name in ("dataset_name", "train_data_dir", "eval_data_dir"):
+        if getattr(options, name, None) == "":
+            raise ValueError(f"--{name}='' is empty; name a data set, or give none")
+    if (options.dataset_name is None) == (options.train_data_dir is None):
+        raise ValueError(
+            f"give one of --dataset_name ({options.dataset_name}) and --train_data_dir ({options.train_data_dir}); "
+            "for a folder of images start from --config training/configs/folder64.yaml"
+        )
+    if options.convert_channels and options.in_channels not in (1, 3):
+        raise ValueError(f"--convert_channels needs --in_channels 1 or 3, not {options.in_channels}")
+    if options.label_column is None and options.label_dropout != DataOptions.label_dropout:
+        raise ValueError(
+            f"--label_dropout={options.label_dropout:g} is for training on labels; --label_column says where they are"
+        )
+    if options.report_to is not None and importlib.util.find_spec(options.report_to) is None:
+        raise ValueError(f"--report_to {options.report_to} is not installed: pip install {options.report_to}")
+    if options.push_to_hub and options.hub_model_id is None:
+        raise ValueError("--push_to_hub needs --hub_model_id user/name")
+    if options.hub_model_id is not None:
+        check_names(options.hub_model_id)
 
 
 def averaging_lags(num_steps: int, ema_decay: float) -> str | None:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,15 +19,17 @@ from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
 from .batches import share_of
+from .distillation_options import DistillationOptions
 from .networks import own_network
-from .options import FREE_TO_CHANGE, TrainingOptions
+from .options import FREE_TO_CHANGE, DataOptions, TrainingOptions
 from .records import environment, some_names
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
+Options = TypeVar("Options", TrainingOptions, DistillationOptions)
 
 
-def make_accelerator(options: TrainingOptions) -> Accelerator:
+def make_accelerator(options: TrainingOptions | DistillationOptions) -> Accelerator:
     """Accelerate's view of this process, and the settings of the machine that hold for all of it.
 
     Raises ValueError where the surroundings would change what the options say.
@@ -50,7 +52,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     return accelerator
 
 
-def prepare(options: TrainingOptions, accelerator: Accelerator) -> None:
+def prepare(options: TrainingOptions | DistillationOptions, accelerator: Accelerator) -> None:
     """What is better known before hours of decoding: that the folder can be made, and that the batch can be shared.
 
     Raises OSError and ValueError. All processes but the main one are silent from here on.
@@ -62,12 +64,12 @@ def prepare(options: TrainingOptions, accelerator: Accelerator) -> None:
     share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
 
 
-def in_force(options: TrainingOptions, accelerator: Accelerator) -> TrainingOptions:
+def in_force(options: Options, accelerator: Accelerator) -> Options:
     """The options as a record of the run: with the precision that Accelerate chose where they leave it to it."""
     return replace(options, mixed_precision=accelerator.mixed_precision)
 
 
-def load_data(options: TrainingOptions) -> Samples:
+def load_data(options: DataOptions) -> Samples:
     return load_samples(
         options.dataset_name,
         train_data_dir=options.train_data_dir,

@@ -28,13 +28,24 @@ class TrainingState:
     grad_scaler: Any | None = None  # of float16
     loss_history: LossHistory | None = None  # of importance sampling
     id2label: dict[int, str] | None = None  # the classes' names, of a conditional network
+    num_inference_steps: int | None = None  # of the pipeline, where it has a number of its own
+    teacher: dict[str, Tensor] | None = None  # in distillation the weights that this network learns from
     step: int = 0  # steps tried: the position in the data
     num_updates: int = 0  # steps made: fewer where float16 overflowed; learning rate and EMA go by these
     overflows_in_a_row: int = 0
 
     def pipeline(self, scheduler: Any) -> DDPMPaperPipeline:
         """A pipeline of the network, with the weights that it has when it is used."""
-        return DDPMPaperPipeline(self.unet, scheduler, self.id2label)
+        return DDPMPaperPipeline(self.unet, scheduler, self.id2label, self.num_inference_steps)
+
+    def restart(self) -> None:
+        """Go on from the averaged weights, which are kept as `teacher`: optimizer and averages begin anew."""
+        with self.ema_weights():
+            self.teacher = {name: tensor.detach().clone() for name, tensor in self.unet.state_dict().items()}
+        self.unet.load_state_dict(self.teacher)
+        self.ema.shadow_params = [weights.detach().clone() for weights in self.unet.parameters()]
+        self.optimizer.load_state_dict({"state": {}, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.num_updates = self.ema.optimization_step = 0
 
     @contextlib.contextmanager
     def ema_weights(self) -> Iterator[None]:
@@ -57,6 +68,8 @@ class TrainingState:
         }
         if self.loss_history is not None:
             tensors["loss_history"] = self.loss_history.state()
+        if self.teacher is not None:
+            tensors["teacher"] = self.teacher
         counters = {
             "step": self.step,
             "num_updates": self.num_updates,
@@ -105,3 +118,5 @@ class TrainingState:
         # absent where a run goes on with importance sampling that began without: it then starts with no history
         if self.loss_history is not None and checkpoints.has(checkpoint, "loss_history"):
             self.loss_history.restore(checkpoints.read(checkpoint, "loss_history"))
+        if checkpoints.has(checkpoint, "teacher"):
+            self.teacher = {name: tensor.clone() for name, tensor in checkpoints.read(checkpoint, "teacher").items()}

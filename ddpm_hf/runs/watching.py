@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from ..data import Samples
 from ..machine import Stopped, StopSignals
 from ..sampling import sample_together
+from .distillation_options import DistillationOptions
 from .folder import RunFolder
 from .held_out import HeldOut, evaluate, numbers_of
 from .log import RunLog
@@ -27,6 +28,7 @@ from .report import Rows
 from .state import TrainingState
 
 logger = logging.getLogger(__name__)
+AnyOptions = TrainingOptions | DistillationOptions
 
 
 def write_grids(
@@ -127,7 +129,7 @@ class Watch:
             raise
 
 
-def end_early(options: TrainingOptions, accelerator: Accelerator, step: int, signals: StopSignals) -> NoReturn:
+def end_early(options: AnyOptions, accelerator: Accelerator, step: int, signals: StopSignals) -> NoReturn:
     """Leave after a step that is saved: by `Stopped` for a signal, else, after `max_minutes`, with exit code 0."""
     if signals.received is None:
         command = command_to_go_on(options, accelerator)
@@ -147,9 +149,9 @@ def described_network(unet: torch.nn.Module) -> str:
     return f"{type(unet).__name__} with {sum(p.numel() for p in unet.parameters()):,} parameters"
 
 
-def differing_options(options: TrainingOptions) -> list[tuple[str, Any, Any]]:
+def differing_options(options: AnyOptions) -> list[tuple[str, Any, Any]]:
     """(name, value, default) of each option that differs from its default, the paper's for CIFAR-10."""
-    defaults = option_defaults()
+    defaults = option_defaults(options)
     given = relevant_options(public_options(asdict(options))).items()
     return [(name, value, defaults[name]) for name, value in given if value != defaults[name]]
 
@@ -173,7 +175,7 @@ def warn_if_averages_lag(options: TrainingOptions) -> None:
         )
 
 
-def how_to_load(options: TrainingOptions) -> str:
+def how_to_load(options: AnyOptions) -> str:
     """The call that loads the finished model, whose network may be of a class that the folder carries, or not."""
     library, name = read_json(Path(options.output_dir) / "model_index.json").get("unet") or ("", "")
     more = ", trust_remote_code=True" if library.startswith("own_") else ""
@@ -182,7 +184,7 @@ def how_to_load(options: TrainingOptions) -> str:
 
 
 def report_tables(
-    options: TrainingOptions,
+    options: AnyOptions,
     samples: Samples,
     unet: torch.nn.Module,
     accelerator: Accelerator,
@@ -191,19 +193,20 @@ def report_tables(
 ) -> dict[str, Rows]:
     """What report.html tells of the run beside its numbers; paths on this machine only by their last part."""
     differing = differing_options(options)
+    papers = ", the paper's for CIFAR-10" if isinstance(options, TrainingOptions) else ""
     network = f"{type(unet).__name__}, {sum(p.numel() for p in unet.parameters()):,} parameters"
     data = {**manifest["dataset"], "shape": samples.sample_shape, "network": network}
     if held_out is not None and held_out.rows is not None:
         data["held out, and not trained on"] = f"{len(samples) - len(held_out.rows):,} samples"
     environment = {"processes": accelerator.num_processes, "precision": accelerator.mixed_precision}
     return {
-        "Options that differ from the defaults, the paper's for CIFAR-10": [("option", "here", "default"), *differing],
+        f"Options that differ from the defaults{papers}": [("option", "here", "default"), *differing],
         "Data and network": [("", ""), *public_options(data).items()],
         "Environment": [("", ""), *{**manifest["environment"], **environment}.items()],
     }
 
 
-def command_to_go_on(options: TrainingOptions, accelerator: Accelerator) -> str:
+def command_to_go_on(options: AnyOptions, accelerator: Accelerator) -> str:
     """The command line of this run, for a shell, with the precision that a launcher may have chosen."""
     num_processes, precision = accelerator.num_processes, accelerator.mixed_precision
     if os.environ.get("LOCAL_WORLD_SIZE", str(num_processes)) != str(num_processes):

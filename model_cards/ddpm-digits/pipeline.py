@@ -90,6 +90,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
             `ModelMixin` with `in_channels` and `sample_size` in its config, and `.sample` in what (x, t) gives.
         scheduler: a `DDPMPaperScheduler`, or any diffusers scheduler built from its configuration.
         id2label: the names of a conditional network's classes, by their numbers; saved in model_index.json.
+        num_inference_steps: reverse steps of a call that gives no number, as of a network distilled for so many; saved
+            there too.
 
     x_t is float32 throughout, also when the network runs in half precision.
 
@@ -108,6 +110,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         unet: DDPMPaperUNet | DDPMPaperMLP | UNet2DModel | ModelMixin,
         scheduler: DDPMPaperScheduler | SchedulerMixin,
         id2label: dict | None = None,
+        num_inference_steps: int | None = None,
     ):
         super().__init__()
         if "predict_epsilon" in getattr(scheduler, "config", {}):
@@ -115,6 +118,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         if id2label is not None:
             self.register_to_config(id2label=_checked_names(id2label, unet))
+        if num_inference_steps is not None:
+            self.register_to_config(num_inference_steps=num_inference_steps)
+            self.own_scheduler()
         self._running: dict[int, list[Any]] = {}  # thread → of its call, whether it was asked to stop, and its steps
         self._last = [False, 0]
 
@@ -135,7 +141,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
             conditions = {} if labels is None else {"class_labels": labels}
             return self.unet(x_t, _per_sample(t, x_t), **conditions).sample.float()
         both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
-        outputs = self.unet(both, _per_sample(t, both), class_labels=torch.cat([labels, none])).sample.float()
+        times = _per_sample(t, x_t).repeat(2)
+        outputs = self.unet(both, times, class_labels=torch.cat([labels, none])).sample.float()
         conditional, unconditional = outputs.chunk(2)
         guided, channels = torch.lerp(unconditional, conditional, float(guidance_scale)), x_t.shape[1]
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
@@ -234,8 +241,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
                 that batch size and number of threads select (about 1e-5). (Stock's DPMSolverSDEScheduler draws
                 noise of its own; give it a `noise_sampler_seed`.)
             generator: a torch.Generator, or one per sample.
-            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default all of them,
-                or the scheduler's own `inference_timesteps`.
+            num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default the pipeline's
+                own number, else the scheduler's own `inference_timesteps`, else all.
             eta: η from 0 to 1, for a scheduler that has it, as DDIM's: 0 adds no noise, 1 as much as `fixed_small`.
             latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn. Images may have another
                 height and width, where the network takes them.
@@ -321,6 +328,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
         """
         steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
+        steps = self.config.get("num_inference_steps") if steps is None else steps
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
         ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name

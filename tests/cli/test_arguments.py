@@ -137,6 +137,7 @@ def test_help_and_mistakes_come_before_heavy_imports():
     lines |= {(*words, "x", "--sede", "3"): 2 for words in PARSERS if words}
     lines |= {("sample", "x", "--steps", "ten"): 2, ("draw", "shared", "x", "--seeds", "5-2"): 2}
     lines |= {("reproduce", "table5"): 2, ("train", "--num_stesp", "3"): 2, ("train", "--num_steps", "ten"): 2}
+    lines |= {("distill", "--stagse", "4"): 2, ("distill", "--stages", "4", "3"): 2}
     done = subprocess.run([sys.executable, "-c", PARSE, json.dumps(list(lines))], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = {" ".join(line): [code, True, []] for line, code in lines.items()}

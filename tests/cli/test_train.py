@@ -1,4 +1,4 @@
-"""`ddpm-hf train`: training/train.py, found and run as it would run by itself."""
+"""`ddpm-hf train` and `distill`: the scripts of training/, found and run as it would run by itself."""
 
 import os
 import shutil
@@ -32,26 +32,29 @@ def run(*command: str | Path, cwd: Path) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     "words", [[], ["--help"], ["-h"], ["--config", "a.yaml", "-o", "x"], ["x", "--", "--y"], ["--version"], ["-1", ""]]
 )
-def test_every_word_is_passed_on(words):
-    assert build_parser().parse_args(["train", *words]).words == words
+@pytest.mark.parametrize("name", ["train", "distill"])
+def test_every_word_is_passed_on(name, words):
+    assert build_parser().parse_args([name, *words]).words == words
 
 
-def test_the_script_of_a_wheel_comes_before_what_lies_beside_it(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["train", "distill"])
+def test_the_script_of_a_wheel_comes_before_what_lies_beside_it(tmp_path, monkeypatch, capsys, name):
     """In site-packages, what lies beside the package is of somebody else."""
-    places = [tmp_path / "ddpm_hf" / "training" / "train.py", tmp_path / "training" / "train.py"]
+    places = [tmp_path / "ddpm_hf" / "training", tmp_path / "training"]
     monkeypatch.setattr(command, "PLACES", places)
     monkeypatch.setattr(sys, "argv", [])
     for place in reversed(places):
-        place.parent.mkdir(parents=True)
-        place.write_text("import sys; print(__name__, *sys.argv, sep='|')")
-        main(["train", "--num_steps", "3"])
-        assert capsys.readouterr().out == f"__main__|{place}|--num_steps|3\n"
+        place.mkdir(parents=True)
+        (place / f"{name}.py").write_text("import sys; print(__name__, *sys.argv, sep='|')")
+        main([name, "--num_steps", "3"])
+        assert capsys.readouterr().out == f"__main__|{place / name}.py|--num_steps|3\n"
 
 
-def test_without_a_script_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "PLACES", [tmp_path / "train.py"])
-    with pytest.raises(SystemExit, match=r"^ddpm-hf: training/train.py is not .*pip install 'ddpm_hf\[train\]'$"):
-        main(["train"])
+@pytest.mark.parametrize("name", ["train", "distill"])
+def test_without_a_script_the_extra_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(command, "PLACES", [tmp_path])
+    with pytest.raises(SystemExit, match=rf"^ddpm-hf: training/{name}.py is not .*pip install 'ddpm_hf\[train\]'$"):
+        main([name])
 
 
 @pytest.mark.parametrize("given", ["training/configs/points.yaml", "points.yaml"])

@@ -26,7 +26,7 @@ PAGE_FILES = [
     *sorted(ROOT.glob("model_cards/**/README.md")),
 ]
 PAGES = {path.relative_to(ROOT).as_posix(): text_of(path) for path in PAGE_FILES}
-SOURCES = [*sorted((ROOT / "ddpm_hf").rglob("*.py")), ROOT / "training" / "train.py"]
+SOURCES = [*sorted((ROOT / "ddpm_hf").rglob("*.py")), *sorted((ROOT / "training").glob("*.py"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 MESSAGE = re.compile(r"“`([^`\n]+)`”")  # how a page quotes the code, with … for what differs

@@ -29,6 +29,7 @@ from ddpm_hf.cli import build_parser
 from ddpm_hf.cli.arguments import SCHEDULERS
 from ddpm_hf.evaluation.paper_tables import TABLES
 from ddpm_hf.likelihood import vb_terms_bpd
+from ddpm_hf.runs import DistillationOptions
 from ddpm_hf.runs.parsing import _parser
 from ddpm_hf.scheduler.scheduling_ddpm_paper import make_betas
 
@@ -117,7 +118,7 @@ def is_name(name: str, script: ModuleType) -> bool | None:
 @pytest.fixture(scope="module")
 def options(script) -> dict[str, list[argparse.Action]]:
     """Every command-line option, of the script and of all subcommands."""
-    parsers = [_parser(script.TrainingOptions), build_parser()]
+    parsers = [_parser(script.TrainingOptions), _parser(DistillationOptions), build_parser()]
     found: dict[str, list[argparse.Action]] = {}
     for parser in parsers:  # which grows: parsers within parsers
         for action in parser._actions:

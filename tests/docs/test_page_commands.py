@@ -26,9 +26,12 @@ from torch.distributed.run import get_args_parser
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet
 from ddpm_hf.cli import build_parser
 from ddpm_hf.data import load_samples
-from ddpm_hf.runs import parse_options
+from ddpm_hf.runs import DistillationOptions, parse_options
 
 pytestmark = pytest.mark.docs
+
+
+SCRIPTS = ("train", "distill")
 
 
 class Parsed(Exception):
@@ -37,10 +40,12 @@ class Parsed(Exception):
 
 def check_arguments(program: str, words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parse the words as the program would; a mistake exits."""
-    if program in ("ddpm-hf", "ddpm_hf.cli") and words[0] == "train":
-        program, words = "training/train.py", words[1:]
+    if program in ("ddpm-hf", "ddpm_hf.cli") and words[0] in SCRIPTS:
+        program, words = f"training/{words[0]}.py", words[1:]
     if program == "training/train.py":
         parse_options(script.TrainingOptions, words, default_config=DIGITS)
+    elif program == "training/distill.py":
+        parse_options(DistillationOptions, words, default_config=DIGITS.with_name("distill_digits.yaml"))
     elif program in ("ddpm-hf", "ddpm_hf.cli"):
         build_parser().parse_args(words)
     elif program.startswith("benchmarks/"):
@@ -66,7 +71,8 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
 
 def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     program, *words = words
-    is_mentioned = re.fullmatch(r"(draw )?\w+", " ".join(words)) and words != ["train"]  # a subcommand, not a command
+    said = " ".join(words)
+    is_mentioned = re.fullmatch(r"(draw )?\w+", said) and said not in SCRIPTS  # a subcommand, not a command
     if program == "ddpm-hf" and is_mentioned:
         with pytest.raises(SystemExit) as ended:
             build_parser().parse_args([*words, "--help"])
@@ -79,7 +85,7 @@ def check_command(words: list[str], script: ModuleType, monkeypatch: pytest.Monk
                 return
             assert words[0] == "launch"
             words = words[1:]
-        if not any(word in ("training/train.py", "ddpm_hf.cli") for word in words):
+        if not any(word in ("training/train.py", "training/distill.py", "ddpm_hf.cli") for word in words):
             words = [*words, "training/train.py"]  # the launcher alone is only mentioned
         parser = launch_command_parser() if program == "accelerate" else get_args_parser()
         args = parser.parse_args(words)
@@ -145,6 +151,7 @@ NOT_RUN = {
     r"benchmarks/(run|few_steps|codec|schedulers|flow)\.py(?! --(table|plot))": (
         "minutes; tests/repository/test_benchmarks.py runs their parts"
     ),
+    r"benchmarks/distilled\.py(?! --table)": "an hour; tests/repository/test_distilled.py runs its parts",
     r"benchmarks/labels_quality\.py": "minutes; tests/repository/test_labels_quality.py runs its parts",
     r"benchmarks/decoding\.py(?! --table)": "half an hour",
     r"benchmarks/hard_inputs\.py": "minutes; tests/repository/test_hard_inputs.py runs some kinds",
@@ -154,10 +161,13 @@ NOT_RUN = {
     r"benchmarks/points_quality\.py": "it fails, as it should, for the untrained points that are at hand here",
 }
 FEW_STEPS = "--num_steps 2 --num_samples 1 --sample_steps 2 --resume never --cpu_threads 1"
+FEW_UPDATES = "--num_steps 1 --num_samples 0 --global_batch_size 8 --resume never --cpu_threads 1"
 # What is added to the others, so that they take seconds: of two equal options the last one counts.
 LESS = {
     "training/train.py": FEW_STEPS,
     "ddpm-hf train": FEW_STEPS,
+    "training/distill.py": FEW_UPDATES,
+    "ddpm-hf distill": FEW_UPDATES,
     "training/configs/folder64.yaml": "--resolution 16 --block_out_channels 32 32 --attention_resolutions 8",
     "training/configs/folder32.yaml": (
         "--resolution 16 --block_out_channels 32 32 --attention_resolutions 8 --global_batch_size 16"

@@ -309,6 +309,10 @@ def test_the_wheel_trains_in_an_empty_folder(trainable, tmp_path):
     trained = run_in(trainable, "python", *launcher, *TINY.split(), cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "runs" / "digits" / "report.html").is_file()
+    few = "--stages 5 1 --num_steps 2 --global_batch_size 8 --num_samples 0 --output_dir runs/few"
+    distilled = run_in(trainable, "ddpm-hf", "distill", "--teacher", "runs/digits", *few.split(), cwd=tmp_path)
+    assert distilled.returncode == 0, distilled.stderr
+    assert (tmp_path / "runs" / "few" / "stages" / "1-steps" / "model_index.json").is_file()
 
 
 @pytest.mark.slow

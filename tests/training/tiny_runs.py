@@ -135,10 +135,14 @@ def start(
     interpreter: bool = False,
     start_new_session: bool = False,
     variables: Mapping[str, str] | None = None,
+    command: Sequence[str] = (),
     **options: Any,
 ) -> subprocess.Popen:
-    """The script in a process of its own: a fork, unless there is a launcher, or an interpreter is wanted."""
-    words = [*launcher, str(SCRIPT), *arguments(folder, **options)]
+    """The script in a process of its own: a fork, unless there is a launcher, or an interpreter is wanted.
+
+    `command` is another script with its words.
+    """
+    words = [*launcher, *(command or [str(SCRIPT), *arguments(folder, **options)])]
     streams: Any = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     place: Any = {
         "cwd": ROOT,
