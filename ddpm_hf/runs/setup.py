@@ -52,7 +52,7 @@ def make_accelerator(options: TrainingOptions | DistillationOptions) -> Accelera
     return accelerator
 
 
-def prepare(options: TrainingOptions | DistillationOptions, accelerator: Accelerator) -> None:
+def prepare(options: TrainingOptions, accelerator: Accelerator) -> None:
     """What is better known before hours of decoding: that the folder can be made, and that the batch can be shared.
 
     Raises OSError and ValueError. All processes but the main one are silent from here on.
