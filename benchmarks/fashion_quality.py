@@ -80,8 +80,8 @@ class Drawer:
                 drawn = self.pipe(seeds=list(seeds[part]), num_inference_steps=steps, output_type="np", **options)
                 parts.append((drawn.images[..., 0] * 255).round().astype(np.uint8))
             self.work_dir.mkdir(parents=True, exist_ok=True)
-            np.save(file, np.concatenate(parts))
-        return np.load(file)
+            np.save(file, np.concatenate(parts), allow_pickle=False)
+        return np.load(file, allow_pickle=False)
 
 
 def default_work_dir() -> Path:

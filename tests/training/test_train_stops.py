@@ -25,6 +25,7 @@ from tiny_runs import (
     train,
 )
 
+from ddpm_hf.machine import Stopped
 from ddpm_hf.runs import KeyedBatches, RunFolder, checkpoints, read_metrics, setup, watching
 from training import train as train_py
 
@@ -190,7 +191,7 @@ def test_a_second_stop_before_the_missing_grid_is_drawn_leaves_the_checkpoint_al
     log = train_py.RunLog(run.accelerator, tmp_path, first_step=1, num_steps=2, global_batch_size=16)
     with train_py.StopSignals() as signals:
         signals.received = signal.SIGTERM
-        with pytest.raises(train_py.Stopped):
+        with pytest.raises(Stopped):
             folder = RunFolder(tmp_path, run.accelerator, {})
             watching.Watch(run.options, run.state, run.scheduler, log, folder, signals).write_due(only_missing=True)
     log.close()
