@@ -29,6 +29,7 @@ BANNED_CALLS = {
 # file, call: why it may stay
 ALLOWED = {
     ("benchmarks/speed/checkpoint.py", "self.stock.accelerator.save_state"): "the peer's own way, timed beside ours",
+    ("benchmarks/uses/checkpoints.py", "torch.save"): "tensors alone: the files of others, which users bring",
     ("ddpm_hf/convert/pytorch_ports.py", "torch.load"): "tensors alone, of a file that the user named to be converted",
     ("ddpm_hf/cli/commands.py", "load_pipeline with trust_remote_code"): "the option of that name, off by default",
     ("ddpm_hf/cli/commands.py", "Evaluator with trust_remote_code"): "the option of that name, off by default",
