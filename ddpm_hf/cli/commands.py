@@ -123,11 +123,12 @@ def convert(args: argparse.Namespace) -> None:
             print("convert.pipeline_to_stock(pipe, NAME) makes one of a class")
         pipe = pipeline_to_stock(pipe)
     pipe.save_pretrained(output)
-    config = {**pipe.unet.config, **pipe.scheduler.config}
+    config, process = pipe.unet.config, pipe.scheduler.config
     parameters = sum(parameter.numel() for parameter in pipe.unet.parameters())
+    # a student's scheduler has no variance
+    kind = f"variance_type={process['variance_type']}" if "variance_type" in process else type(pipe.scheduler).__name__
     print(
-        f"{output}: {type(pipe).__name__}, {parameters:,} parameters, sample_size={config['sample_size']}, "
-        f"variance_type={config['variance_type']}"
+        f"{output}: {type(pipe).__name__}, {parameters:,} parameters, sample_size={config['sample_size']}, {kind}"
         + (f"; of its configurations, unknown here and without effect: {', '.join(left_out)}" if left_out else "")
     )
 

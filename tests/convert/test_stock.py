@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline, UNet2DModel
 from safetensors.torch import load_file, save_file
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet
@@ -21,6 +21,7 @@ from ddpm_hf.convert import (
     pipeline_to_stock,
     to_stock,
 )
+from ddpm_hf.distillation import student_scheduler
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "tf_checkpoint"
 
@@ -470,6 +471,14 @@ def test_the_command_converts_stock_to_ours_and_back(flat, tmp_path, capsys):
     assert isinstance(DDPMPaperPipeline.from_pretrained(ours).unet, DDPMPaperUNet)
     main(["convert", str(ours), str(stock), "--to", "stock"])
     assert identical(DDPMPipeline.from_pretrained(stock).unet, tiny_stock())
+
+
+def test_the_command_makes_a_ddim_pipeline_of_a_distilled_network(tiny_unet, tmp_path, capsys):
+    scheduler = student_scheduler(DDPMPaperScheduler(num_train_timesteps=10))
+    DDPMPaperPipeline(tiny_unet(), scheduler, num_inference_steps=5).save_pretrained(tmp_path / "student")
+    main(["convert", str(tmp_path / "student"), str(tmp_path / "stock"), "--to", "stock"])
+    assert capsys.readouterr().out.endswith(", sample_size=8, DDIMScheduler\n")
+    assert isinstance(DiffusionPipeline.from_pretrained(tmp_path / "stock"), DDIMPipeline)
 
 
 @pytest.mark.parametrize("options", [[], ["--raw"]])

@@ -45,7 +45,7 @@ def check_arguments(program: str, words: list[str], script: ModuleType, monkeypa
     if program == "training/train.py":
         parse_options(script.TrainingOptions, words, default_config=DIGITS)
     elif program == "training/distill.py":
-        parse_options(DistillationOptions, words, default_config=DIGITS.with_name("distill_digits.yaml"))
+        parse_options(DistillationOptions, words, default_config=Path(DIGITS).with_name("distill_digits.yaml"))
     elif program in ("ddpm-hf", "ddpm_hf.cli"):
         build_parser().parse_args(words)
     elif program.startswith("benchmarks/"):
