@@ -4,6 +4,7 @@
         --output_dir runs/digits-few
     python benchmarks/distilled.py --digits runs/digits-few --points --output benchmarks/results/distilled.json
     python benchmarks/distilled.py --table benchmarks/results/distilled.json       # print the tables, renew the docs
+    python benchmarks/distilled.py --digits runs/digits-few --picture docs/pictures/distilled.png
 
 --digits measures the student of each stage of at most 8 steps as digits_quality.py does, over four ranges of 512
 seeds: the Fréchet distance to the real digits and the shares about which two classifiers are sure; the same for the
@@ -42,13 +43,15 @@ from digits_quality import (
     real_quality,
     seed_ranges,
 )
+from PIL import Image
 from points_quality import energy_distance
 from speed import documents, report
 from speed.distilled_tables import table
 
-from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
+from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, pictures
 from ddpm_hf.inference import speed_up
 from ddpm_hf.oracle import GaussianMixture, OracleNetwork
+from ddpm_hf.scheduler import paper_scheduler
 
 CHECKPOINT = report.ROOT / "model_cards" / "ddpm-digits"
 SOLVERS = {
@@ -143,6 +146,19 @@ def times_of(teacher: DDPMPaperPipeline, students: dict[int, DDPMPaperPipeline])
     return {"threads": torch.get_num_threads(), "teacher_steps": total, "teacher_s": median[None], "students": several}
 
 
+def picture_of(folder: Path, checkpoint: Path, seeds: range) -> Image.Image:
+    """The same seeds in fewer and fewer steps, a row each; in all steps by the first student, the teacher made v.
+
+    (DDIM with the teacher itself clips x̂_0 and keeps ε̂, so that the two no longer fit x_t: in a thousand steps that
+    adds up to washed-out digits.)
+    """
+    total = len(paper_scheduler(loaded(checkpoint).scheduler))
+    rows = {total: loaded(folder / "stages" / f"{total}-steps"), **students_in(folder)}
+    images: list[Any] = [pipe(seeds=seeds).images for pipe in rows.values()]  # type: ignore[union-attr]
+    columns = [f"seed {seed}" for seed in seeds]
+    return pictures.labelled_grid(images, row_labels=[str(n) for n in rows], column_labels=columns, corner="steps")
+
+
 # ---- points --------------------------------------------------------------------------------------------------------
 
 
@@ -210,10 +226,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--points_steps", type=int, default=2000, help="optimizer steps of a stage; default: 2000")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there, as JSON")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results, and renew the docs")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="of --digits: draw the same seeds in fewer steps")
     args = parser.parse_args(argv)
     if args.table:
         return documents.show(args.table)
     torch.set_num_threads(1)
+    if args.picture:
+        if not args.digits:
+            parser.error("--picture is of --digits")
+        picture_of(args.digits, args.checkpoint, range(10)).save(args.picture)
+        return 0
     results: dict[str, Any] = {"kind": "distilled", **report.surroundings()}
     if args.digits:
         results["digits"] = of_digits(args.digits, args.checkpoint, args.num_samples, args.ranges)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet
+from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler, DDPMPaperUNet, pictures
 from ddpm_hf.distillation import student_scheduler
 
 ROOT = Path(__file__).parents[2]
@@ -18,13 +18,13 @@ from speed import distilled_tables  # noqa: E402  # pyright: ignore[reportMissin
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> tuple[Path, Path]:
-    """A teacher of 20 timesteps, and a run with students of 4 and 2 steps; none of them was ever trained."""
+    """A teacher of 20 timesteps, and a run with students of 20, 4 and 2 steps; none of them was ever trained."""
     teacher, run = tmp_path_factory.mktemp("teacher"), tmp_path_factory.mktemp("run")
     config: Any = {"in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16), "attention_resolutions": ()}
     unet = DDPMPaperUNet(sample_size=8, layers_per_block=1, norm_num_groups=4, **config)
     scheduler = DDPMPaperScheduler(num_train_timesteps=20, beta_end=0.5)
     DDPMPaperPipeline(unet, scheduler).save_pretrained(teacher)
-    for steps in (4, 2):
+    for steps in (20, 4, 2):
         student = DDPMPaperPipeline(unet, student_scheduler(scheduler), num_inference_steps=steps)
         student.save_pretrained(run / "stages" / f"{steps}-steps")
     return teacher, run
@@ -36,6 +36,16 @@ def test_the_students_of_a_run_are_found(models):
     for steps, pipe in found.items():
         pipe(seeds=[0], output_type="np")
         assert pipe.num_timesteps == steps
+
+
+def test_the_picture_has_a_row_for_all_steps_and_for_each_student(models):
+    teacher, run = models
+    students = [distilled.loaded(run / "stages" / f"{steps}-steps") for steps in (20, 4, 2)]
+    rows = [student(seeds=range(3)).images for student in students]
+    columns = ["seed 0", "seed 1", "seed 2"]
+    expected = pictures.labelled_grid(rows, row_labels=["20", "4", "2"], column_labels=columns, corner="steps")
+    drawn = distilled.picture_of(run, teacher, range(3))
+    assert np.array_equal(np.asarray(drawn), np.asarray(expected))
 
 
 def test_solvers_begin_at_the_end_of_the_process(models):
