@@ -17,6 +17,7 @@ RUN_ELSEWHERE = {
     *("docs/oracle.md", "docs/errata.md", "docs/reading.md", "docs/own_loop.md", "docs/guidance.md"),
     "docs/own_parts.md",  # tests/docs/test_own_parts_page.py
     "model_cards/ddpm-digits/README.md",
+    "model_cards/ddpm-digits-4steps/README.md",
     "model_cards/ddpm-digits-labels/README.md",  # tests/hub/test_card.py runs such lines
 }
 SNIPPET = re.compile(r"^(<!-- not run: \S[^\n]* -->\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)

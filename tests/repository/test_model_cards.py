@@ -18,6 +18,7 @@ from ddpm_hf.runs import read_results, weights_sha256
 ROOT = Path(__file__).resolve().parents[1].parent
 DIGITS = ROOT / "model_cards" / "ddpm-digits"
 LABELLED = ROOT / "model_cards" / "ddpm-digits-labels"
+FOUR_STEPS = ROOT / "model_cards" / "ddpm-digits-4steps"
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,20 @@ def test_its_samples_are_the_digits_that_were_asked_for():
     assert (read == labels).mean() > 0.85 and (read == np.roll(labels, 1)).mean() < 0.15
 
 
-@pytest.mark.parametrize("card", [DIGITS, LABELLED], ids=lambda card: card.name)
+@pytest.mark.docs
+def test_the_distilled_ones_samples_are_digits_in_four_steps():
+    """A classifier of real digits is as far from its borders about them as it is about real ones."""
+    pipe: Any = DDPMPaperPipeline.from_pretrained(FOUR_STEPS)
+    pipe.set_progress_bar_config(disable=True)
+    real, labels = load_digits(return_X_y=True)
+    classifier = SVC(gamma=0.001, decision_function_shape="ovr").fit(real, labels)
+    images = pipe(seeds=range(64), output_type="np").images.reshape(64, -1) * 16
+    assert pipe.num_timesteps == 4 and len(set(classifier.predict(images))) >= 7
+    best, of_real = (np.sort(classifier.decision_function(rows), axis=1) for rows in (images, real))
+    assert np.median(best[:, -1] - best[:, -2]) > 0.9 * np.median(of_real[:, -1] - of_real[:, -2])
+
+
+@pytest.mark.parametrize("card", [DIGITS, LABELLED, FOUR_STEPS], ids=lambda card: card.name)
 def test_its_code_is_this_package_s(card):
     """People are asked to trust the carried code, so sha256sum must settle what they run.
 
@@ -78,7 +92,7 @@ def test_its_code_is_this_package_s(card):
         assert hashlib.sha256((card / carried).read_bytes()).hexdigest() == ours, carried
 
 
-@pytest.mark.parametrize("card", [DIGITS, LABELLED], ids=lambda card: card.name)
+@pytest.mark.parametrize("card", [DIGITS, LABELLED, FOUR_STEPS], ids=lambda card: card.name)
 def test_it_is_small_and_tells_nothing_about_the_machine_that_made_it(card):
     files = [path for path in card.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 4_000_000
