@@ -224,7 +224,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ranges", type=int, default=NUM_RANGES, help="of seeds; default: %(default)s")
     parser.add_argument("--points", action="store_true", help="train, distil and measure points of a known law")
     parser.add_argument("--points_steps", type=int, default=2000, help="optimizer steps of a stage; default: 2000")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the results there, as JSON")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="keep the results there, as JSON, beside older ones"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results, and renew the docs")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="of --digits: draw the same seeds in fewer steps")
     args = parser.parse_args(argv)
@@ -236,12 +238,14 @@ def main(argv: list[str]) -> int:
             parser.error("--picture is of --digits")
         picture_of(args.digits, args.checkpoint, range(10)).save(args.picture)
         return 0
-    results: dict[str, Any] = {"kind": "distilled", **report.surroundings()}
+    results: dict[str, Any] = report.read_json(args.output) if args.output and args.output.is_file() else {}
+    results["kind"] = "distilled"
     if args.digits:
-        results["digits"] = of_digits(args.digits, args.checkpoint, args.num_samples, args.ranges)
+        found = of_digits(args.digits, args.checkpoint, args.num_samples, args.ranges)
+        results["digits"] = {**found, **report.surroundings()}
     if args.points:
         with tempfile.TemporaryDirectory() as folder:
-            results["points"] = of_points(Path(folder), args.points_steps)
+            results["points"] = {**of_points(Path(folder), args.points_steps), **report.surroundings()}
     if args.output:
         report.write_json(args.output, results)
     print("\n" + table(results))

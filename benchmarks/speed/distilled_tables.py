@@ -7,11 +7,14 @@ from .report import markdown, origin
 
 
 def table(results: Mapping[str, Any], only: str | None = None) -> str:
-    """Of the digits, the points, or both, one under the other."""
-    parts = {
-        name: make(results[name]) for name, make in (("digits", of_digits), ("points", of_points)) if results.get(name)
-    }
-    return "\n\n".join([*([parts[only]] if only else parts.values()), f"({origin(dict(results))})"])
+    """The tables of what was measured, "digits" and "points", or one of them, each with its own surroundings."""
+    makers = {"digits": of_digits, "points": of_points}
+    chosen = [name for name in makers if name in results] if only is None else [only]
+    parts = [
+        f"{makers[name](results[name])}\n\n({origin(dict(results[name]))})" if name in results else "Not measured yet."
+        for name in chosen
+    ]
+    return "\n\n".join(parts)
 
 
 def of_digits(found: Mapping[str, Any]) -> str:

@@ -134,7 +134,7 @@ def test_shell_lines_are_bash(page):
 # Why a command is not run here, by a part of it; the first that fits counts, and what fits none is run.
 NOT_RUN = {
     r"^ddpm-hf demo": "it serves a page; tests/demo/test_browser.py",
-    r"^ddpm-hf( draw)? [a-z_]+$(?<! env)|^ddpm-hf sample --|SOURCE|\.\.\.$": "only mentioned",
+    r"^ddpm-hf( draw)? [a-z_]+$(?<! env)|^ddpm-hf sample --|SOURCE|FOLDER NEW|\.\.\.$": "only mentioned",
     r"^accelerate config$": "it asks questions",
     r"^accelerate launch( --\S+( \d+)?)*$|^python training/train\.py$": "only mentioned",
     r"google/|uoft-cs|huggan/": "the network",
@@ -356,6 +356,9 @@ def test_commands_run_one_after_the_other(page, checkout, environment, tmp_path)
     """Each command that can run offline, on small models and in few steps, in a copy of the repository."""
     folder = tmp_path / "checkout"
     shutil.copytree(checkout, folder)
+    beside = (ROOT / page).parent / "options.yaml"  # of a card
+    if beside.is_file():
+        shutil.copy(beside, folder)
     for command in COMMANDS[page]:
         run_shorter(command, folder, environment)
     shutil.rmtree(folder)
