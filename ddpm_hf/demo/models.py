@@ -1,6 +1,5 @@
 """The checkpoints that the demo page shows, and what it says of them before anything is drawn."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from PIL import Image
 from ..hub import load_model
 from ..inference import can_speed_up, speed_up
 from ..pipeline_loading import DDPMPaperPipeline
-from ..runs import read_options
+from ..runs import grids_in, options_beside
 from ..scheduler import paper_scheduler
 
 DIGITS_LEVELS = 17
@@ -91,22 +90,15 @@ def checkpoint_name(checkpoint: str) -> str:
 
 def num_levels(checkpoint: str, sample_shape: tuple[int, ...]) -> int:
     """17 for a model of the digits, else 256: by the run's options, else by the size of its images."""
-    options = trained_with(checkpoint)
+    options = options_beside(checkpoint)
     is_digits = options.get("dataset_name") == "digits" if options else sample_shape == (1, 8, 8)
     return DIGITS_LEVELS if is_digits else 256
 
 
-def trained_with(checkpoint: str) -> dict[str, Any]:
-    """The options of the run beside a checkpoint; empty where there are none."""
-    options = Path(checkpoint) / "options.yaml"
-    return read_options(options) if options.is_file() else {}
-
-
 def newest_grid(checkpoint: str) -> tuple[int, Path] | None:
     """The step and the file of the newest grid that training drew with the averaged weights."""
-    names = (re.fullmatch(r"step-(\d+)-ema\.png", path.name) for path in Path(checkpoint).glob("samples/step-*.png"))
-    steps = [int(found[1]) for found in names if found]
-    return (max(steps), Path(checkpoint) / "samples" / f"step-{max(steps)}-ema.png") if steps else None
+    step = next((step for step, kinds in grids_in(Path(checkpoint)) if "ema" in kinds), None)
+    return None if step is None else (step, Path(checkpoint) / "samples" / f"step-{step}-ema.png")
 
 
 def about(checkpoint: str, num_parameters: int, sample_shape: tuple[int, ...]) -> str:
@@ -114,7 +106,7 @@ def about(checkpoint: str, num_parameters: int, sample_shape: tuple[int, ...]) -
     channels, height, width = sample_shape
     kind = "colour" if channels == 3 else "grey"
     text = f"Draws {height} × {width} images in {kind}; {num_parameters:,} parameters."
-    options, grid = trained_with(checkpoint), newest_grid(checkpoint)
+    options, grid = options_beside(checkpoint), newest_grid(checkpoint)
     data = "a folder of images" if options.get("train_data_dir") else options.get("dataset_name")
     steps = "" if grid is None else f", for {grid[0]:,} steps"
     return f"{text} Trained on {data}{steps}." if data else text
@@ -122,10 +114,9 @@ def about(checkpoint: str, num_parameters: int, sample_shape: tuple[int, ...]) -
 
 def finished_samples(checkpoint: str) -> tuple[Image.Image, str] | None:
     """The newest grid that training drew with the averaged weights, and its caption."""
-    grid = newest_grid(checkpoint)
+    grid, options = newest_grid(checkpoint), options_beside(checkpoint)
     if grid is None:
         return None
-    options = trained_with(checkpoint)
     with Image.open(grid[1]) as opened:
         picture = opened.convert("RGB")
     seeds = f"seeds 0 to {options['num_samples'] - 1}" if "num_samples" in options else "the first seeds"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from ..runs import public_options
-from .models import load, newest_grid, trained_with
+from ..runs import options_beside, public_options
+from .models import load, newest_grid
 
 APP = '''"""The demo page of ddpm_hf as a Space; written by `ddpm-hf demo --space`."""
 
@@ -65,7 +65,7 @@ def write_space(folder: Path, checkpoints: Sequence[str]) -> None:
     for checkpoint, name, model in zip(checkpoints, names, models.values(), strict=True):
         saved = folder / "checkpoints" / name
         model.pipe.save_pretrained(saved)
-        if options := trained_with(checkpoint):
+        if options := options_beside(checkpoint):
             text = yaml.safe_dump(public_options(options), sort_keys=False, allow_unicode=True)
             (saved / "options.yaml").write_text(text, encoding="utf-8")
         if grid := newest_grid(checkpoint):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..data import is_image_folder
 from ..likelihood import BoundTerms, rate_distortion
-from ..runs import checkpoints, read_json, read_options
+from ..runs import checkpoints, options_beside, read_json
 from .errors import share_error
 
 
@@ -64,8 +64,7 @@ def is_training_data(checkpoint: str | Path, dataset: str, split: str, fingerpri
     """
     try:
         manifest = read_json(Path(checkpoint) / checkpoints.MANIFEST)
-        file = Path(checkpoint) / "options.yaml"
-        options = manifest["options"] if manifest else read_options(file) if file.is_file() else {}
+        options = manifest["options"] if manifest else options_beside(checkpoint)
         if manifest and manifest["dataset"]["fingerprint"] == fingerprint:
             return True
         if is_image_folder(dataset):  # a relative path was one from wherever training was started

@@ -182,8 +182,7 @@ def report(table: str, *, checkpoint: str | None, results: Sequence[Mapping[str,
 def describe(checkpoint: str) -> dict[str, Any]:
     """Options and configurations in a checkpoint's folder, as far as they are there. ValueError where no model is."""
     folder, model = Path(checkpoint), runs.model_folder(Path(checkpoint))
-    file = folder / "options.yaml"
-    options = runs.relevant_options(runs.read_options(file)) if file.is_file() else {}
+    options = runs.relevant_options(runs.options_beside(folder))
     configs = [runs.read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json")]
     return {**options, **configs[0], **configs[1]}
 

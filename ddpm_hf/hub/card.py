@@ -22,10 +22,10 @@ from ..runs import (
     MANIFEST,
     RESULTS,
     on_one_line,
+    options_beside,
     public_options,
     read_json,
     read_metrics,
-    read_options,
     read_results,
     relevant_options,
     shown_value,
@@ -64,8 +64,7 @@ def model_card(
     HTML, YAML or Jinja. Raises whatever unreadable files raise.
     """
     manifest, metrics = read_json(model / MANIFEST), read_metrics(run / "metrics.jsonl")
-    options_file = run / "options.yaml"
-    written = read_options(options_file) if options_file.is_file() else {}
+    written = options_beside(run)
     options = {**written, **manifest.get("options", {})}  # the manifest's are those that ran
     options = public_options(relevant_options(options))
     unet, scheduler = (read_json(model / name) for name in ("unet/config.json", "scheduler/scheduler_config.json"))

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..machine import leave_processes, replaced
 from ..pictures import image_grid, point_density, side_by_side, training_curves
 from ..pipeline_loading import DDPMPaperPipeline
-from .records import evaluations, lowest_bound, read_metrics
+from .records import evaluations, grids_in, lowest_bound, read_metrics
 from .report import Rows, duration, write_report
 
 logger = logging.getLogger(__name__)
@@ -218,10 +218,10 @@ class RunLog:
             lowest = lowest_bound(evaluated)
             curves = training_curves(metrics, evaluated, lowest=None if lowest is None else lowest["step"])
             curves.save(self.folder / "curves.png")
-        grids = sorted(self.folder.glob("samples/step-*-ema.png"), key=lambda path: int(path.stem.split("-")[1]))
-        if grids:
-            chosen = sorted({round(i) for i in np.linspace(0, len(grids) - 1, 8)})
-            pictures = [Image.open(grids[i]) for i in chosen]
+        steps = [step for step, kinds in reversed(grids_in(self.folder)) if "ema" in kinds]
+        if steps:
+            chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, 8)})
+            pictures = [Image.open(self.folder / "samples" / f"step-{steps[i]}-ema.png") for i in chosen]
             side_by_side(pictures).save(self.folder / "samples_over_time.png")
         write_report(
             self.folder,

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -85,6 +86,21 @@ def read_options(path: Path) -> dict[str, Any]:
     if any(isinstance(part, list | dict) for part in parts):
         raise ValueError(f"{path} is not a list of options, each a plain value or a flat list")
     return content
+
+
+def options_beside(folder: str | Path) -> dict[str, Any]:
+    """The options.yaml of a run or a model, as `read_options` reads it; empty where there is none."""
+    file = Path(folder) / "options.yaml"
+    return read_options(file) if file.is_file() else {}
+
+
+def grids_in(folder: Path) -> list[tuple[int, list[str]]]:
+    """The step of every samples/step-N-ema.png and -raw.png of a run with its kinds, the newest first."""
+    found: dict[int, list[str]] = {}
+    for path in folder.glob("samples/step-*.png"):
+        if (match := re.fullmatch(r"step-(0|[1-9]\d*)-(ema|raw)\.png", path.name, re.ASCII)) and path.is_file():
+            found.setdefault(int(match[1]), []).append(match[2])
+    return [(step, sorted(kinds)) for step, kinds in sorted(found.items(), reverse=True)]
 
 
 def relevant_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from ..machine import replaced
 from .options import averaging_lags
-from .records import RESULTS, evaluations, lowest_bound, read_results, shown_value
+from .records import RESULTS, evaluations, grids_in, lowest_bound, read_results, shown_value
 
 REPORT = "report.html"
 CLEAR_RISE = 3  # in standard errors: one in a hundred by chance, with the eight groups that there are
@@ -66,7 +66,7 @@ def write_report(
         results=results,
         results_error=error,
         tables=tables or {},
-        grids=_grids(folder),
+        grids=grids_in(folder),
     )
     with replaced(folder / REPORT) as temporary:  # a browser may be reading the old one
         temporary.write_text(page, encoding="utf-8")
@@ -162,15 +162,6 @@ def _lag(folder: Path, num_steps: int) -> str:
         f" {num_steps:,} steps are too short for ema_decay {decay:.6g}: the averaged weights, which are saved, lag "
         f"behind the raw ones, whose grids are at the end of this page; {advice}."
     )
-
-
-def _grids(folder: Path) -> list[tuple[int, list[str]]]:
-    """The step of every samples/step-N-ema.png and -raw.png with its kinds, the newest first."""
-    found: dict[int, list[str]] = {}
-    for path in folder.glob("samples/step-*.png"):
-        if (match := re.fullmatch(r"step-(0|[1-9]\d*)-(ema|raw)\.png", path.name, re.ASCII)) and path.is_file():
-            found.setdefault(int(match[1]), []).append(match[2])
-    return [(step, sorted(kinds)) for step, kinds in sorted(found.items(), reverse=True)]
 
 
 def _results(folder: Path) -> tuple[Rows, str]:
