@@ -16,7 +16,7 @@ The student predicts v = α ε − σ x_0. Its loss max(SNR, 1) ‖x̃ − x̂_0
 with ṽ = (α x_t − x̃) / σ. Time is 0-based, and −1 is the data.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -154,8 +154,9 @@ def student_network(teacher: Any, weights: Mapping[str, Tensor] | None = None) -
     if not isinstance(teacher, DDPMPaperUNet | DDPMPaperMLP):
         raise ValueError(f"a {type(teacher).__name__} cannot be distilled; a DDPMPaperUNet or DDPMPaperMLP can")
     config = {name: value for name, value in teacher.config.items() if not name.startswith("_")}
-    none = {name: 0.0 for name in ("dropout",) if name in config}
-    student: Any = type(teacher)(**{**config, **none, "out_channels": config["in_channels"]})
+    if "dropout" in config:
+        config["dropout"] = 0.0
+    student: Any = type(teacher)(**{**config, "out_channels": config["in_channels"]})
     own = student.state_dict()  # a learned variance is the second half of the channels
     begun = teacher.state_dict() if weights is None else weights
     student.load_state_dict({name: tensor[: len(own[name])] for name, tensor in begun.items()})
@@ -177,31 +178,3 @@ def student_scheduler(scheduler: Any) -> DDIMScheduler:
         clip_sample=False,
         set_alpha_to_one=True,
     )
-
-
-def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, first_stage: int, guidance_scale: float = 1.0) -> None:
-    """Raises ValueError where a teacher cannot be distilled with these samples, from `first_stage` steps on."""
-    shape, data = pipe.sample_shape, samples.sample_shape
-    if shape != data:
-        raise ValueError(f"the teacher draws samples {shape}, the data are {data}; --resolution resizes images")
-    total, kind = len(paper_scheduler(pipe.scheduler)), pipe.scheduler.config["prediction_type"]
-    if kind != "v_prediction" and first_stage != total:
-        raise ValueError(
-            f"the teacher predicts {kind}, and a student v: --stages must begin with {total}, all its timesteps, in "
-            f"which one becomes the other; it begins with {first_stage}"
-        )
-    theirs, ours = pipe.classes, dict(enumerate(samples.label_names))
-    if theirs and list(theirs.values()) != list(ours.values()):
-        raise ValueError(
-            f"the teacher has {len(theirs)} classes, {_some(theirs.values())}; the data have "
-            f"{_some(ours.values()) or 'none'}. Both must agree; --label_column says where labels are"
-        )
-    if ours and not theirs:
-        raise ValueError("the teacher has no classes; leave out --label_column")
-    if guidance_scale != 1 and pipe.null_class is None:
-        raise ValueError(f"--guidance_scale {guidance_scale:g} needs a teacher with a null_class; this one has none")
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names, each of at most 40 characters on one line."""
-    return ", ".join(" ".join(name.split())[:40] for name in list(names)[:8])

@@ -17,7 +17,6 @@ number of steps in model_index.json; `stages/8-steps` and the like have the stud
 
 # ruff: noqa: E402  (imports follow the parsing of options)
 import contextlib
-import functools
 import importlib
 import itertools
 import logging
@@ -51,7 +50,7 @@ from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, GaussianDiffusion, runs
 from ddpm_hf.data import Samples, to_model_range
-from ddpm_hf.distillation import check_teacher, data_range, student_network, student_scheduler, teacher_x_start
+from ddpm_hf.distillation import data_range, student_network, student_scheduler, teacher_x_start
 from ddpm_hf.hub import BackgroundUploads, load_pipeline
 from ddpm_hf.machine import StopSignals, agree_to_stop
 from ddpm_hf.scheduler import paper_scheduler
@@ -181,7 +180,7 @@ def build_run(options: DistillationOptions, accelerator: Accelerator, samples: S
     """Raises ValueError where teacher, data and stages do not fit."""
     original = load_pipeline(str(options.teacher), torch.float32)
     scheduler = paper_scheduler(original.scheduler)
-    check_teacher(original, samples, options.stages[0], options.guidance_scale)
+    runs.check_teacher(original, samples, options.stages[0], options.guidance_scale)
     stages = runs.stages_of(options, scheduler.diffusion)
     names = samples.label_names if original.classes else ()
     unet = student_network(original.unet)
@@ -198,7 +197,9 @@ def main(argv: list[str]) -> None:
 
 
 def start(options: DistillationOptions) -> None:
-    runs.launch(functools.partial(run_distillation, options), logger, is_script=__name__ == "__main__")
+    runs.launch(
+        lambda held, signals: run_distillation(options, held, signals), logger, is_script=__name__ == "__main__"
+    )
 
 
 def run_distillation(options: DistillationOptions, held: contextlib.ExitStack, signals: StopSignals) -> None:
@@ -209,10 +210,7 @@ def run_distillation(options: DistillationOptions, held: contextlib.ExitStack, s
         if options.print_config:
             accelerator.print(to_yaml(options), end="")
             return
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-        if not accelerator.is_main_process:
-            logging.disable(logging.WARNING)
-        runs.share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
+        runs.prepare(options, accelerator, make_folder=True)
         with signals.interruptible(), accelerator.main_process_first():  # the others read what the first cached
             samples = runs.load_data(options)
         run = build_run(options, accelerator, samples)
@@ -238,12 +236,7 @@ def run_distillation(options: DistillationOptions, held: contextlib.ExitStack, s
         folder.export()
     except OSError as error:  # a full disk, most often
         sys.exit(f"distill.py: {error}")
-    if accelerator.is_main_process:
-        logger.info("done: %s", runs.how_to_load(options))
-        with signals.interruptible():
-            published = uploads is None or uploads.finish_in_one_line()
-        if not published:
-            sys.exit(4)
+    runs.finish(options, accelerator, signals, uploads, logger)
 
 
 if __name__ == "__main__":

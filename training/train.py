@@ -77,9 +77,9 @@ from ddpm_hf.runs import (
     batches_of,
     described,
     end_early,
+    finish,
     free_to_change,
     hold_out,
-    how_to_load,
     in_force,
     initial_model,
     launch,
@@ -245,7 +245,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         if options.print_config:
             accelerator.print(to_yaml(resolved(options)), end="")
             return
-        prepare(options, accelerator)
+        prepare(options, accelerator, make_folder=not options.dry_run)
         with signals.interruptible():
             with accelerator.main_process_first():  # the others read what the first cached
                 samples = load_data(options)
@@ -277,12 +277,7 @@ def run_training(options: TrainingOptions, held: contextlib.ExitStack, signals: 
         folder.export()
     except OSError as error:  # a full disk, most often
         sys.exit(f"train.py: {error}")
-    if accelerator.is_main_process:
-        logger.info("done: %s", how_to_load(options))
-        with signals.interruptible():
-            published = uploads is None or uploads.finish_in_one_line()
-        if not published:
-            sys.exit(4)
+    finish(options, accelerator, signals, uploads, logger)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from ..runs import (
     read_results,
     relevant_options,
     shown_value,
+    steps_of_stages,
     weights_sha256,
 )
 from .retries import limited_requests
@@ -104,8 +105,8 @@ def model_card(
         **_network_arguments(own, repo_id),
         "command": _command(options, manifest, written),
     }
-    own_steps = len(scheduler.get("inference_timesteps") or ()) or scheduler.get("num_train_timesteps")
-    own_steps = index.get("num_inference_steps") or own_steps
+    chain = len(scheduler.get("inference_timesteps") or ())
+    own_steps = index.get("num_inference_steps") or chain or scheduler.get("num_train_timesteps")
     data = ModelCardData(
         model_name=repo_id.split("/")[1] if results else None,
         eval_results=[_eval_result(result, own_steps) for result in results] or None,
@@ -190,8 +191,8 @@ def _distilled(
     """From what and into how many steps, and a row for each stage that is over; None for another model."""
     if "teacher" not in options:
         return None
-    stages, counts = options["stages"], options["num_steps"]
-    ends = list(itertools.accumulate(counts if len(counts) > 1 else counts * len(stages)))
+    stages = options["stages"]
+    ends = itertools.accumulate(steps_of_stages(stages, options["num_steps"]))
     losses = {line["step"]: line["loss"] for line in metrics}
     rows = [(steps, end, losses[end]) for steps, end in zip(stages, ends, strict=False) if end in losses]
     scale = options.get("guidance_scale", 1)

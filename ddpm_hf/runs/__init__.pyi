@@ -9,6 +9,7 @@ from .checkpoints import MANIFEST as MANIFEST, CheckpointError as CheckpointErro
 from .distillation_options import (
     FREE_IN_DISTILLATION as FREE_IN_DISTILLATION,
     DistillationOptions as DistillationOptions,
+    steps_of_stages as steps_of_stages,
 )
 from .dry_run import DryRun as DryRun
 from .folder import RunFolder as RunFolder
@@ -49,6 +50,7 @@ from .records import (
     write_results as write_results,
 )
 from .report import write_report as write_report
+from .scripts import finish as finish, launch as launch, prepare as prepare
 from .setup import (
     build_network as build_network,
     build_scheduler as build_scheduler,
@@ -57,16 +59,15 @@ from .setup import (
     initial_model as initial_model,
     load_data as load_data,
     make_accelerator as make_accelerator,
-    prepare as prepare,
     resolved as resolved,
     run_manifest as run_manifest,
     training_state as training_state,
 )
 from .stages import (
     Stage as Stage,
+    check_teacher as check_teacher,
     frozen as frozen,
     keep_student as keep_student,
-    launch as launch,
     stages_of as stages_of,
     warn_if_stages_are_short as warn_if_stages_are_short,
 )

@@ -5,6 +5,7 @@ Nothing imported here is slow, so that help and mistakes do not wait for torch.
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,12 +105,17 @@ class DistillationOptions(DataOptions):
     @property
     def steps_of_stages(self) -> list[int]:
         """The optimizer steps of each stage."""
-        return self.num_steps if len(self.num_steps) > 1 else self.num_steps * len(self.stages)
+        return steps_of_stages(self.stages, self.num_steps)
 
     @property
     def allowed_changes(self) -> bool | set[str]:
         """What may differ from the checkpoint that the run goes on from. Raises ValueError."""
         return changes_allowed(self)
+
+
+def steps_of_stages(stages: Sequence[int], num_steps: Sequence[int]) -> list[int]:
+    """The optimizer steps of each stage, of one number for all or one for each."""
+    return [*num_steps] if len(num_steps) > 1 else [*num_steps] * len(stages)
 
 
 # What may differ between a run and its resumption: where the teacher lies may, since its weights are compared.

@@ -4,7 +4,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +17,6 @@ from ..pipeline_loading import DDPMPaperPipeline
 from ..randomness import keyed_seed
 from ..scheduler import DDPMPaperScheduler
 from ..unet import DDPMPaperMLP, DDPMPaperUNet, use_native_kernels
-from .batches import share_of
 from .distillation_options import DistillationOptions
 from .networks import own_network
 from .options import FREE_TO_CHANGE, DataOptions, TrainingOptions
@@ -50,18 +48,6 @@ def make_accelerator(options: TrainingOptions | DistillationOptions) -> Accelera
     if options.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     return accelerator
-
-
-def prepare(options: TrainingOptions, accelerator: Accelerator) -> None:
-    """What is better known before hours of decoding: that the folder can be made, and that the batch can be shared.
-
-    Raises OSError and ValueError. All processes but the main one are silent from here on.
-    """
-    if not options.dry_run:
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    if not accelerator.is_main_process:
-        logging.disable(logging.WARNING)
-    share_of(options.global_batch_size, options.gradient_accumulation_steps, 0, 0, accelerator.num_processes)
 
 
 def in_force(options: Options, accelerator: Accelerator) -> Options:

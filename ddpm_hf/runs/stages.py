@@ -1,24 +1,24 @@
-"""The stages of a distillation, and how a script that trains is begun and stopped."""
+"""The stages of a distillation: their teachers, and what is kept of their students."""
 
-import contextlib
 import logging
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..data import Samples
 from ..distillation import DistillationStage
 from ..machine import Stopped, StopSignals
 from ..pipeline_loading import DDPMPaperPipeline
-from ..scheduler import GaussianDiffusion
+from ..scheduler import GaussianDiffusion, paper_scheduler
 from ..unet import use_native_kernels
 from .distillation_options import DistillationOptions
 from .folder import RunFolder
 from .log import RunLog
 from .options import averaging_lags
+from .records import some_names
 from .state import TrainingState
 from .watching import write_grids
 
@@ -37,6 +37,29 @@ class Stage:
     def name(self) -> str:
         """Where its student is kept in the run's folder."""
         return f"stages/{self.law.num_steps}-steps"
+
+
+def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, first_stage: int, guidance_scale: float = 1.0) -> None:
+    """Raises ValueError where a teacher cannot be distilled with these samples, from `first_stage` steps on."""
+    shape, data = pipe.sample_shape, samples.sample_shape
+    if shape != data:
+        raise ValueError(f"the teacher draws samples {shape}, the data are {data}; --resolution resizes images")
+    total, kind = len(paper_scheduler(pipe.scheduler)), pipe.scheduler.config["prediction_type"]
+    if kind != "v_prediction" and first_stage != total:
+        raise ValueError(
+            f"the teacher predicts {kind}, and a student v: --stages must begin with {total}, all its timesteps, in "
+            f"which one becomes the other; it begins with {first_stage}"
+        )
+    theirs, ours = pipe.classes, dict(enumerate(samples.label_names))
+    if theirs and list(theirs.values()) != list(ours.values()):
+        raise ValueError(
+            f"the teacher has {len(theirs)} classes, {some_names(theirs.values())}; the data have "
+            f"{some_names(ours.values()) or 'none'}. Both must agree; --label_column says where labels are"
+        )
+    if ours and not theirs:
+        raise ValueError("the teacher has no classes; leave out --label_column")
+    if guidance_scale != 1 and pipe.null_class is None:
+        raise ValueError(f"--guidance_scale {guidance_scale:g} needs a teacher with a null_class; this one has none")
 
 
 def stages_of(options: DistillationOptions, diffusion: GaussianDiffusion) -> list[Stage]:
@@ -94,21 +117,3 @@ def keep_student(
         log.progress.close()  # what follows gets a line of its own
         stopped.add_note(f"after step {state.step}, which is saved")
         raise
-
-
-def launch(
-    work: Callable[[contextlib.ExitStack, StopSignals], None], logger: logging.Logger, *, is_script: bool
-) -> None:
-    """`work(held, signals)` of a script: what `held` is given stays until then, and a signal ends it in one line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for client in ("httpx", "httpx2"):  # a line for every request to the Hub
-        logging.getLogger(client).setLevel(logging.WARNING)
-    with contextlib.ExitStack() as held, StopSignals() as signals:
-        try:
-            work(held, signals)
-        except Stopped as stopped:
-            state_of_run = getattr(stopped, "__notes__", [])
-            logger.info("%s; the same command goes on", " ".join(["stopped by", stopped.name, *state_of_run]))
-            if is_script:  # torch's loader, cut off while it was made, would complain when it is deleted
-                sys.unraisablehook = lambda unraisable: None
-            raise
