@@ -31,9 +31,9 @@ from typing import Any
 
 import diffusers
 import numpy as np
-from digits_quality import NUM_RANGES, seed_ranges
+from digits_quality import NUM_RANGES, over_ranges, seed_ranges
 from fashion.classifiers import classifiers
-from fashion.measures import distance_by_size, over_ranges, quality, real_quality
+from fashion.measures import distance_by_size, quality, real_quality
 from speed import documents, report
 
 from ddpm_hf import DDPMPaperPipeline

@@ -12,16 +12,16 @@ Every measurement is kept in the file as soon as it is there. ± is a standard e
 import argparse
 import copy
 import math
-import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from speed import report
+from speed import documents, report
+from speed.flow_tables import CHOSEN_STEPS
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperScheduler
@@ -34,11 +34,8 @@ from ddpm_hf.randomness import normal
 from ddpm_hf.short_chains import shortened
 
 CHECKPOINT = report.ROOT / "model_cards" / "ddpm-digits"
-DOCUMENT = report.ROOT / "docs" / "flow.md"
-BLOCK = re.compile(r"(<!-- flow: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LEVELS = 17
 NUM_BOUND, NUM_FITTED_ON, NUM_STUDIED, NUM_EXACT, NUM_TRIPS = 64, 48, 16, 4, 32
-CHOSEN_STEPS = 25
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 STEPS = {1: (10, 50, 250, 1000), 2: (5, 25, 125, 500)}  # of as many evaluations
 SOLVER_TOLERANCES = (1e-2, 1e-3, 1e-4)
@@ -235,99 +232,6 @@ MEASUREMENTS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-# ---- tables --------------------------------------------------------------------------------------------------------
-
-
-def pm(found: Mapping[str, float], digits: int = 3) -> str:
-    return f"{found['value']:.{digits}f} ± {found['error']:.{digits}f}".replace("-", "−")
-
-
-def bounds_table(measured: Mapping[str, Any]) -> str:
-    own = measured["bounds"]
-    rows = [
-        "| of the same digits, bits/dim | at most | what has at most so many |",
-        "|---|---|---|",
-        f"| the paper's bound, 1000 steps, `fixed_large` | {pm(own['bound'])} | Algorithm 2's P(x_0), x_0 a level |",
-        f"| the bound of {CHOSEN_STEPS} chosen steps, fitted variances | {pm(own['chosen'])} | that chain's P(x_0) |",
-        f"| the flow, uniform dequantization | {pm(own['flow'])} | the flow's P(bin of x_0) |",
-        f"| flow less bound | {pm(own['flow less bound'])} | |",
-        f"| flow less chosen chain | {pm(own['flow less chosen'])} | |",
-    ]
-    return "\n".join(rows)
-
-
-def tolerances_table(measured: Mapping[str, Any]) -> str:
-    rows = ["| tolerance | network | evaluations | bits/dim | an image's difference from the last row |"]
-    rows.append("|---|---|---|---|---|")
-    for key, row in measured["tolerances"].items():
-        tolerance, dtype = key.split()
-        evaluations = f"{row['num_evaluations']:.0f}"
-        rows.append(f"| {tolerance} | {dtype} | {evaluations} | {row['bpd']:.4f} | {row['rms_difference']:.4f} |")
-    return "\n".join(rows)
-
-
-def trips_table(measured: Mapping[str, Any]) -> str:
-    rows = ["| method | evaluations, one way | round-trip error | latents |", "|---|---|---|---|"]
-    for name, row in measured["trips"].items():
-        rows.append(f"| {name} | {row['num_evaluations']} | {row['error']:.2g} | {row['latents']:.3f} |")
-    return "\n".join(rows)
-
-
-def statistics_table(measured: Mapping[str, Any]) -> str:
-    head = "what is encoded", "radius²/d", "its deviation", "pixels' variances: least, median, most", "correlations"
-    rows = [f"| {' | '.join(head)} | kurtosis |", "|---|---|---|---|---|---|"]
-    for name, row in measured["statistics"].items():
-        if name != "flat":
-            variances = ", ".join(f"{row[f'{which}_variance']:.2f}" for which in ("lowest", "median", "highest"))
-            rows.append(
-                f"| {name} | {row['radius2']:.3f} | {row['radius2_deviation']:.3f} | {variances} "
-                f"| {row['rms_correlation']:.3f} | {row['kurtosis']:.2f} |"
-            )
-    flat = measured["statistics"]["flat"]
-    rows.append(
-        f"\nThe first row by pixels: {flat['num']} of 64 hardly change from digit to digit, and their latents have a "
-        f"variance of {flat['variance']:.2f}; the others {flat['others']:.2f}."
-    )
-    return "\n".join(rows)
-
-
-def between_table(measured: Mapping[str, Any]) -> str:
-    rows = ["| t | output at t + ½ less the mean of its neighbours | neighbours' difference |", "|---|---|---|"]
-    for t, row in measured["between"]["outputs"].items():
-        rows.append(f"| {t} | {row['off']:.1e} | {row['apart']:.1e} |")
-    difference = measured["between"]["difference"]
-    return "\n".join([*rows, "", f"In bits/dim, asked there less mixed: {pm(difference, 5)}."])
-
-
-def divergences_table(measured: Mapping[str, Any]) -> str:
-    found = measured["divergences"]
-    return (
-        f"Root mean square of an image's error, in bits/dim: {found['2']:.3f} of two probes, {found['16']:.3f} of 16."
-    )
-
-
-TABLES = {
-    "bounds": bounds_table,
-    "tolerances": tolerances_table,
-    "trips": trips_table,
-    "statistics": statistics_table,
-    "between": between_table,
-    "divergences": divergences_table,
-}
-
-
-def with_tables(text: str, measured: Mapping[str, Any]) -> str:
-    """The document with each block `<!-- flow: NAME -->` … `<!-- end -->` made anew, measured or not."""
-    found = {name: row["found"] for name, row in measured.items()}
-
-    def block(match: re.Match[str]) -> str:
-        name = match[2]
-        shown = TABLES[name](found) if name in found else f"(Not measured yet: the measurement `{name}`.)"
-        return f"{match[1]}\n{shown}\n\n{match[3]}"
-
-    return BLOCK.sub(block, text)
-
-
 def picture(path: Path) -> None:
     """Six held-out digits, their latents, what these are decoded to, and the same through ten steps of DDIM."""
     x = digits("test", 6)
@@ -359,9 +263,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, metavar="FILE", help="keep the measurements there, as JSON")
     parser.add_argument("--only", nargs="+", choices=MEASUREMENTS, metavar="NAME", help=", ".join(MEASUREMENTS))
-    parser.add_argument(
-        "--table", type=Path, metavar="FILE", help="print the tables of results, and renew docs/flow.md"
-    )
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print the tables of results, and renew the docs")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw digits, their latents, and what these give")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -370,10 +272,7 @@ def main(argv: list[str]) -> int:
     if args.picture:
         picture(args.picture)
     if args.table:
-        measured = report.read_json(args.table)["measured"]
-        DOCUMENT.write_text(with_tables(DOCUMENT.read_text(encoding="utf-8"), measured), encoding="utf-8")
-        found = {name: row["found"] for name, row in measured.items()}
-        print("\n\n".join(table(found) for name, table in TABLES.items() if name in found))
+        return documents.show(args.table)
     return 0
 
 

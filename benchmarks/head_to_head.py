@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from digits_quality import over_ranges
 from fashion.classifiers import classifiers
-from fashion.measures import FRECHET, over_ranges, quality, real_quality
+from fashion.measures import FRECHET, quality, real_quality
 from fashion_quality import Drawer, as_pairs, default_work_dir, line
 from speed import documents, fashion_tables, report
 

@@ -26,6 +26,14 @@ def checked_labels(class_labels: Any, size: int) -> Tensor:
     return torch.tensor(several, device=class_labels.device if isinstance(class_labels, Tensor) else None)
 
 
+def require_samples(x_start: Tensor, num_levels: int | None) -> None:
+    """Raises ValueError for no samples, and for images, which have levels, outside [−1, 1]."""
+    if not len(x_start):
+        raise ValueError("x_start holds no samples")
+    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
+        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
+
+
 def require_integer(name: str, value: Any, least: int, most: int | None = None) -> None:
     """Raises ValueError, with the name, for what is no integer or outside its range."""
     in_range = isinstance(value, int) and least <= value and (most is None or value <= most)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .asking import checked_labels, place_of, require_integer
+from .asking import checked_labels, place_of, require_integer, require_samples
 from .randomness import keyed_generator
 from .scheduler import GaussianDiffusion, alphas_cumprod_at, paper_scheduler, timestep_at
 from .unet import evaluation_mode
@@ -220,15 +220,14 @@ def flow_bits_per_dim(
     (see `Flow`); ImportError where SciPy is missing.
     """
     size = len(x_start)
-    _check_numbers(tolerance=tolerance, batch_size=batch_size, size=size)
+    _check_solver_options(tolerance, batch_size)
     require_integer("first_index", first_index, 0)
     require_integer("num_levels", 2 if num_levels is None else num_levels, 2)
     require_integer("num_probes", 0 if num_probes is None else num_probes, 0)
     require_integer("num_dequantizations", num_dequantizations, 1)
     if num_levels is None and num_dequantizations != 1:
         raise ValueError(f"num_dequantizations={num_dequantizations}: points are not dequantized")
-    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
-        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
+    require_samples(x_start, num_levels)
     if num_probes is None:
         num_probes = 0 if x_start[0].numel() <= EXACT_DIMENSIONS else DEFAULT_PROBES
     labels = None if class_labels is None else checked_labels(class_labels, size)
@@ -247,10 +246,8 @@ def flow_bits_per_dim(
     return FlowBits(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def _check_numbers(*, tolerance: float, batch_size: int, size: int) -> None:
+def _check_solver_options(tolerance: float, batch_size: int) -> None:
     require_integer("batch_size", batch_size, 1)
-    if not size:
-        raise ValueError("x_start holds no samples")
     if not isinstance(tolerance, int | float) or not 1e-12 <= tolerance <= 1:
         raise ValueError(f"tolerance={tolerance!r} must lie in [1e-12, 1]")
 
@@ -358,7 +355,8 @@ def _carried(
     class_labels: Labels,
     batch_size: int,
 ) -> Tensor:
-    _check_numbers(tolerance=tolerance, batch_size=batch_size, size=len(x))
+    _check_solver_options(tolerance, batch_size)
+    require_samples(x, None)
     require_integer("num_steps", 1 if num_steps is None else num_steps, 1, MOST_STEPS)
     require_integer("order", order, 1, 2)
     labels = None if class_labels is None else checked_labels(class_labels, len(x))

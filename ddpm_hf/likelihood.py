@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .asking import checked_labels, place_of, require_integer
+from .asking import checked_labels, place_of, require_integer, require_samples
 from .randomness import keyed_generator, keyed_generators
 from .scheduler import GaussianDiffusion, clipped, paper_scheduler
 from .unet import evaluation_mode
@@ -204,11 +204,8 @@ def bits_per_dim(
     require_integer("round_below", round_below, 0, len(scheduler))
     if num_levels is None and round_below:
         raise ValueError(f"round_below={round_below} rounds x̂_0 to levels, and points have none")
-    if not size:
-        raise ValueError("x_start holds no samples")
+    require_samples(x_start, num_levels)
     labels = None if class_labels is None else checked_labels(class_labels, size)
-    if num_levels is not None and not bool((x_start.abs() <= 1 + 1e-6).all()):
-        raise ValueError(f"x_start runs from {float(x_start.min())} to {float(x_start.max())}; it must be in [−1, 1]")
     if not np.isfinite(chain.c_skip[-1]):
         raise ValueError("ᾱ is 0 at the last timestep: ε gives no x_0 there, and the bound is infinite")
     t_bs, weight_s = _drawn_timesteps(total, subset, seed, range(first_index, first_index + size))

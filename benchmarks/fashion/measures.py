@@ -1,12 +1,12 @@
 """What is measured of a set of pictures, uint8 [N, 28, 28], beside as many real ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from digits_quality import Estimate, mean_of
+from digits_quality import Estimate, mean_of, over_ranges
 from torch import Tensor
 
 from ddpm_hf.evaluation.frechet import Gaussian, distance_of_gaussians, fitted
@@ -96,11 +96,6 @@ def quality(images: np.ndarray, asked: np.ndarray | None = None) -> dict[str, fl
     for classifier in classifiers() if asked is not None else ():
         found[AS_ASKED[classifier.name]] = float((classifier.classes(images) == asked).mean())
     return found
-
-
-def over_ranges(rows: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
-    """Each measure's mean over sets of other seeds, with its standard error."""
-    return {name: mean_of([row[name] for row in rows]) for name in rows[0]}
 
 
 def real_sets(num_images: int, num_sets: int) -> list[tuple[np.ndarray, np.ndarray]]:

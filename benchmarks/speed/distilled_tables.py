@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from .report import markdown, origin
+from .report import NOT_YET, markdown, origin
 
 
 def table(results: Mapping[str, Any], only: str | None = None) -> str:
@@ -11,7 +11,7 @@ def table(results: Mapping[str, Any], only: str | None = None) -> str:
     makers = {"digits": of_digits, "points": of_points}
     chosen = [name for name in makers if name in results] if only is None else [only]
     parts = [
-        f"{makers[name](results[name])}\n\n({origin(dict(results[name]))})" if name in results else "Not measured yet."
+        f"{makers[name](results[name])}\n\n({origin(dict(results[name]))})" if name in results else NOT_YET
         for name in chosen
     ]
     return "\n\n".join(parts)

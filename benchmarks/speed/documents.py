@@ -13,12 +13,12 @@ from . import (
     distilled_tables,
     fashion_tables,
     few_steps_tables,
+    flow_tables,
     scheduler_tables,
 )
 from .networks import ROOT
-from .report import read_json, speed_table
+from .report import NOT_YET, read_json, speed_table
 
-NOT_YET = "Not measured yet."
 BLOCK = re.compile(r"(<!-- (benchmarks/results/[\w.-]+\.json)(?:: ([\w -]+?))? -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `kind` that results name
     "speed": speed_table,
@@ -30,6 +30,7 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "head to head": fashion_tables.head_to_head_table,
     "cases": case_tables.table,
     "distilled": distilled_tables.table,
+    "flow": flow_tables.table,
 }
 
 

@@ -21,6 +21,7 @@ from .networks import ROOT
 from .timing import STOCK, Row
 
 UNMEASURED = "unmeasured"
+NOT_YET = "Not measured yet."
 PACKAGES = ("torch", "diffusers", "accelerate", "datasets", "numpy", "pillow")
 PEERS = ("onnx", "onnxscript", "onnxruntime", "openvino")  # the extra `bench`
 CASES = {

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import codec as codec_files  # type: ignore  # noqa: E402
 import cost_model  # type: ignore  # noqa: E402
 import few_steps  # type: ignore  # noqa: E402
-import flow as flow_tables  # type: ignore  # noqa: E402
+import flow  # type: ignore  # noqa: E402
 import run as benchmark  # type: ignore  # noqa: E402
 from speed import (  # type: ignore  # noqa: E402
     checkpoint,
@@ -35,6 +35,7 @@ from speed import (  # type: ignore  # noqa: E402
     data,
     documents,
     few_steps_tables,
+    flow_tables,
     machine,
     peers,
     report,
@@ -622,7 +623,7 @@ def test_documents_are_filled_from_results(results, tmp_path):
     assert documents.rewrite_documents(tmp_path) == []
 
 
-@pytest.mark.parametrize("name", ["speed.md", "scaling.md", "cases.md"])
+@pytest.mark.parametrize("name", ["speed.md", "scaling.md", "cases.md", "distillation.md"])
 def test_the_tables_in_the_documents_are_those_of_the_results(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert len(documents.BLOCK.findall(text)) == text.count("<!-- benchmarks/results/") >= 2
@@ -750,25 +751,24 @@ def test_the_codec_s_tables_are_those_of_its_results():
 
 
 def test_the_flow_s_tables_are_those_of_its_results():
-    text = flow_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert {name for _, name, _ in flow_tables.BLOCK.findall(text)} == set(flow_tables.TABLES)
-    assert flow_tables.MEASUREMENTS.keys() == flow_tables.TABLES.keys()
-    measured = report.read_json(report.ROOT / "benchmarks" / "results" / "flow.json")["measured"]
+    text = (ROOT / "docs" / "flow.md").read_text(encoding="utf-8")
+    assert {name for _, _, name, _ in documents.BLOCK.findall(text)} == set(flow_tables.TABLES)
+    assert flow.MEASUREMENTS.keys() == flow_tables.TABLES.keys()
     again = "python benchmarks/flow.py --table benchmarks/results/flow.json renews them"
-    assert flow_tables.with_tables(text, measured) == text, again
+    assert documents.with_tables(text) == text, again
 
 
 def test_standard_noise_has_the_statistics_of_standard_noise():
     """Within 5 of their standard errors; and what is constant has no variance and counts in no correlation."""
     noise = torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = flow_tables.statistics_of(noise)
+    found = flow.statistics_of(noise)
     assert found["radius2"] == pytest.approx(1, abs=5 * math.sqrt(2 / 16 / 4000))
     assert found["radius2_deviation"] == pytest.approx(math.sqrt(2 / 16), rel=0.1)
     assert 0.88 < found["lowest_variance"] < found["median_variance"] < found["highest_variance"] < 1.12
     assert found["rms_correlation"] == pytest.approx(1 / math.sqrt(4000), rel=0.3)
     assert found["kurtosis"] == pytest.approx(3, abs=0.1)
     noise[:, :, 0] = 0.5
-    constant = flow_tables.statistics_of(noise)
+    constant = flow.statistics_of(noise)
     assert constant["lowest_variance"] == 0 and constant["rms_correlation"] == pytest.approx(1 / 64, rel=0.4)
 
 
