@@ -519,6 +519,18 @@ def test_stock_components_are_saved_and_loaded(stock_unet, tmp_path):
     torch.testing.assert_close(loaded(seeds=[1], output_type="pt").images, expected, atol=1e-5, rtol=0)
 
 
+def test_a_checkpoint_saved_again_does_not_say_where_it_lay(pipe, stock_unet, tmp_path):
+    """diffusers writes the folder that a model was loaded from into what is saved of it."""
+    for name, original in {"ours": pipe, "stock": DDPMPaperPipeline(stock_unet, DDIMScheduler(NUM_TIMESTEPS))}.items():
+        quiet(original).save_pretrained(tmp_path / "private" / name)
+        loaded = quiet(DDPMPaperPipeline.from_pretrained(tmp_path / "private" / name))
+        loaded.save_pretrained(tmp_path / name)
+        for file in (tmp_path / name).rglob("*.json"):
+            assert "private" not in file.read_text(), file
+        again = quiet(DDPMPaperPipeline.from_pretrained(tmp_path / name))
+        assert type(again.unet) is type(original.unet) and again.sample_shape == original.sample_shape
+
+
 def test_from_pipe_shares_the_components(pipe, stock_unet):
     other = DDPMPaperPipeline.from_pipe(pipe)
     assert other.unet is pipe.unet and other.scheduler is pipe.scheduler

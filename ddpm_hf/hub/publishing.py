@@ -4,6 +4,7 @@ What may leave the machine is decided in one place, `UPLOADED` in uploaded.py. T
 huggingface_hub, from `hf auth login` or HF_TOKEN; nothing here takes, prints or stores it.
 """
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from ..pipeline_ddpm_paper import read_config
 from ..pipeline_loading import PLAIN_CARD
 from ..runs import check_names as check_names, model_folder, public_options, read_options
 from .card import model_card
@@ -83,13 +85,15 @@ def publish(
 
 
 def _contents(run: Path, model: Path) -> dict[str, Any]:
-    """What is uploaded, by its path in the repository: files, and the options without paths of this machine."""
+    """What is uploaded, by its path in the repository: files, and configurations without this machine's paths."""
     contents: dict[str, Any] = {
         name: path for name, path in files_to_upload(run).items() if not name.startswith(MODEL_PARTS)
     }
     contents |= {name: path for name, path in files_to_upload(model).items() if name.startswith(MODEL_PARTS)}
     if not any(name.endswith(".safetensors") for name in contents):
         raise PublishError(f"{model} has no weights in safetensors")
+    if network := contents.get("unet/config.json"):
+        contents["unet/config.json"] = json.dumps(read_config(network), indent=2).encode()
     if "options.yaml" in contents:
         options = public_options(read_options(contents["options.yaml"]))
         contents["options.yaml"] = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()

@@ -451,15 +451,18 @@ class DDPMPaperPipeline(DiffusionPipeline):
         for name, owner in owners.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inspect.getfile(owner), folder / name)
-        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        index = read_config(folder / self.config_name)
         index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
-        index.pop("_name_or_path", None)  # a path on this machine is nobody else's business
         for name in ("unet", "scheduler"):
             library, class_name = index[name]
             index[name][0] = CARRIED.get(class_name, library)
         if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
             index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
-        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        changed = {folder / self.config_name: index}
+        if (network := folder / "unet" / "config.json").is_file():  # not where the index alone is saved
+            changed[network] = read_config(network)
+        for file, config in changed.items():
+            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Upload `PIPELINE_FILES`, with the folder's own card; stock uploads all, `.env` and optimizers too.
@@ -575,6 +578,11 @@ def _with_code(network: type, folder: Path) -> list[str]:
     stem = f"own_{source.stem.removeprefix('own_')}"
     shutil.copyfile(source, folder / f"{stem}.py")
     return [stem, name]
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A saved part's configuration, without the folder that it was loaded from, which is nobody else's business."""
+    return {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

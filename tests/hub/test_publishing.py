@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from local_hub import MODEL, TOKEN, LocalHub
 
 from ddpm_hf import DDPMPaperPipeline
-from ddpm_hf.hub import files_to_upload, model_card
+from ddpm_hf.hub import files_to_upload, model_card, publishing
 from ddpm_hf.pipeline_loading import PLAIN_CARD
 from ddpm_hf.runs import model_folder
 
@@ -340,6 +340,18 @@ def test_files_behind_symlinks_are_left_out(trained, tmp_path):
     assert files_to_upload(tmp_path) == {}
     (tmp_path / "run").symlink_to(folder)  # the folder itself may be reached through one
     assert set(files_to_upload(tmp_path / "run")) == set(files_to_upload(folder))
+
+
+def test_where_a_network_lay_is_not_uploaded(trained, tmp_path):
+    """Stock's save_pretrained writes it beside the network's configuration."""
+    _, folder, _ = trained
+    for name in ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(folder / name, tmp_path / name)
+    config = json.loads((tmp_path / "unet" / "config.json").read_text())
+    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/ann/secret"}))
+    uploaded = publishing._contents(tmp_path, tmp_path)
+    assert json.loads(uploaded["unet/config.json"]) == config
 
 
 def test_the_newest_good_checkpoint_is_the_model_of_a_run(trained, tmp_path):
