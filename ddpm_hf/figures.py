@@ -15,7 +15,7 @@ from .data import Samples, to_model_range
 from .pipeline_ddpm_paper import ReverseStep, seeded_generators
 from .pipeline_loading import DDPMPaperPipeline
 from .sampling import reverse_process
-from .scheduler import paper_scheduler
+from .scheduler import whole_process
 from .unet import evaluation_mode
 
 CHUNK_VALUES = 2**24  # of the training images that are compared at once: 64 MiB in float32
@@ -36,7 +36,7 @@ def chain_timesteps(
     """
     if not all(0 <= fraction <= 1 for fraction in fractions):
         raise ValueError(f"fractions={list(fractions)} must lie in [0, 1]")
-    scheduler = paper_scheduler(pipe.scheduler)
+    scheduler = whole_process(pipe)
     chain = scheduler.chain(num_inference_steps).timesteps.tolist()
     wanted = [fraction * scheduler.diffusion.num_timesteps - 1 for fraction in fractions]
     nearest = [min(chain, key=lambda t, at=at: abs(t - at)) if at > -1 else -1 for at in wanted]
@@ -56,7 +56,7 @@ def progressive_x_start(
     the pipeline's image of the same seeds. Raises ValueError for other numbers.
     """
     _require_images(pipe)
-    total = paper_scheduler(pipe.scheduler).chain(num_inference_steps).num_timesteps
+    total = whole_process(pipe).chain(num_inference_steps).num_timesteps
     wanted = list(after_steps)
     if not wanted or wanted != sorted(set(wanted)) or wanted[0] < 1 or wanted[-1] > total:
         raise ValueError(f"after_steps={wanted} must be ascending numbers of steps in [1, {total}]")
@@ -104,7 +104,7 @@ def process_by_class(
     n goes in even steps from 0, the noise, to the length of the chain, in at most `num_frames` frames.
     """
     _require_images(pipe)
-    total = paper_scheduler(pipe.scheduler).chain(num_inference_steps).num_timesteps
+    total = whole_process(pipe).chain(num_inference_steps).num_timesteps
     wanted = {round(total * i / (num_frames - 1)) for i in range(num_frames)}
     x_t, generators = initial_noise(pipe, [*seeds] * len(class_labels))
     steps = reverse_process(
@@ -145,7 +145,7 @@ def shared_latents(
     _require_images(pipe)
     if not len(seeds) or seed in seeds:
         raise ValueError(f"seeds={list(seeds)} must be one or more, and not {seed}, which draws the chain they share")
-    chain = paper_scheduler(pipe.scheduler).chain(num_inference_steps).timesteps.tolist()
+    chain = whole_process(pipe).chain(num_inference_steps).timesteps.tolist()
     _require_timesteps(timesteps, chain)
     x, generators = initial_noise(pipe, [seed])
     shared = {}
@@ -199,7 +199,7 @@ def interpolation(
     else:
         generators = seeded_generators(repeated)
         noise = randn_tensor(tuple(x.shape), generator=generators, dtype=torch.float32)
-        diffusion = paper_scheduler(pipe.scheduler).diffusion
+        diffusion = whole_process(pipe).diffusion
         x_t, other_t = diffusion.q_sample(x, t, noise), diffusion.q_sample(other, t, noise)
         x_t = (1 - weight) * x_t + weight * other_t
         blend = _denoised(pipe, x_t, t, generators, num_inference_steps, on_step)
@@ -346,7 +346,7 @@ def point_process(
             f"points have shape {tuple(points.shape)}, for {len(seeds)} seeds and a model of {pipe.sample_shape}; "
             "expected points in the plane, one seed each"
         )
-    scheduler = paper_scheduler(pipe.scheduler)
+    scheduler = whole_process(pipe)
     chain = scheduler.chain(num_inference_steps).timesteps.tolist()
     _require_timesteps(timesteps, [-1, *chain])
     wanted = sorted(set(timesteps))
@@ -379,7 +379,7 @@ def learned_score(pipe: DDPMPaperPipeline, x_t: Tensor, t: int) -> Tensor:
 
     For networks that predict something else than ε, that of their x̂_0, unclipped. The network is in eval mode.
     """
-    diffusion = paper_scheduler(pipe.scheduler).diffusion
+    diffusion = whole_process(pipe).diffusion
     with evaluation_mode(pipe.unet):
         output = pipe.unet(x_t.to(pipe.unet.dtype), torch.full((len(x_t),), t, device=x_t.device)).sample.float()
     x_start = diffusion.predict_x_start(output, x_t.float(), t)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .pipeline_ddpm_paper import ClassLabels, ReverseStep as ReverseStep
 from .pipeline_loading import DDPMPaperPipeline
-from .scheduler import paper_scheduler
+from .scheduler import whole_process
 
 
 def reverse_process(
@@ -46,7 +46,7 @@ def reverse_process(
     """
     if len(generators) != len(x_t):
         raise ValueError(f"generators: got {len(generators)} for {len(x_t)} samples; pass one per sample")
-    scheduler = copy.copy(paper_scheduler(pipe.scheduler))
+    scheduler = copy.copy(whole_process(pipe))
     scheduler.set_timesteps(num_inference_steps)
     if from_timestep is not None and from_timestep not in (timesteps := scheduler.timesteps.tolist()):
         nearest = min(timesteps, key=lambda t: abs(t - from_timestep))

@@ -1,11 +1,14 @@
 """The laws of what the paper draws."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from ddpm_hf import DDPMPaperMLP, DDPMPaperPipeline, figures
+from ddpm_hf.codec import bound
 from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.figures import (
     chain_timesteps,
@@ -21,6 +24,7 @@ from ddpm_hf.figures import (
 from ddpm_hf.pipeline_ddpm_paper import seeded_generators
 from ddpm_hf.sampling import reverse_process
 
+ROOT = Path(__file__).parents[1]
 # A sample's numbers may depend on the others in its batch by the rounding of vectorised kernels, ten steps long.
 ROUNDING = {"atol": 2e-5, "rtol": 0}
 
@@ -34,6 +38,19 @@ def pipe(tiny_unet, tiny_scheduler) -> DDPMPaperPipeline:
     pipe = DDPMPaperPipeline(unet, tiny_scheduler())
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def test_a_distilled_network_is_not_asked_at_other_timesteps_than_its_own():
+    """What follows another chain, or asks at a timestep of our choice, says so instead of drawing noise."""
+    pipe = DDPMPaperPipeline.from_pretrained(ROOT / "model_cards" / "ddpm-digits-4steps")
+    for ask in (
+        lambda: progressive_x_start(pipe, seeds=[0], after_steps=[1]),
+        lambda: chain_timesteps(pipe, (0.5,)),
+        lambda: reverse_process(pipe, torch.zeros(1, 1, 8, 8), generators=seeded_generators([0])),
+        lambda: bound(pipe, np.zeros((1, 1, 8, 8), np.uint8), num_levels=17),
+    ):
+        with pytest.raises(ValueError, match="distilled for the timesteps of 4 steps"):
+            ask()
 
 
 @pytest.fixture

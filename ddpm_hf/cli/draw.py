@@ -13,7 +13,7 @@ from .. import figures, likelihood, pictures
 from ..data import Samples, is_image_folder, real_samples, to_model_range
 from ..hub import load_model
 from ..pipeline_loading import DDPMPaperPipeline
-from ..scheduler import paper_scheduler
+from ..scheduler import whole_process
 from .classes import ALL, chosen_classes, require_unlabelled, shown_classes
 from .shared_options import weights_options
 
@@ -51,7 +51,7 @@ def draw(args: argparse.Namespace) -> None:
 
 def progressive(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | list[Image.Image]:
     """x̂_0 after more and more reverse steps (Figs. 6, 14), one row per seed; of a .gif the frames."""
-    total = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+    total = whole_process(pipe).chain(args.steps).num_timesteps
     animated = Path(args.output).suffix.lower() == ".gif"
     count = NUM_FRAMES if animated else 10
     numbers = sorted({max(1, total * i // count) for i in range(count + 1)})
@@ -78,7 +78,7 @@ def classes(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image | 
     labels = chosen_classes(pipe, args.classes or [ALL])
     options = {"seeds": args.seeds, "guidance_scale": args.guidance_scale, "num_inference_steps": args.steps}
     if Path(args.output).suffix.lower() == ".gif":
-        total = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+        total = whole_process(pipe).chain(args.steps).num_timesteps
         frames = figures.process_by_class(pipe, labels, num_frames=NUM_FRAMES, **options)
         return [_frame(x_t, f"{number} of {total} steps") for number, x_t in frames]
     return _grid(figures.by_class(pipe, labels, **options), shown_classes(pipe, labels), _seed_labels(args.seeds))
@@ -104,13 +104,13 @@ def guidance(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
 def interpolate(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.Image:
     """Interpolations of two real images at t (Fig. 8), one row per seed."""
     sources = _sources(args, pipe)
-    total = paper_scheduler(pipe.scheduler).diffusion.num_timesteps
+    total = whole_process(pipe).diffusion.num_timesteps
     if args.timestep is not None and not 0 <= args.timestep < total:
         raise ValueError(f"--timestep {args.timestep} must lie in [0, {total})")
     fraction = 0.5 if args.timestep is None else (args.timestep + 1) / total
     (timestep,) = figures.chain_timesteps(pipe, (fraction,), num_inference_steps=args.steps)
     if args.timestep not in (None, timestep):
-        steps = paper_scheduler(pipe.scheduler).chain(args.steps).num_timesteps
+        steps = whole_process(pipe).chain(args.steps).num_timesteps
         print(f"--timestep {args.timestep} is not one of this chain's {steps}; {timestep}, the nearest, is taken")
     images = figures.interpolation(
         pipe,
@@ -157,7 +157,7 @@ def rate_distortion(args: argparse.Namespace, pipe: DDPMPaperPipeline) -> Image.
         pipe.scheduler,
         to_model_range(images, samples.num_levels),
         seed=args.seed,
-        clip_denoised=paper_scheduler(pipe.scheduler).clip_denoised(),
+        clip_denoised=whole_process(pipe).clip_denoised(),
         num_levels=samples.num_levels,
         num_inference_steps=args.steps,
         progress=True,

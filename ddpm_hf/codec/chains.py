@@ -12,7 +12,7 @@ from torch import Tensor
 from ..data import to_model_range
 from ..likelihood import BoundTerms, bits_per_dim
 from ..pipeline_loading import DDPMPaperPipeline
-from ..scheduler import DDPMPaperScheduler, paper_scheduler
+from ..scheduler import DDPMPaperScheduler, whole_process
 from ..short_chains import shortened
 
 
@@ -53,7 +53,7 @@ def bound(
 
 def coding_scheduler(pipe: DDPMPaperPipeline, chain: Mapping[str, Any] | None) -> DDPMPaperScheduler:
     """The pipeline's scheduler, with the timesteps and variances of `chain` where there is one."""
-    scheduler = paper_scheduler(pipe.scheduler)
+    scheduler = whole_process(pipe)
     if chain is None:
         return scheduler
     short: Any = DDPMPaperScheduler.from_config(scheduler.config, variance_type="fitted", **chain)

@@ -14,6 +14,7 @@ from ..scheduler import paper_scheduler
 
 DIGITS_LEVELS = 17
 ANY_CLASS = "any"
+FIRST_STEPS = 100
 
 
 class Model(NamedTuple):
@@ -40,8 +41,8 @@ class Model(NamedTuple):
 
     @property
     def default_steps(self) -> int:
-        """The number of reverse steps of its own chain."""
-        return self.process.chain().num_timesteps
+        """What a network was distilled for, else its chain's steps, at most 100: more take a minute."""
+        return self.pipe.config.get("num_inference_steps") or min(self.process.chain().num_timesteps, FIRST_STEPS)
 
     @property
     def classes(self) -> dict[str, int | None]:

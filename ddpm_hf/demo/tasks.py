@@ -24,6 +24,7 @@ from ..likelihood import bits_per_dim, subset_edges
 from ..pipeline_ddpm_paper import seeded_generators
 from ..pipeline_loading import DDPMPaperPipeline
 from ..sampling import reverse_process
+from ..scheduler import whole_process
 from .models import Model
 
 MAX_FILE_BYTES = 20 * 2**20
@@ -187,7 +188,7 @@ def bound(model: Model, levels: Tensor, *, one_in: int, seed: int, report: Repor
 
     The image is as `fitted` returns it. Raises ValueError.
     """
-    scheduler = model.process
+    scheduler = whole_process(model.pipe)
     total = scheduler.chain().num_timesteps
     count = min(total, 1 + max(1, total // one_in))
     batch_size = max(1, min(64, count // 20))  # small enough for the work to be watched

@@ -27,6 +27,20 @@ def paper_scheduler(scheduler: Any) -> Any:
     return DDPMPaperScheduler.from_config(scheduler.config)
 
 
+def whole_process(pipe: Any) -> Any:
+    """The pipeline's scheduler as one of ours, for what asks its network at timesteps of our choice.
+
+    Raises ValueError for a distilled network, which knows only those of its own few steps.
+    """
+    steps = pipe.config.get("num_inference_steps")
+    if steps is not None and not hasattr(pipe.scheduler, "diffusion"):
+        raise ValueError(
+            f"this model was distilled for the timesteps of {steps} steps, and knows no others; take the one that it "
+            "was distilled from"
+        )
+    return paper_scheduler(pipe.scheduler)
+
+
 def alphas_cumprod_at(diffusion: GaussianDiffusion, t: Tensor | float) -> Tensor:
     """ᾱ(t) for real t in [0, T − 1], 0-based: float64 of t's shape, on the CPU; at integers the table's bits.
 

@@ -11,6 +11,7 @@ from ddpm_hf.demo.models import Model
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "model_cards" / "ddpm-digits"
 LABELLED = ROOT / "model_cards" / "ddpm-digits-labels"
+FOUR_STEPS = ROOT / "model_cards" / "ddpm-digits-4steps"
 
 
 def ignored(done: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from small_models import DIGITS, ignored, saved, some_levels
+from small_models import DIGITS, FOUR_STEPS, ignored, saved, some_levels
 
 from ddpm_hf import DDPMPaperPipeline, figures
 from ddpm_hf.cli import main
@@ -41,6 +41,22 @@ def test_models_are_named_by_their_folders_and_know_levels(checkpoints):
     assert [model.num_levels for model in models.values()] == [256, 17]
     assert [model.num_timesteps for model in models.values()] == [10, 1000]
     assert {type(model.pipe.unet).__name__ for model in models.values()} == {"FastUNet"}
+
+
+def test_a_distilled_model_is_sampled_in_its_steps_and_asked_nothing_else():
+    model = load([str(FOUR_STEPS)], "cpu", fast=False)["ddpm-digits-4steps"]
+    assert model.default_steps == 4 and load([str(DIGITS)], "cpu")["ddpm-digits"].default_steps == 100
+    drawn = model.pipe(seeds=range(2), output_type="latent").images
+    shown = demo_tasks.sample(model, seeds=range(2), steps=4, scheduler=None, report=ignored)
+    assert same(shown.grid, demo_tasks._grid(figures.unit_range(drawn), min_side=96, side=384))
+    levels = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    for ask in (
+        lambda: demo_tasks.interpolate(model, ends=(0, 1), t=500, steps=4, noise_seed=2, report=ignored),
+        lambda: demo_tasks.noise_and_back(model, levels, t=500, steps=4, seeds=[0], report=ignored),
+        lambda: demo_tasks.bound(model, levels, one_in=10, seed=0, report=ignored),
+    ):
+        with pytest.raises(ValueError, match="distilled for the timesteps of 4 steps"):
+            ask()
 
 
 @pytest.mark.parametrize(("options", "levels"), [("dataset_name: digits", 17), ("dataset_name: null", 256)])
