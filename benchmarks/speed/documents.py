@@ -31,11 +31,12 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "cases": case_tables.table,
     "distilled": distilled_tables.table,
     "flow": flow_tables.table,
+    "evaluation": fashion_tables.bits_table,  # of `ddpm-hf evaluate`, whose files name no kind
 }
 
 
 def table_of(results: dict[str, Any], only: str | None = None) -> str:
-    return TABLES[results["kind"]](results, only)
+    return TABLES[results.get("kind", "evaluation")](results, only)
 
 
 def with_tables(text: str, root: Path = ROOT) -> str:

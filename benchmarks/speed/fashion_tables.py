@@ -1,4 +1,4 @@
-"""The tables and the plot of fashion_quality.py and head_to_head.py, from their results alone."""
+"""The tables and the plot of fashion_quality.py, head_to_head.py and `ddpm-hf evaluate`, from their results alone."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +37,18 @@ def quality_table(results: Mapping[str, Any], only: str | None = None) -> str:
     table = markdown(("scheduler", "steps", "guidance", "pictures", *names), lines)
     right = " and ".join(f"{accuracy:.1%}" for accuracy in results["accuracy"].values())
     return f"{table}\n\n(The classifiers are right about {right} of the test images; {origin(dict(results))})"
+
+
+def bits_table(results: Mapping[str, Any], only: str | None = None) -> str:
+    """The bounds of an evaluation.json in their parts."""
+    rows = []
+    for found in results["results"]:
+        parts = [f"{found['parts'][f'{part}_bpd']:.4f}" for part in ("prior", "kl", "decoder")]
+        measured = f"{found['value']:.4f} ± {found['spread']:.4f}"
+        rows.append([found["name"], f"{found['model']['num_inference_steps']:,}", measured, *parts])
+    protocol, data = results["results"][0]["protocol"], results["results"][0]["data"]
+    header = ("", "steps", "bits/dim, at most", "prior", "reverse steps", "decoder")
+    return f"{markdown(header, rows)}\n\n({protocol['num_images']:,} images of {data['name']}, {data['split']}.)"
 
 
 def head_to_head_table(results: Mapping[str, Any], only: str | None = None) -> str:

@@ -241,7 +241,7 @@ def test_errors_beside_the_papers_code_are_those_of_their_command():
     for page, pattern, errors in (
         ("docs/results.md", r"one reverse step, [^|]+ \| (\S+) off \| (\S+) in stock", (ours, stock)),
         ("docs/results.md", r"the UNet, beside [^|]+ \| (\S+) off", (measure["error_of_unet"](golden),)),
-        ("README.md", r"off by up to (\S+) \| float64 tables: (\S+) from", (stock, ours)),
+        ("docs/comparison.md", r"off by up to (\S+) \| float64 tables: (\S+) from", (stock, ours)),
     ):
         (written,) = re.findall(pattern, PAGES[page])
         written = [written] if isinstance(written, str) else written

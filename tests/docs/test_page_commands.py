@@ -152,6 +152,8 @@ NOT_RUN = {
         "minutes; tests/repository/test_benchmarks.py runs their parts"
     ),
     r"benchmarks/distilled\.py(?! --table)": "an hour; tests/repository/test_distilled.py runs its parts",
+    r"benchmarks/fashion_quality\.py(?! --table)": "minutes; tests/repository/test_fashion_quality.py runs its parts",
+    r"benchmarks/head_to_head\.py": "two hours; tests/repository/test_fashion_quality.py runs its parts",
     r"benchmarks/labels_quality\.py": "minutes; tests/repository/test_labels_quality.py runs its parts",
     r"benchmarks/decoding\.py(?! --table)": "half an hour",
     r"benchmarks/hard_inputs\.py": "minutes; tests/repository/test_hard_inputs.py runs some kinds",

@@ -19,6 +19,7 @@ RUN_ELSEWHERE = {
     "model_cards/ddpm-digits/README.md",
     "model_cards/ddpm-digits-4steps/README.md",
     "model_cards/ddpm-digits-labels/README.md",  # tests/hub/test_card.py runs such lines
+    "model_cards/ddpm-fashion/README.md",
 }
 SNIPPET = re.compile(r"^(<!-- not run: \S[^\n]* -->\n)?```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SNIPPETS = {
@@ -27,8 +28,9 @@ SNIPPETS = {
 TO_RUN = [name for name, found in SNIPPETS.items() if name not in RUN_ELSEWHERE and not all(mark for mark, _ in found)]
 # What a snippet shows 16 times, the fast test sees once.
 SHORTER = {
-    "README.md": {"range(16)": "range(1)", "range(300)": "range(2)"},
+    "README.md": {"num_inference_steps=100": "num_inference_steps=4", "range(300)": "range(2)"},
     "docs/evaluation.md": {"range(4)": "range(1)"},
+    "docs/fashion.md": {"num_inference_steps=100": "num_inference_steps=4"},
     "docs/sampling.md": {
         "range(16)).images": "range(1)).images",
         "(99, 199, 299, 499)": "(9,)",
