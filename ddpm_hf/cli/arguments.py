@@ -45,7 +45,7 @@ SCHEDULERS = {
 }
 BATCHES = (1, 2, 63, 64, 140)  # of `export`: networks with a special case tend to have it at 1 or at 64
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-DEFAULT_CHECKPOINT = Path("model_cards") / "ddpm-digits"  # of `demo`
+DEFAULT_CHECKPOINTS = tuple(Path("model_cards") / name for name in ("ddpm-fashion", "ddpm-digits"))  # of `demo`
 
 
 def build_parser() -> Parser:
@@ -307,7 +307,7 @@ def demo(command: Parser) -> None:
         nargs="*",
         metavar="CHECKPOINT",
         help="training runs, pipelines' folders, or repositories on the Hub, to choose from in the page; default: "
-        f"{DEFAULT_CHECKPOINT} of the source",
+        f"{' and '.join(map(str, DEFAULT_CHECKPOINTS))} of the source",
     )
     add_weights(command)
     command.add_argument(

@@ -1,9 +1,10 @@
 """The subcommand `ddpm-hf demo`: a page to look at checkpoints with, served here or written as a Space."""
 
 import argparse
+from pathlib import Path
 
 from ..demo import load, write_space
-from .arguments import DEFAULT_CHECKPOINT, SCHEDULERS, parse_seeds
+from .arguments import DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
 from .checks import check_new_folder
 from .shared_options import weights_options
 
@@ -14,10 +15,10 @@ def demo(args: argparse.Namespace) -> None:
         from ..demo import Page, launch
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'ddpm_hf[demo]'") from None
-    checkpoints = args.checkpoints or [str(DEFAULT_CHECKPOINT)]
-    if not args.checkpoints and not DEFAULT_CHECKPOINT.is_dir():
+    checkpoints = args.checkpoints or [str(folder) for folder in DEFAULT_CHECKPOINTS]
+    if missing := [name for name in checkpoints if not (args.checkpoints or Path(name).is_dir())]:
         raise ValueError(
-            f"there is no {DEFAULT_CHECKPOINT} here; name a training run, a pipeline's folder or a repository on the "
+            f"there is no {missing[0]} here; name a training run, a pipeline's folder or a repository on the "
             "Hub: ddpm-hf demo CHECKPOINT"
         )
     if args.space is not None:

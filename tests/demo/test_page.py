@@ -174,7 +174,7 @@ def refused(*arguments: str) -> str:
 def test_refused_commands(checkpoints, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     grey = str(checkpoints / "grey")
-    assert "there is no model_cards/ddpm-digits here; name a training run" in refused()
+    assert "there is no model_cards/ddpm-fashion here; name a training run" in refused()
     assert "draws points" in refused(str(checkpoints / "points"))
     assert "--port 0 must lie in [1, 65535]" in refused(grey, "--port", "0")
     assert "--max_seconds 0 must be above 0" in refused(grey, "--max_seconds", "0")
