@@ -72,10 +72,11 @@ def differences(rows: Sequence[Mapping[str, float]], others: Sequence[Mapping[st
     return {name: mean_of([a[name] - b[name] for a, b in zip(rows, others, strict=True)]) for name in rows[0]}
 
 
-def seed_ranges(num_ranges: int = NUM_RANGES, num_samples: int = NUM_SAMPLES) -> list[range]:
+def seed_ranges(num_ranges: int = NUM_RANGES, num_samples: int = NUM_SAMPLES, first: int = 1) -> list[range]:
+    """Ranges number `first` and on: the second begins at 20000."""
     if not 1 <= num_samples <= RANGE_STEP:
         raise ValueError(f"num_samples={num_samples} must lie in [1, {RANGE_STEP}], so that no two ranges overlap")
-    return [range(first, first + num_samples) for first in RANGE_STEP * np.arange(1, num_ranges + 1)]
+    return [range(at, at + num_samples) for at in RANGE_STEP * np.arange(first, first + num_ranges)]
 
 
 def drawn(pipe: DDPMPaperPipeline, seeds: range, steps: int | None, **options: Any) -> np.ndarray:
@@ -170,6 +171,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("checkpoint")
     parser.add_argument("--steps", type=int, help="reverse steps; default: all")
     parser.add_argument("--ranges", type=int, default=NUM_RANGES, help="of seeds; default: %(default)s")
+    parser.add_argument(
+        "--first", type=int, default=1, help="number of the first range; default: 1, seeds 10000 and on"
+    )
     parser.add_argument("--num_samples", type=int, default=NUM_SAMPLES, help="of a range; default: %(default)s")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a mean misses its bound")
     args = parser.parse_args(argv)
@@ -179,7 +183,7 @@ def main(argv: Sequence[str]) -> int:
     pipe = speed_up(pipe)
     pipe.set_progress_bar_config(disable=True)
     rows = []
-    for seeds in seed_ranges(args.ranges, args.num_samples):
+    for seeds in seed_ranges(args.ranges, args.num_samples, args.first):
         rows.append(quality(drawn(pipe, seeds, args.steps)))
         values = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
         print(f"seeds {seeds[0]} to {seeds[-1]}: {values}", flush=True)
