@@ -237,15 +237,18 @@ def _training_rows(
 
 
 def _results_of(run: Path, model: Path) -> list[dict[str, Any]]:
-    """The results that were measured with the weights in `model`; those of raw or earlier weights are left out."""
+    """The results that were measured with the weights in `model`; those of raw or earlier weights are left out.
+
+    Weights that are stored in half precision are loaded in float32, and measured so.
+    """
     results = read_results(run / RESULTS)
     if not results:
         return []
     state: dict[str, Any] = {}
     for path in (model / "unet").glob("diffusion_pytorch_model*.safetensors"):
         state |= load_file(path)
-    own = weights_sha256(state)
-    kept = [result for result in results if result["model"]["weights_sha256"] == own]
+    own = {weights_sha256(state), weights_sha256({name: tensor.float() for name, tensor in state.items()})}
+    kept = [result for result in results if result["model"]["weights_sha256"] in own]
     if len(kept) < len(results):
         logger.warning("%s: %d results of other weights are left out", run / RESULTS, len(results) - len(kept))
     return kept

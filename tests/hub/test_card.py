@@ -40,6 +40,15 @@ def test_results_of_other_weights_are_not_in_the_card(tiny_unet, tiny_scheduler,
     assert "2 results of other weights are left out" in caplog.text
 
 
+def test_results_of_weights_stored_in_half_precision_are_in_the_card(tiny_unet, tiny_scheduler, tmp_path, caplog):
+    """They are loaded, and so measured, in float32."""
+    write_run(tmp_path, tiny_unet().half(), tiny_scheduler())
+    write_results(tmp_path / "evaluation.json", measured_on(DDPMPaperPipeline.from_pretrained(tmp_path).unet)[:1])
+    card: Any = ModelCard(model_card(tmp_path, tmp_path, "tester/x"))
+    assert [found.metric_name for found in card.data.eval_results] == ["bits/dim"]
+    assert "are left out" not in caplog.text
+
+
 def markup(text: str) -> str:
     """What could be Markdown, HTML, YAML or Jinja in the text, in order; character references are text."""
     return re.sub(r"[\w\s\-/,×+()'.]", "", re.sub(r"&#\d+;", "", text))
