@@ -94,7 +94,8 @@ def save_animation(path: str | os.PathLike[str], frames: Sequence[Image.Image]) 
     if not frames:
         raise ValueError("an animation needs at least one frame")
     durations = [80] * (len(frames) - 1) + [2000]  # in milliseconds
-    coarse = [frame.point(lambda level: level // 16 * 17) for frame in frames[:-1]]  # white stays white
+    levels = [level // 16 * 17 for level in range(256)]  # white stays white
+    coarse = [frame.point(levels * len(frame.getbands())) for frame in frames[:-1]]
     first, *others = [*coarse, frames[-1]]
     first.save(path, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
