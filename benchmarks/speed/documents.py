@@ -1,4 +1,4 @@
-"""Tables of results that stand in the documents, between two comments that name their file."""
+"""Tables of results that stand in the documents, the cards among them, between two comments that name their file."""
 
 import re
 import sys
@@ -62,7 +62,7 @@ def show(path: Path) -> int:
 
 
 def documents(root: Path = ROOT) -> Iterator[Path]:
-    for path in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+    for path in (root / "README.md", *sorted(root.glob("docs/*.md")), *sorted(root.glob("model_cards/*/README.md"))):
         if path.exists() and BLOCK.search(path.read_text(encoding="utf-8")):
             yield path
 

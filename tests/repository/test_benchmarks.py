@@ -623,6 +623,14 @@ def test_documents_are_filled_from_results(results, tmp_path):
     assert documents.rewrite_documents(tmp_path) == []
 
 
+def test_no_document_and_no_card_lags_behind_its_results():
+    pages = list(documents.documents())
+    assert {ROOT / "docs" / "fashion.md", ROOT / "model_cards" / "ddpm-fashion" / "README.md"} <= {*pages}
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert documents.with_tables(text) == text, page
+
+
 @pytest.mark.parametrize("name", ["speed.md", "scaling.md", "cases.md", "distillation.md"])
 def test_the_tables_in_the_documents_are_those_of_the_results(name):
     text = (ROOT / "docs" / name).read_text(encoding="utf-8")
