@@ -4,7 +4,6 @@ What may leave the machine is decided in one place, `UPLOADED` in uploaded.py. T
 huggingface_hub, from `hf auth login` or HF_TOKEN; nothing here takes, prints or stores it.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +12,14 @@ from typing import Any
 import yaml
 from huggingface_hub import CommitOperationAdd, HfApi
 
-from ..pipeline_ddpm_paper import read_config
+from ..pipeline_ddpm_paper import without_origin
 from ..pipeline_loading import PLAIN_CARD
 from ..runs import check_names as check_names, model_folder, public_options, read_options
 from .card import model_card
 from .retries import PublishError, cause, failures_in_one_line, limited_requests
 from .uploaded import files_to_upload
 
+CONFIGURATIONS = {"model_index.json", "unet/config.json", "scheduler/scheduler_config.json"}
 logger = logging.getLogger(__name__)
 
 MODEL_PARTS = ("model_index.json", "pipeline.py", "unet/", "scheduler/")
@@ -92,8 +92,8 @@ def _contents(run: Path, model: Path) -> dict[str, Any]:
     contents |= {name: path for name, path in files_to_upload(model).items() if name.startswith(MODEL_PARTS)}
     if not any(name.endswith(".safetensors") for name in contents):
         raise PublishError(f"{model} has no weights in safetensors")
-    if network := contents.get("unet/config.json"):
-        contents["unet/config.json"] = json.dumps(read_config(network), indent=2).encode()
+    for name in contents.keys() & CONFIGURATIONS:
+        contents[name] = without_origin(contents[name])
     if "options.yaml" in contents:
         options = public_options(read_options(contents["options.yaml"]))
         contents["options.yaml"] = yaml.safe_dump(options, sort_keys=False, allow_unicode=True).encode()

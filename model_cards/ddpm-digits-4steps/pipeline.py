@@ -442,6 +442,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """As in diffusers (which calls it last in `save_pretrained`, before an upload), and the code beside it."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory)
+        for file in (folder / self.config_name, folder / "unet" / "config.json"):
+            if file.is_file():  # the network's is not where the index alone is saved
+                file.write_bytes(without_origin(file))
         card = folder / "README.md"
         self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
         if type(self).__name__ != "DDPMPaperPipeline":
@@ -451,18 +454,14 @@ class DDPMPaperPipeline(DiffusionPipeline):
         for name, owner in owners.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inspect.getfile(owner), folder / name)
-        index = read_config(folder / self.config_name)
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
         index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
         for name in ("unet", "scheduler"):
             library, class_name = index[name]
             index[name][0] = CARRIED.get(class_name, library)
         if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
             index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
-        changed = {folder / self.config_name: index}
-        if (network := folder / "unet" / "config.json").is_file():  # not where the index alone is saved
-            changed[network] = read_config(network)
-        for file, config in changed.items():
-            file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
         """Upload `PIPELINE_FILES`, with the folder's own card; stock uploads all, `.env` and optimizers too.
@@ -580,9 +579,13 @@ def _with_code(network: type, folder: Path) -> list[str]:
     return [stem, name]
 
 
-def read_config(file: Path) -> dict[str, Any]:
-    """A saved part's configuration, without the folder that it was loaded from, which is nobody else's business."""
-    return {k: v for k, v in json.loads(file.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
+def without_origin(file: Path) -> bytes:
+    """A saved configuration without the folder that its part was loaded from, which is nobody else's business."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    if "_name_or_path" not in config:
+        return file.read_bytes()
+    del config["_name_or_path"]
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def files_matching(patterns: Sequence[str], folder: str | Path) -> dict[str, Path]:

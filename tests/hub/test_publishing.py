@@ -342,16 +342,18 @@ def test_files_behind_symlinks_are_left_out(trained, tmp_path):
     assert set(files_to_upload(tmp_path / "run")) == set(files_to_upload(folder))
 
 
-def test_where_a_network_lay_is_not_uploaded(trained, tmp_path):
-    """Stock's save_pretrained writes it beside the network's configuration."""
+def test_where_a_model_lay_is_not_uploaded(trained, tmp_path):
+    """Stock's save_pretrained writes it into the index and the network's configuration."""
     _, folder, _ = trained
     for name in ("model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(folder / name, tmp_path / name)
-    config = json.loads((tmp_path / "unet" / "config.json").read_text())
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/ann/secret"}))
+    names = ("model_index.json", "unet/config.json")
+    configs = {name: json.loads((tmp_path / name).read_text()) for name in names}
+    for name, config in configs.items():
+        (tmp_path / name).write_text(json.dumps({**config, "_name_or_path": "/home/ann/secret"}))
     uploaded = publishing._contents(tmp_path, tmp_path)
-    assert json.loads(uploaded["unet/config.json"]) == config
+    assert {name: json.loads(uploaded[name]) for name in names} == configs
 
 
 def test_the_newest_good_checkpoint_is_the_model_of_a_run(trained, tmp_path):
