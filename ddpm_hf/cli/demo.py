@@ -1,12 +1,22 @@
 """The subcommand `ddpm-hf demo`: a page to look at checkpoints with, served here or written as a Space."""
 
 import argparse
-from pathlib import Path
 
 from ..demo import load, write_space
 from .arguments import DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
 from .checks import check_new_folder
 from .shared_options import weights_options
+
+
+def default_checkpoints() -> list[str]:
+    """Those that come with the repository. Raises ValueError elsewhere."""
+    for folder in DEFAULT_CHECKPOINTS:
+        if not folder.is_dir():
+            raise ValueError(
+                f"there is no {folder} here; name a training run, a pipeline's folder or a repository on the Hub: "
+                "ddpm-hf demo CHECKPOINT"
+            )
+    return [str(folder) for folder in DEFAULT_CHECKPOINTS]
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -15,12 +25,7 @@ def demo(args: argparse.Namespace) -> None:
         from ..demo import Page, launch
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed: pip install 'ddpm_hf[demo]'") from None
-    checkpoints = args.checkpoints or [str(folder) for folder in DEFAULT_CHECKPOINTS]
-    if missing := [name for name in checkpoints if not (args.checkpoints or Path(name).is_dir())]:
-        raise ValueError(
-            f"there is no {missing[0]} here; name a training run, a pipeline's folder or a repository on the "
-            "Hub: ddpm-hf demo CHECKPOINT"
-        )
+    checkpoints = args.checkpoints or default_checkpoints()
     if args.space is not None:
         check_new_folder(args.space)
         write_space(args.space, checkpoints)

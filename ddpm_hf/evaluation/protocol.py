@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .. import data  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
+from .. import data, scheduler  # lazily: the command line's parser reads METRICS, before numpy and torch are imported
 
 METRICS = ("bpd", "flow", "classify", "fid", "is", "kid", "fd_dinov2")
 OF_IMAGES = ("bpd", "flow", "classify")  # and no samples
@@ -92,8 +92,8 @@ class Protocol:
 
         It knows only the timesteps of its few steps, and the bound asks the network at all of them.
         """
-        stated = pipe.config.get("num_inference_steps")
-        if stated is None or hasattr(pipe.scheduler, "diffusion"):
+        stated = scheduler.distilled_steps(pipe)
+        if stated is None:
             return self
         if asked := [metric for metric in self.metrics if metric in OF_IMAGES]:
             raise ValueError(

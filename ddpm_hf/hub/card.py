@@ -239,7 +239,7 @@ def _training_rows(
 def _results_of(run: Path, model: Path) -> list[dict[str, Any]]:
     """The results that were measured with the weights in `model`; those of raw or earlier weights are left out.
 
-    Weights that are stored in half precision are loaded in float32, and measured so.
+    However weights are stored, they are loaded in float32, and measured so.
     """
     results = read_results(run / RESULTS)
     if not results:
@@ -247,8 +247,8 @@ def _results_of(run: Path, model: Path) -> list[dict[str, Any]]:
     state: dict[str, Any] = {}
     for path in (model / "unet").glob("diffusion_pytorch_model*.safetensors"):
         state |= load_file(path)
-    own = {weights_sha256(state), weights_sha256({name: tensor.float() for name, tensor in state.items()})}
-    kept = [result for result in results if result["model"]["weights_sha256"] in own]
+    own = weights_sha256({name: t.float() if t.is_floating_point() else t for name, t in state.items()})
+    kept = [result for result in results if result["model"]["weights_sha256"] == own]
     if len(kept) < len(results):
         logger.warning("%s: %d results of other weights are left out", run / RESULTS, len(results) - len(kept))
     return kept

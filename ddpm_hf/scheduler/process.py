@@ -27,13 +27,17 @@ def paper_scheduler(scheduler: Any) -> Any:
     return DDPMPaperScheduler.from_config(scheduler.config)
 
 
+def distilled_steps(pipe: Any) -> int | None:
+    """For how many steps the pipeline's network was distilled, so that it knows their timesteps alone; None if not."""
+    return None if hasattr(pipe.scheduler, "diffusion") else pipe.config.get("num_inference_steps")
+
+
 def whole_process(pipe: Any) -> Any:
     """The pipeline's scheduler as one of ours, for what asks its network at timesteps of our choice.
 
     Raises ValueError for a distilled network, which knows only those of its own few steps.
     """
-    steps = pipe.config.get("num_inference_steps")
-    if steps is not None and not hasattr(pipe.scheduler, "diffusion"):
+    if (steps := distilled_steps(pipe)) is not None:
         raise ValueError(
             f"this model was distilled for the timesteps of {steps} steps, and knows no others; take the one that it "
             "was distilled from"

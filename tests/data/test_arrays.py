@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from ddpm_hf.data import load_samples, sources as sources_module
+from ddpm_hf.data.arrays import FASHION_FOLDERS
 
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN = Path(FASHION_FOLDERS[1])
 
 
 def pixels(*shape: int, dtype: type = np.uint8) -> np.ndarray:

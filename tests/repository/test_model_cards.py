@@ -13,6 +13,7 @@ from sklearn.svm import SVC
 
 from ddpm_hf import DDPMPaperPipeline
 from ddpm_hf.data import load_samples, to_model_range
+from ddpm_hf.data.arrays import FASHION_FOLDERS
 from ddpm_hf.likelihood import bits_per_dim
 from ddpm_hf.runs import read_results, weights_sha256
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1].parent
 DIGITS = ROOT / "model_cards" / "ddpm-digits"
 LABELLED = ROOT / "model_cards" / "ddpm-digits-labels"
 FOUR_STEPS = ROOT / "model_cards" / "ddpm-digits-4steps"
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+DEBIAN = Path(FASHION_FOLDERS[1])
 FASHION = ROOT / "model_cards" / "ddpm-fashion"
 CARDS = [DIGITS, LABELLED, FOUR_STEPS, FASHION]
 
