@@ -34,6 +34,7 @@ from .shared_options import (
 SCHEDULERS = {
     "ddpm": None,  # the checkpoint's own
     "ddim": "DDIMScheduler",
+    "ddim_clipped": "DDIMScheduler",
     "deis": "DEISMultistepScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -43,6 +44,7 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+CLIPPED_OUTPUT = ("ddim_clipped",)  # of these, those with `use_clipped_model_output`
 BATCHES = (1, 2, 63, 64, 140)  # of `export`: networks with a special case tend to have it at 1 or at 64
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DEFAULT_CHECKPOINTS = tuple(Path("model_cards") / name for name in ("ddpm-fashion", "ddpm-digits"))  # of `demo`

@@ -30,7 +30,7 @@ from ..pictures import image_grid, point_density
 from ..runs import RESULTS, read_results, shown_value, write_results
 from ..scheduler import paper_scheduler
 from ..short_chains import shortened
-from .arguments import SCHEDULERS
+from .arguments import CLIPPED_OUTPUT, SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
@@ -75,6 +75,7 @@ def sample(args: argparse.Namespace) -> None:
             class_labels=labels and labels[part],
             guidance_scale=args.guidance_scale,
             num_inference_steps=args.steps,
+            use_clipped_model_output=args.scheduler in CLIPPED_OUTPUT,
             output_type="np",
             return_dict=False,
         )

@@ -1,9 +1,10 @@
 """The subcommand `ddpm-hf demo`: a page to look at checkpoints with, served here or written as a Space."""
 
 import argparse
+from typing import Any
 
 from ..demo import load, write_space
-from .arguments import DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
+from .arguments import CLIPPED_OUTPUT, DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
 from .checks import check_new_folder
 from .shared_options import weights_options
 
@@ -36,7 +37,8 @@ def demo(args: argparse.Namespace) -> None:
     if not args.max_seconds > 0:
         raise ValueError(f"--max_seconds {args.max_seconds:g} must be above 0")
     models = load(checkpoints, args.device, **weights_options(args))
-    page = Page(models, parse_seeds=parse_seeds, schedulers=SCHEDULERS, max_seconds=args.max_seconds).build()
+    options: Any = {"schedulers": SCHEDULERS, "clipped_output": CLIPPED_OUTPUT, "max_seconds": args.max_seconds}
+    page = Page(models, parse_seeds=parse_seeds, **options).build()
     url = launch(page, host=args.host, port=args.port)
     print(f"{', '.join(models)} on {url} until Ctrl-C", flush=True)
     page.block_thread()

@@ -168,9 +168,11 @@ class Page:
         *,
         parse_seeds: Callable[[str], list[int]],
         schedulers: Mapping[str, str | None],
+        clipped_output: Sequence[str] = (),
         max_seconds: float,
     ):
-        self.models, self.parse_seeds, self.schedulers, self.max_seconds = models, parse_seeds, schedulers, max_seconds
+        self.models, self.parse_seeds, self.max_seconds = models, parse_seeds, max_seconds
+        self.schedulers, self.clipped_output = schedulers, clipped_output
         self.running: dict[str | None, threading.Event] = {}  # by session: set to stop its work
         self.alone = threading.Lock()  # gradio starts the next work while a stopped one is still at its last step
         self._steps: list[Any] = []
@@ -367,6 +369,7 @@ class Page:
                 seeds=seeds_in(text, self.parse_seeds, MAX_SEEDS["samples"]),
                 steps=whole("Steps", steps, 1, model.num_timesteps),
                 scheduler=self.schedulers[scheduler],
+                use_clipped_model_output=scheduler in self.clipped_output,
                 label=chosen_class(model, label),
                 guidance=number("Guidance", scale, 0, MAX_GUIDANCE),
                 report=report,

@@ -222,6 +222,7 @@ class DDPMPaperPipeline(DiffusionPipeline):
         generator: Generators = None,
         num_inference_steps: int | None = None,
         eta: float | None = None,
+        use_clipped_model_output: bool = False,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -244,6 +245,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
             num_inference_steps: reverse steps, from 1 to the scheduler's training timesteps; by default the pipeline's
                 own number, else the scheduler's own `inference_timesteps`, else all.
             eta: η from 0 to 1, for a scheduler that has it, as DDIM's: 0 adds no noise, 1 as much as `fixed_small`.
+            use_clipped_model_output: whether a step of DDIM goes on with the ε that belongs to the clipped x̂_0, as the
+                paper's step does, or with the network's own. Stock's pipeline has it too; see docs/sampling.md.
             latents: x_T [B, *sample_shape], standard Gaussian, in place of the one drawn. Images may have another
                 height and width, where the network takes them.
             output_type: "pil"; "np" [B, H, W, C] or "pt" [B, C, H, W], both float32 in [0, 1]; "latent": x_0 as the
@@ -258,7 +261,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         _check(not unknown, f"callback_on_step_end_tensor_inputs has {unknown}; only 'latents' can be passed")
         called = callback_on_step_end is None or callable(callback_on_step_end)
         _check(called, f"callback_on_step_end={callback_on_step_end!r} must be a function")
-        device, scheduler = self._execution_device, self.own_scheduler(num_inference_steps, eta)
+        device = self._execution_device
+        scheduler = self.own_scheduler(num_inference_steps, eta, use_clipped_model_output)
         self._check_guidance(class_labels, guidance_scale)
         given = batch_size, class_labels, seeds, generator, latents
         batch_size, generator = self._check_inputs(*given, output_type)
@@ -322,10 +326,13 @@ class DDPMPaperPipeline(DiffusionPipeline):
 
     # ---- schedulers and sizes ---------------------------------------------------------------------------------------
 
-    def own_scheduler(self, num_inference_steps: int | None = None, eta: float | None = None) -> Any:
+    def own_scheduler(
+        self, num_inference_steps: int | None = None, eta: float | None = None, use_clipped_model_output: bool = False
+    ) -> Any:
         """The scheduler with so many steps, as a copy: solvers keep histories, which no other call may see.
 
-        `eta` goes to each step. Raises ValueError also where its ᾱ or σ are not those of the β in its configuration.
+        `eta` and `use_clipped_model_output` go to each step. Raises ValueError also where its ᾱ or σ are not those of
+        the β in its configuration.
         """
         steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
         steps = self.config.get("num_inference_steps") if steps is None else steps
@@ -340,10 +347,14 @@ class DDPMPaperPipeline(DiffusionPipeline):
             channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
             _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
             _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
-        if eta is not None:
-            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
-            _check(_takes(type(scheduler), "eta"), f"eta={eta!r}: {type(scheduler).__name__} has none; DDIM has")
-            scheduler.step = functools.partial(scheduler.step, eta=eta)
+        unset = eta is None or (is_finite_number(eta) and 0 <= eta <= 1)
+        _check(unset, f"eta={eta!r} must be a number from 0 to 1")
+        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output or None}
+        options = {name: value for name, value in options.items() if value is not None}
+        for name, value in options.items():
+            _check(_takes(type(scheduler), name), f"{name}={value!r}: {type(scheduler).__name__} has none; DDIM has")
+        if options:
+            scheduler.step = functools.partial(scheduler.step, **options)
         first, signal = int(scheduler.timesteps[0]), scheduler.alphas_cumprod
         if signal[first] > 0.05 > signal[-1]:
             _warn_once(f"the chain begins with noise at t = {first}, and x_t is {signal[first]:.0%} image there: set "

@@ -153,6 +153,10 @@ def test_scheduler_and_steps(images, tmp_path):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     expected = pipe(seeds=[0], num_inference_steps=5, output_type="np").images
     np.testing.assert_allclose(np.load(tmp_path / "ddim.npy"), expected, atol=1e-6)
+    main(["sample", images, "--scheduler", "ddim_clipped", "--steps", "5", "-o", str(tmp_path / "clipped.npy")])
+    clipped = pipe(seeds=[0], num_inference_steps=5, use_clipped_model_output=True, output_type="np").images
+    np.testing.assert_allclose(np.load(tmp_path / "clipped.npy"), clipped, atol=1e-6)
+    assert np.abs(clipped - expected).max() > 1e-3
     main(["sample", images, "--steps", "5", "-o", str(tmp_path / "ddpm.npy")])
     expected = sampled(images, [0], num_inference_steps=5)
     np.testing.assert_allclose(np.load(tmp_path / "ddpm.npy"), expected, atol=1e-6)

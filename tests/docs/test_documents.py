@@ -205,7 +205,7 @@ def test_the_schedulers_take_the_steps_of_the_table():
     rows = re.findall(
         r"^\| `(\w+)`.*? \| (?:`(\S+)`|–) \| (\S.*?) \| (\d+) to (\d+) \|$", PAGES["docs/sampling.md"], re.M
     )
-    assert len(rows) == 14
+    assert len(rows) == 15
     assert {option: name for name, option, *_ in rows if option and option != "ddpm"} == {
         option: name for option, name in SCHEDULERS.items() if name
     }

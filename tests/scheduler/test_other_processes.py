@@ -217,11 +217,26 @@ def test_eta_0_to_1_is_ddim_to_ours(tiny_mlp):
     assert torch.equal(ddim(**arguments).images, plain)  # a call's η is its own
 
 
+def test_ddim_with_the_clipped_output_is_ours_with_clipping(tiny_mlp):
+    """By default it keeps the ε from before x̂_0 was clipped, and draws other samples where the clip acts."""
+    network = tiny_mlp()
+    arguments = {"seeds": range(8), "num_inference_steps": 10, "output_type": "pt"}
+    ours = pipe_with(network, DDPMPaperScheduler(100, 1e-3, 0.2, clip_sample_range=0.3))
+    ddim = pipe_with(network, built("DDIMScheduler", ours.scheduler))
+    wanted, kept = ours(**arguments).images, ddim(**arguments, eta=1.0).images
+    found = ddim(**arguments, eta=1.0, use_clipped_model_output=True).images
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert (kept - wanted).abs().max() > 0.05
+    assert torch.equal(ddim(**arguments, eta=1.0, use_clipped_model_output=False).images, kept)
+
+
+@pytest.mark.parametrize("option", [{"eta": 0.0}, {"use_clipped_model_output": True}])
 @pytest.mark.parametrize("scheduler", [OURS, EulerDiscreteScheduler, DPMSolverMultistepScheduler, DDPMScheduler])
-def test_eta_elsewhere_is_refused(tiny_mlp, scheduler):
+def test_what_ddim_alone_has_is_refused_elsewhere(tiny_mlp, scheduler, option):
     scheduler = scheduler if scheduler is OURS else scheduler.from_config(OURS.config)
-    with pytest.raises(ValueError, match=f"eta=0.0: {type(scheduler).__name__} has none; DDIM has"):
-        pipe_with(tiny_mlp(), scheduler)(seeds=[0], eta=0.0, num_inference_steps=5, output_type="pt")
+    ((name, value),) = option.items()
+    with pytest.raises(ValueError, match=f"{name}={value}: {type(scheduler).__name__} has none; DDIM has"):
+        pipe_with(tiny_mlp(), scheduler)(seeds=[0], num_inference_steps=5, output_type="pt", **option)
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), True, "1"])
