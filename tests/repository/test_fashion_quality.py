@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import fashion_quality  # type: ignore  # noqa: E402
 import head_to_head  # type: ignore  # noqa: E402
 from fashion import measures  # type: ignore  # noqa: E402
-from head_to_head import OURS, STOCK, STOCK_BATCH, Training  # type: ignore  # noqa: E402
+from head_to_head import OURS, STOCK, STOCK_RATE, Training  # type: ignore  # noqa: E402
 from speed import fashion_tables  # type: ignore  # noqa: E402
 
 from ddpm_hf.runs import TrainingOptions, parse_options  # noqa: E402
@@ -101,11 +101,11 @@ def test_trainings_run_as_their_scripts_read_them(tmp_path, monkeypatch):
     assert len(commands) == 3 and Path(commands[0][0]) == ROOT / "training" / "train.py"
     options = parse_options(TrainingOptions, commands[0][1:])
     assert (options.seed, options.max_minutes, options.label_column) == (2, 5, None)
-    assert options.block_out_channels == [32, 64, 128] and options.global_batch_size == 64
-    (own,), (other,) = (Training(*each).commands(folder) for each in ((STOCK, 1), (STOCK_BATCH, 1, 4e-4)))
+    assert options.block_out_channels == [32, 64, 128] and options.global_batch_size == 16
+    (own,), (other,) = (Training(*each).commands(folder) for each in ((STOCK, 1), (STOCK_RATE, 1, 5e-4)))
     assert own[1:] == [str(folder), "--seed", "1", "--minutes", "5", "10", "15"]
-    assert other[-4:] == ["--batch", "64", "--learning_rate", "0.0004"]
-    names = {each.folder_name for each in (*head_to_head.first_trainings(), *head_to_head.all_trainings(4e-4))}
+    assert other[-4:] == ["--batch", "16", "--learning_rate", "0.0005"]
+    names = {each.folder_name for each in (*head_to_head.first_trainings(), *head_to_head.all_trainings(5e-4))}
     assert len(names) == 10  # three of each way, and the other learning rate's pilot
 
 
@@ -117,13 +117,13 @@ def results(ours: float, stock: float, batch: float) -> dict[str, Any]:
             "steps": [1000, 1001, 1002],
             "measures": {"Fréchet distance": [last * 15 / minutes, 0.1], "precision": [0.5, 0.01]},
         }
-        for way, last in ((OURS, ours), (STOCK, stock), (STOCK_BATCH, batch))
+        for way, last in ((OURS, ours), (STOCK, stock), (STOCK_RATE, batch))
         for minutes in (5, 10, 15)
     ]
     machine = {"cpu": "a CPU", "cores": 2, "capability": "AVX2", "gpu": None}
     about = {"machine": machine, "versions": {"torch": "2"}, "date_utc": "2026", "commit": "abc"}
     real = {"Fréchet distance": [1.0, 0.1], "precision": [0.9, 0.01]}
-    return {"rows": rows, "rate": 4e-4, "rates": [1e-4, 4e-4], "batch": 64, "real": real, "num_samples": 10, **about}
+    return {"rows": rows, "rate": 5e-4, "rates": [5e-4, 1e-3], "batch": 16, "real": real, "num_samples": 10, **about}
 
 
 def test_the_verdict_is_beside_the_better_stock_run(tmp_path):
