@@ -37,11 +37,14 @@ def table(results: Mapping[str, Any], only: str | None = None) -> str:
     lines = [[name, *(cell(name, num_steps) for num_steps in steps)] for name in names]
     distances = markdown(("Fréchet distance (sure)", *(f"{n} steps" for n in steps)), lines)
     reference = by_place[OURS, steps[-1]]
+    later_names = {name for each in results.get("later", []) for name in each["of"]}
     verdicts = []
     for name in names:
         row = allowed[name]
         if row is None:
             verdicts.append([name, "none of these", "–", "–"])
+        elif name in later_names:  # times of two runs are not to be compared
+            verdicts.append([name, str(row["steps"]), "–", "–"])
         else:
             saved = 1 - row["cpu_s_per_image"] / reference["cpu_s_per_image"]
             verdicts.append([name, str(row["steps"]), f"{row['cpu_s_per_image'] * 1e3:.3g} ms", f"{saved:.0%}"])
@@ -49,4 +52,6 @@ def table(results: Mapping[str, Any], only: str | None = None) -> str:
     real = f"{reference['frechet_distance_real']:.1f} ± {reference['frechet_distance_real_error']:.1f}"
     about = f"Real digits against other real digits: {real} ({reference['confident_real']:.0%}). Means over ranges of "
     about += f"{results['num_samples']} seeds ± standard error"
-    return f"{distances}\n\n{least}\n\n({about}; {origin(dict(results))})"
+    later = "; ".join(f"{', '.join(each['of'])}: {origin(each)}" for each in results.get("later", []))
+    later = f" Measured later: {later}." if later else ""
+    return f"{distances}\n\n{least}\n\n({about}; {origin(dict(results))}){later}"

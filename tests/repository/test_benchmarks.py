@@ -665,12 +665,21 @@ def test_the_least_number_of_steps_within_a_tenth(results):
     table = few_steps_tables.table({**results, "kind": "few steps", "num_samples": 256, "rows": rows})
     assert "| stock DDIM | 10 | 10 ms | 99% |" in table and "| stock X | none of these | – | – |" in table
     assert f"| {few_steps_tables.OURS} | 30.0 ± 0.5 (50%) | 9.0 ± 0.5 (50%) | 10.0 ± 0.5 (50%) |" in table
+    later = {
+        **results,
+        "kind": "few steps",
+        "num_samples": 256,
+        "rows": rows,
+        "later": [{**results, "of": ["stock DDIM"]}],
+    }
+    table = few_steps_tables.table(later)
+    assert "| stock DDIM | 10 | – | – |" in table and " Measured later: stock DDIM: " in table
 
 
 def test_the_schedulers_mean_our_process():
     """Each samples the digits' β, from our configuration, with one network."""
     pipes = few_steps.pipelines(few_steps.CHECKPOINT)
-    assert len(pipes) == 5
+    assert [*pipes] == [*few_steps.NAMES]
     alphas = pipes[few_steps_tables.OURS].scheduler.diffusion.alphas_cumprod
     for name in few_steps.STOCK:
         found = pipes[name].scheduler.alphas_cumprod.numpy()
