@@ -190,7 +190,7 @@ def test_sampling_and_the_slider_over_t(visit):
     assert len(set(seen)) == 26 and times == sorted(set(times), reverse=True) and times[-1] == 0
     assert len([url for url in page.requests[asked:] if not url.startswith("data:")]) == 0  # nothing was recomputed
     page.tab.get_by_role("combobox", name="Scheduler").click()
-    page.tab.get_by_role("option", name="ddim").click()
+    page.tab.get_by_role("option", name="ddim", exact=True).click()
     page.button("Draw samples").click()
     expect(page.figure("x_t at t = 0").get_by_role("img")).not_to_have_attribute("src", str(seen[-1]))
     page.number("Steps", 5)  # fewer moments: the slider ends earlier, and stays on the last
