@@ -122,6 +122,15 @@ def measure_all(
     return rows
 
 
+def renewed(old: dict[str, Any], new: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The old results with the new rows of these schedulers, and under `later` where these come from."""
+    rows = [*new["rows"], *(row for row in old["rows"] if row["scheduler"] not in names)]
+    kept = [{**each, "of": [name for name in each["of"] if name not in names]} for each in old.get("later", [])]
+    source = {name: value for name, value in new.items() if name not in ("kind", "num_samples", "rows")}
+    later = [*(each for each in kept if each["of"]), {**source, "of": [*names]}]
+    return {**old, "rows": sorted(rows, key=lambda row: NAMES.index(row["scheduler"])), "later": later}
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", default=CHECKPOINT, help="of the digits")
@@ -137,13 +146,9 @@ def main(argv: list[str]) -> int:
         return documents.show(args.table)
     torch.set_num_threads(1)
     results = {"kind": "few steps", "num_samples": args.num_samples, **report.surroundings()}
-    rows = measure_all(args.checkpoint, args.steps, args.num_samples, args.only)
+    results["rows"] = measure_all(args.checkpoint, args.steps, args.num_samples, args.only)
     if args.output and args.output.is_file() and tuple(args.only) != NAMES:
-        results = report.read_json(args.output)
-        later = {**report.surroundings(), "of": args.only}
-        results["later"] = [*results.get("later", []), later]
-        rows += [row for row in results["rows"] if row["scheduler"] not in args.only]
-    results["rows"] = sorted(rows, key=lambda row: NAMES.index(row["scheduler"]))
+        results = renewed(report.read_json(args.output), results, args.only)
     pair(results["rows"])
     if args.output:
         report.write_json(args.output, results)

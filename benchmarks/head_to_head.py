@@ -12,12 +12,12 @@ Fashion-MNIST without labels, a network of the same channels and layers (3.9 M p
   short a run: stock's batch, so that both see as many steps per image, and averages over fewer of them. They were
   chosen by the loss on 1,000 test images after five minutes of another seed, among four.
 
-Each run has one core for itself, and two runs of different ways go at the same time, so that what else the machine
-does slows both. Its clock starts with the first step: starting, saving and going on (ours is stopped by --max_minutes,
-and goes on exactly) are not counted. The averaged weights after 5, 10 and 15 minutes draw the same 500 seeds by
-DDIM in 25 steps, which clips x̂_0. (DPM-Solver++, which does not, draws noise from networks that know so little yet.)
-Measures are those of fashion_quality.py; ± is the standard error over three seeds of training. A run that was made
-already is not made again.
+Each run has one core for itself, and two go at the same time, ours beside stock's, so that what else the machine does
+slows both; those of the better rate go beside each other. Its clock starts with the first step: starting, saving and
+going on (ours is stopped by --max_minutes, and goes on exactly) are not counted. The averaged weights after 5, 10 and
+15 minutes draw the same 500 seeds by DDIM in 25 steps, which clips x̂_0. (DPM-Solver++, which does not, draws noise
+from networks that know so little yet.) Measures are those of fashion_quality.py; ± is the standard error over three
+seeds of training. A run that was made already is not made again.
 """
 
 import argparse

@@ -347,10 +347,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
             channels, wanted = self.unet.config.get("out_channels"), self.unet.config.in_channels * (1 + learned)
             _check(channels in (None, wanted), f"{name} needs {wanted} channels, and the network puts out {channels}")
             _set_timesteps(scheduler, total if steps is None else steps, self._execution_device)
-        unset = eta is None or (is_finite_number(eta) and 0 <= eta <= 1)
-        _check(unset, f"eta={eta!r} must be a number from 0 to 1")
-        options = {"eta": eta, "use_clipped_model_output": use_clipped_model_output or None}
-        options = {name: value for name, value in options.items() if value is not None}
+        options: dict[str, Any] = {"use_clipped_model_output": True} if use_clipped_model_output else {}
+        if eta is not None:
+            _check(is_finite_number(eta) and 0 <= eta <= 1, f"eta={eta!r} must be a number from 0 to 1")
+            options["eta"] = eta
         for name, value in options.items():
             _check(_takes(type(scheduler), name), f"{name}={value!r}: {type(scheduler).__name__} has none; DDIM has")
         if options:

@@ -676,6 +676,18 @@ def test_the_least_number_of_steps_within_a_tenth(results):
     assert "| stock DDIM | 10 | – | – |" in table and " Measured later: stock DDIM: " in table
 
 
+def test_renewed_rows_stand_in_place_of_the_old_with_their_source():
+    ours, ddim, clipped = few_steps_tables.OURS, few_steps.DDIM, few_steps.DDIM_CLIPPED
+    old = {"kind": "few steps", "commit": "a", "rows": [{"scheduler": ours, "v": 1}, {"scheduler": ddim, "v": 1}]}
+    new = {"kind": "few steps", "num_samples": 4, "commit": "b", "rows": [{"scheduler": clipped, "v": 2}]}
+    added = few_steps.renewed(old, new, [clipped])
+    assert [row["scheduler"] for row in added["rows"]] == [ours, ddim, clipped] and added["commit"] == "a"
+    both = {**new, "commit": "c", "rows": [{"scheduler": name, "v": 3} for name in (clipped, ddim)]}
+    again = few_steps.renewed(added, both, [ddim, clipped])
+    assert [(row["scheduler"], row["v"]) for row in again["rows"]] == [(ours, 1), (ddim, 3), (clipped, 3)]
+    assert again["later"] == [{"commit": "c", "of": [ddim, clipped]}]  # the older source is of no row any more
+
+
 def test_the_schedulers_mean_our_process():
     """Each samples the digits' β, from our configuration, with one network."""
     pipes = few_steps.pipelines(few_steps.CHECKPOINT)
