@@ -1,6 +1,6 @@
 """What users do that once went wrong, in a tree of f8006bc and in this one: what comes of it, and whether it is right.
 
-    python benchmarks/cases.py --against f8006bc --output benchmarks/results/cases.json    # a quarter of an hour
+    python benchmarks/cases.py --against f8006bc --output benchmarks/results/cases.json    # some minutes
     python benchmarks/cases.py --only fp16-alone two-threads                     # some, in this tree alone
     python benchmarks/cases.py --table benchmarks/results/cases.json             # print the table, renew the docs
 
