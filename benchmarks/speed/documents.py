@@ -14,6 +14,7 @@ from . import (
     fashion_tables,
     few_steps_tables,
     flow_tables,
+    memorised_tables,
     scheduler_tables,
 )
 from .networks import ROOT
@@ -31,6 +32,7 @@ TABLES: dict[str, Callable[[dict[str, Any], str | None], str]] = {  # by the `ki
     "cases": case_tables.table,
     "distilled": distilled_tables.table,
     "flow": flow_tables.table,
+    "memorised": memorised_tables.table,
     "evaluation": fashion_tables.bits_table,  # of `ddpm-hf evaluate`, whose files name no kind
 }
 
