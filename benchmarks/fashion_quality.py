@@ -38,18 +38,12 @@ from fashion.measures import distance_by_size, quality, real_quality
 from speed import documents, report
 
 from ddpm_hf import DDPMPaperPipeline
+from ddpm_hf.cli.arguments import SCHEDULERS
 from ddpm_hf.data import default_cache_dir
 from ddpm_hf.inference import can_speed_up, speed_up
 from ddpm_hf.runs import weights_sha256
 
 NUM_SAMPLES, BATCH, SIZES = 500, 50, (250, 500, 1000, 2000, 5000)
-SCHEDULERS = {
-    "paper": None,
-    "ddim": "DDIMScheduler",
-    "ddim_clipped": "DDIMScheduler",  # with use_clipped_model_output
-    "dpm": "DPMSolverMultistepScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
 
 
 class Drawer:
@@ -59,10 +53,10 @@ class Drawer:
         plain = DDPMPaperPipeline.from_pretrained(checkpoint)
         self.weights = weights_sha256(plain.unet.state_dict())
         self.pipe: Any = speed_up(plain) if can_speed_up(plain, torch.float32) else plain
-        if SCHEDULERS[scheduler]:
-            self.pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(plain.scheduler.config)
+        name, self.options = SCHEDULERS[scheduler]
+        if name is not None:
+            self.pipe.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
-        self.options = {"use_clipped_model_output": True} if scheduler == "ddim_clipped" else {}
         self.work_dir = work_dir
 
     def asked_for(self, seeds: range) -> np.ndarray | None:
@@ -79,7 +73,7 @@ class Drawer:
             parts, asked = [], self.asked_for(seeds)
             for first in range(0, len(seeds), BATCH):
                 part = slice(first, first + BATCH)
-                options: Any = self.options | ({} if asked is None else {"class_labels": asked[part].tolist()})
+                options: Any = {**self.options} | ({} if asked is None else {"class_labels": asked[part].tolist()})
                 options |= {} if guidance == 1 else {"guidance_scale": guidance}
                 drawn = self.pipe(seeds=list(seeds[part]), num_inference_steps=steps, output_type="np", **options)
                 parts.append((drawn.images[..., 0] * 255).round().astype(np.uint8))
@@ -123,7 +117,7 @@ def replaced(rows: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, 
     kind = ("scheduler", "steps", "guidance")
     return sorted(
         [row for row in rows if any(row[key] != new[key] for key in kind)] + [new],
-        key=lambda row: (row["scheduler"] != "paper", row["scheduler"], -row["steps"], row["guidance"]),
+        key=lambda row: (row["scheduler"] != "ddpm", row["scheduler"], -row["steps"], row["guidance"]),
     )
 
 
@@ -131,7 +125,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?")
     parser.add_argument("--steps", type=int, help="reverse steps; default: all")
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default="paper", help="default: %(default)s")
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: %(default)s")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0], help="scales; default: 1")
     parser.add_argument("--ranges", type=int, default=NUM_RANGES, help="of seeds; default: %(default)s")
     parser.add_argument("--num_samples", type=int, default=NUM_SAMPLES, help="of a range; default: %(default)s")

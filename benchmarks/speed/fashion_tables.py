@@ -8,10 +8,10 @@ from .report import markdown, origin
 
 FRECHET, NEAREST = "Fréchet distance", "near a training image"
 SCHEDULERS = {
-    "paper": "ours",
+    "ddpm": "ours",
     "ddim": "stock's DDIM",
     "ddim_clipped": "the same with `use_clipped_model_output`",
-    "dpm": "stock's DPM-Solver++",
+    "dpmsolver++": "stock's DPM-Solver++",
     "unipc": "stock's UniPC",
 }
 WAYS = {"ours": "#2a6f97", "stock": "#888888", "stock, better rate": "#d1495b"}
@@ -35,7 +35,7 @@ def quality_table(results: Mapping[str, Any], only: str | None = None) -> str:
     names = [*dict.fromkeys(name for row in results["rows"] for name in row["measures"])]
     lines = []
     for row in results["rows"]:
-        about = [SCHEDULERS[row["scheduler"]], f"{row['steps']:,}", f"{row['guidance']:g}"]
+        about = [SCHEDULERS.get(row["scheduler"], row["scheduler"]), f"{row['steps']:,}", f"{row['guidance']:g}"]
         count = f"{row['ranges']} × {row['num_samples']}"
         lines.append([*about, count, *(cell(row["measures"], name) for name in names)])
     count = f"{real['ranges']} × {real['num_samples']}"

@@ -6,7 +6,9 @@ in the same order, or have a module of their own: `train`, `distill`, `draw`, `d
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from .. import __version__
 from ..codec import MAX_BATCH
@@ -31,20 +33,27 @@ from .shared_options import (
     place,
 )
 
+
+class Sampler(NamedTuple):
+    """A class of diffusers, None for the checkpoint's own, and what a call of the pipeline is told beside it."""
+
+    scheduler: str | None
+    options: Mapping[str, Any] = {}
+
+
 SCHEDULERS = {
-    "ddpm": None,  # the checkpoint's own
-    "ddim": "DDIMScheduler",
-    "ddim_clipped": "DDIMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_ancestral": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "lms": "LMSDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
+    "ddpm": Sampler(None),
+    "ddim": Sampler("DDIMScheduler"),
+    "ddim_clipped": Sampler("DDIMScheduler", {"use_clipped_model_output": True}),
+    "deis": Sampler("DEISMultistepScheduler"),
+    "dpmsolver++": Sampler("DPMSolverMultistepScheduler"),
+    "euler": Sampler("EulerDiscreteScheduler"),
+    "euler_ancestral": Sampler("EulerAncestralDiscreteScheduler"),
+    "heun": Sampler("HeunDiscreteScheduler"),
+    "lms": Sampler("LMSDiscreteScheduler"),
+    "pndm": Sampler("PNDMScheduler"),
+    "unipc": Sampler("UniPCMultistepScheduler"),
 }
-CLIPPED_OUTPUT = ("ddim_clipped",)  # of these, those with `use_clipped_model_output`
 BATCHES = (1, 2, 63, 64, 140)  # of `export`: networks with a special case tend to have it at 1 or at 64
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DEFAULT_CHECKPOINTS = tuple(Path("model_cards") / name for name in ("ddpm-fashion", "ddpm-digits"))  # of `demo`

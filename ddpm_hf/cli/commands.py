@@ -30,7 +30,7 @@ from ..pictures import image_grid, point_density
 from ..runs import RESULTS, read_results, shown_value, write_results
 from ..scheduler import paper_scheduler
 from ..short_chains import shortened
-from .arguments import CLIPPED_OUTPUT, SCHEDULERS
+from .arguments import SCHEDULERS
 from .checks import check_in_range, check_new_file, check_new_folder, check_output
 from .classes import chosen_classes, require_unlabelled
 from .devices import default_device
@@ -48,10 +48,11 @@ def sample(args: argparse.Namespace) -> None:
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     loaded_in = torch.float32 if dtype == "auto" else dtype
     pipe = load_pipeline(args.checkpoint, loaded_in, trust_remote_code=args.trust_remote_code, **weights_options(args))
-    if SCHEDULERS[args.scheduler]:
+    sampler = SCHEDULERS[args.scheduler]
+    if sampler.scheduler is not None:
         import diffusers
 
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
+        pipe.scheduler = getattr(diffusers, sampler.scheduler).from_config(pipe.scheduler.config)
     pipe.to(args.device)
     is_points = len(pipe.sample_shape) == 1
     if suffix not in ("", ".png", ".npy") or (is_points and suffix == ""):
@@ -75,9 +76,9 @@ def sample(args: argparse.Namespace) -> None:
             class_labels=labels and labels[part],
             guidance_scale=args.guidance_scale,
             num_inference_steps=args.steps,
-            use_clipped_model_output=args.scheduler in CLIPPED_OUTPUT,
             output_type="np",
             return_dict=False,
+            **sampler.options,
         )
     samples = np.concatenate(parts)
     (output.parent if suffix else output).mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from ..demo import load, write_space
-from .arguments import CLIPPED_OUTPUT, DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
+from .arguments import DEFAULT_CHECKPOINTS, SCHEDULERS, parse_seeds
 from .checks import check_new_folder
 from .shared_options import weights_options
 
@@ -37,7 +37,7 @@ def demo(args: argparse.Namespace) -> None:
     if not args.max_seconds > 0:
         raise ValueError(f"--max_seconds {args.max_seconds:g} must be above 0")
     models = load(checkpoints, args.device, **weights_options(args))
-    options: Any = {"schedulers": SCHEDULERS, "clipped_output": CLIPPED_OUTPUT, "max_seconds": args.max_seconds}
+    options: Any = {"schedulers": SCHEDULERS, "max_seconds": args.max_seconds}
     page = Page(models, parse_seeds=parse_seeds, **options).build()
     url = launch(page, host=args.host, port=args.port)
     print(f"{', '.join(models)} on {url} until Ctrl-C", flush=True)

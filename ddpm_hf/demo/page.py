@@ -167,12 +167,11 @@ class Page:
         models: Mapping[str, Model],
         *,
         parse_seeds: Callable[[str], list[int]],
-        schedulers: Mapping[str, str | None],
-        clipped_output: Sequence[str] = (),
+        schedulers: Mapping[str, tuple[str | None, Mapping[str, Any]]],
         max_seconds: float,
     ):
         self.models, self.parse_seeds, self.max_seconds = models, parse_seeds, max_seconds
-        self.schedulers, self.clipped_output = schedulers, clipped_output
+        self.schedulers = schedulers  # a class of diffusers or None, and options of a call, by the name in the menu
         self.running: dict[str | None, threading.Event] = {}  # by session: set to stop its work
         self.alone = threading.Lock()  # gradio starts the next work while a stopped one is still at its last step
         self._steps: list[Any] = []
@@ -364,12 +363,13 @@ class Page:
             report: Report, model: Model, text: str, steps: Any, scheduler: str, label: Any, scale: Any, moment: Any
         ) -> tuple:
             shown = whole("Moment", moment, 1, NUM_FRAMES + 1)
+            scheduler_class, options = self.schedulers[scheduler]
             drawn = sample(
                 model,
                 seeds=seeds_in(text, self.parse_seeds, MAX_SEEDS["samples"]),
                 steps=whole("Steps", steps, 1, model.num_timesteps),
-                scheduler=self.schedulers[scheduler],
-                use_clipped_model_output=scheduler in self.clipped_output,
+                scheduler=scheduler_class,
+                scheduler_options=options,
                 label=chosen_class(model, label),
                 guidance=number("Guidance", scale, 0, MAX_GUIDANCE),
                 report=report,

@@ -7,7 +7,7 @@ ends the work.
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,13 +95,13 @@ def sample(
     steps: int,
     scheduler: str | None,
     report: Report,
-    use_clipped_model_output: bool = False,
+    scheduler_options: Mapping[str, Any] | None = None,
     label: str | None = None,
     guidance: float = 1.0,
 ) -> Samples:
     """Algorithm 2, or another sampler of the same process: `scheduler` is a class of diffusers, None the model's own.
 
-    `use_clipped_model_output` is DDIM's (see `DDPMPaperPipeline`).
+    `scheduler_options` are of `DDPMPaperPipeline.own_scheduler`, such as DDIM's `use_clipped_model_output`.
     `label` is one of `model.classes`, None where it has none; without a label nothing is guided. Raises ValueError for
     what the pipeline refuses.
     """
@@ -111,7 +111,7 @@ def sample(
     guided: Any = {"class_labels": number, "guidance_scale": 1.0 if number is None else guidance}
     pipe = DDPMPaperPipeline(model.pipe.unet, chosen)
     pipe.set_progress_bar_config(disable=True)
-    chain = pipe.own_scheduler(steps, use_clipped_model_output=use_clipped_model_output)
+    chain = pipe.own_scheduler(steps, **(scheduler_options or {}))
     noise, generators = figures.initial_noise(pipe, seeds)
     diffusion, total = model.process.diffusion, len(chain.timesteps)
     shown = {i * total // NUM_FRAMES for i in range(NUM_FRAMES)}

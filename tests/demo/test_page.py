@@ -22,7 +22,7 @@ from small_models import DIGITS, ROOT, ignored, some_levels
 
 from ddpm_hf import demo
 from ddpm_hf.cli import main
-from ddpm_hf.cli.arguments import CLIPPED_OUTPUT, SCHEDULERS, parse_seeds
+from ddpm_hf.cli.arguments import SCHEDULERS, parse_seeds
 from ddpm_hf.demo import Page, tasks as demo_tasks
 from ddpm_hf.demo.models import Model, load
 from ddpm_hf.demo.page import ONE_IN, frames_html, opening_html, picture_html
@@ -32,8 +32,7 @@ from ddpm_hf.demo.tasks import Frame
 
 
 def page_of(models: dict[str, Model], max_seconds: float = 60) -> Page:
-    options = {"schedulers": SCHEDULERS, "clipped_output": CLIPPED_OUTPUT, "max_seconds": max_seconds}
-    return Page(models, parse_seeds=parse_seeds, **options)
+    return Page(models, parse_seeds=parse_seeds, schedulers=SCHEDULERS, max_seconds=max_seconds)
 
 
 def test_frames_are_all_there_and_one_is_shown():

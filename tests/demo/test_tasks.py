@@ -14,7 +14,7 @@ from small_models import DIGITS, FOUR_STEPS, ignored, saved, some_levels
 
 from ddpm_hf import DDPMPaperPipeline, figures
 from ddpm_hf.cli import main
-from ddpm_hf.cli.arguments import CLIPPED_OUTPUT, SCHEDULERS, parse_seeds
+from ddpm_hf.cli.arguments import SCHEDULERS, parse_seeds
 from ddpm_hf.data import to_model_range
 from ddpm_hf.demo import tasks as demo_tasks
 from ddpm_hf.demo.models import Model, load, num_levels
@@ -112,7 +112,8 @@ def test_frames_are_evenly_spread_over_any_chain(tiny_unet, tiny_scheduler, step
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws_what_the_command_draws(grey, checkpoints, tmp_path, scheduler):
-    options = {"scheduler": SCHEDULERS[scheduler], "use_clipped_model_output": scheduler in CLIPPED_OUTPUT}
+    scheduler_class, told = SCHEDULERS[scheduler]
+    options = {"scheduler": scheduler_class, "scheduler_options": told}
     drawn = demo_tasks.sample(grey, seeds=[3, 4], steps=5, report=ignored, **options)
     arguments = ["--seeds", "3,4", "--steps", "5", "--scheduler", scheduler, "--fast", "--device", "cpu"]
     main(["sample", str(checkpoints / "grey"), *arguments, "-o", str(tmp_path / "x.npy")])

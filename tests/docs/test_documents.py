@@ -207,7 +207,7 @@ def test_the_schedulers_take_the_steps_of_the_table():
     )
     assert len(rows) == 15
     assert {option: name for name, option, *_ in rows if option and option != "ddpm"} == {
-        option: name for option, name in SCHEDULERS.items() if name
+        option: sampler.scheduler for option, sampler in SCHEDULERS.items() if sampler.scheduler
     }
     ours: Any = DDPMPaperScheduler(clip_sample=False)
     unet: Any = DDPMPaperMLP(in_channels=1, out_channels=1, hidden_size=8, num_layers=1)
