@@ -54,6 +54,8 @@ class Drawer:
         self.weights = weights_sha256(plain.unet.state_dict())
         self.pipe: Any = speed_up(plain) if can_speed_up(plain, torch.float32) else plain
         name, self.options = SCHEDULERS[scheduler]
+        own_steps = plain.config.get("num_inference_steps")
+        self.name = "distilled" if own_steps and name is None else scheduler  # as its row is called
         if name is not None:
             self.pipe.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)
@@ -101,10 +103,10 @@ def row_of(args: argparse.Namespace, drawer: Drawer, guidance: float) -> dict[st
     ranges = seed_ranges(args.ranges, args.num_samples)
     began = time.perf_counter()
     found = measured(drawer, args.steps, guidance, ranges)
-    steps = args.steps or drawer.pipe.scheduler.config.num_train_timesteps
-    row = {"scheduler": args.scheduler, "steps": steps, "guidance": guidance, "ranges": args.ranges}
+    steps = args.steps or len(drawer.pipe.own_scheduler().timesteps)
+    row = {"scheduler": drawer.name, "steps": steps, "guidance": guidance, "ranges": args.ranges}
     row |= {"num_samples": args.num_samples, "seconds": round(time.perf_counter() - began), "weights": drawer.weights}
-    print(line(f"{args.scheduler}, {steps} steps, guidance {guidance:g}", found), flush=True)
+    print(line(f"{drawer.name}, {steps} steps, guidance {guidance:g}", found), flush=True)
     return row | {"measures": found}
 
 

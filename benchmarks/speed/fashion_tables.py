@@ -9,6 +9,7 @@ from .report import markdown, origin
 FRECHET, NEAREST = "Fréchet distance", "near a training image"
 SCHEDULERS = {
     "ddpm": "ours",
+    "distilled": "distilled",
     "ddim": "stock's DDIM",
     "ddim_clipped": "the same with `use_clipped_model_output`",
     "dpmsolver++": "stock's DPM-Solver++",

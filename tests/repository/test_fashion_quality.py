@@ -94,6 +94,15 @@ def test_pictures_are_drawn_once_and_kept_by_what_they_depend_on(tmp_path):
             drawer.draw(*other)
 
 
+def test_a_distilled_model_draws_in_its_own_steps_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(fashion_quality, "quality", lambda images, asked: {"mean": float(images.mean())})
+    drawer = fashion_quality.Drawer(ROOT / "model_cards" / "ddpm-digits-4steps", "ddpm", tmp_path)
+    args = SimpleNamespace(ranges=1, num_samples=4, steps=None)
+    row = fashion_quality.row_of(args, drawer, 1.0)
+    assert (row["scheduler"], row["steps"]) == ("distilled", 4)
+    assert fashion_quality.Drawer(LABELLED, "ddpm", tmp_path).name == "ddpm"
+
+
 def test_trainings_run_as_their_scripts_read_them(tmp_path, monkeypatch):
     folder = tmp_path / "x"
     folder.mkdir()
