@@ -4,13 +4,13 @@ First the algorithm; then the schedulers, sizes and classes it is asked with, an
 file is copied into checkpoints, beside the two it imports.
 """
 
+import ast
 import copy
 import functools
 import inspect
 import json
 import logging
 import math
-import re
 import shutil
 import sys
 import tempfile
@@ -37,6 +37,7 @@ CARRIED = {
     "DDPMPaperMLP": "unet_ddpm_paper",
     "DDPMPaperScheduler": "scheduling_ddpm_paper",
 }
+PIPELINE_MODULES = ("pipeline", "pipeline_ddpm_paper", "pipeline_loading")  # of its class, the first as carried
 # The files of a saved pipeline, all that `push_to_hub` uploads; `*` stays within one folder.
 PIPELINE_FILES = (
     *("README.md", "model_index.json", "pipeline.py", "unet/config.json", "unet/unet_ddpm_paper.py"),
@@ -139,10 +140,10 @@ class DDPMPaperPipeline(DiffusionPipeline):
         labels: Any = self.class_numbers(class_labels, len(x_t), x_t.device)
         if guidance_scale == 1:
             conditions = {} if labels is None else {"class_labels": labels}
-            return self.unet(x_t, _per_sample(t, x_t), **conditions).sample.float()
+            return _answer(self.unet, x_t, _per_sample(t, x_t), **conditions)
         both, none = torch.cat([x_t, x_t]), torch.full_like(labels, self.null_class)
         times = _per_sample(t, x_t).repeat(2)
-        outputs = self.unet(both, times, class_labels=torch.cat([labels, none])).sample.float()
+        outputs = _answer(self.unet, both, times, class_labels=torch.cat([labels, none]))
         conditional, unconditional = outputs.chunk(2)
         guided, channels = torch.lerp(unconditional, conditional, float(guidance_scale)), x_t.shape[1]
         return torch.cat([guided[:, :channels], conditional[:, channels:]], dim=1)
@@ -167,7 +168,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
             x_t = scheduler.scale_model_input(x, t)
             model_output = self.model_output(x_t, t, class_labels, guidance_scale)
         options = {"generator": generator} if _takes(type(scheduler), "generator") else {}
-        stepped = scheduler.step(model_output, t, x, **options)
+        with_variances = hasattr(scheduler, "diffusion") or _draws_variances(type(scheduler))
+        used = model_output if with_variances else model_output[:, : x.shape[1]]
+        stepped = scheduler.step(used, t, x, **options)
         return ReverseStep(t, x_t, model_output, stepped.get("pred_original_sample"), stepped.prev_sample)
 
     def reverse_process(
@@ -334,7 +337,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         `eta` and `use_clipped_model_output` go to each step. Raises ValueError also where its ᾱ or σ are not those of
         the β in its configuration.
         """
-        steps, total = num_inference_steps, self.scheduler.config.num_train_timesteps
+        steps, total = num_inference_steps, self.scheduler.config.get("num_train_timesteps")
+        _check(total, f"{type(self.scheduler).__name__} has no num_train_timesteps: it samples another process")
         steps = self.config.get("num_inference_steps") if steps is None else steps
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
@@ -364,7 +368,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
-        return self._shape(self.unet.config.get("sample_size", ()))
+        flat = not any(isinstance(part, torch.nn.Conv2d) for part in self.unet.modules())  # a network of points
+        return self._shape(self.unet.config.get("sample_size", () if flat else None))
 
     def _shape(self, size: Any) -> tuple[int, ...]:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -458,20 +463,23 @@ class DDPMPaperPipeline(DiffusionPipeline):
                 file.write_bytes(without_origin(file))
         card = folder / "README.md"
         self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
-        if type(self).__name__ != "DDPMPaperPipeline":
-            return  # a subclass has code of its own, of which we know nothing
-        unet, scheduler = "unet/unet_ddpm_paper.py", "scheduler/scheduling_ddpm_paper.py"
-        owners = {"pipeline.py": DDPMPaperPipeline, unet: DDPMPaperUNet, scheduler: DDPMPaperScheduler}
+        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
+        owners = {"unet/unet_ddpm_paper.py": DDPMPaperUNet, "scheduler/scheduling_ddpm_paper.py": DDPMPaperScheduler}
+        if _is_named_in(type(self), {"DDPMPaperPipeline": PIPELINE_MODULES}):
+            owners["pipeline.py"] = DDPMPaperPipeline
+            index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
+        else:
+            _warn_of_code(type(self), "load it by {name}.from_pretrained(…)")
         for name, owner in owners.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inspect.getfile(owner), folder / name)
-        index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
-        index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
         for name in ("unet", "scheduler"):
-            library, class_name = index[name]
-            index[name][0] = CARRIED.get(class_name, library)
-        if index["unet"][0] not in ("diffusers", "unet_ddpm_paper"):
-            index["unet"] = _with_code(type(getattr(self.unet, "_orig_mod", self.unet)), folder / "unet")
+            part = getattr(self, name)
+            kind = type(getattr(part, "_orig_mod", part))  # of a compiled one
+            if _is_named_in(kind, {each: (stem,) for each, stem in CARRIED.items()}):
+                index[name][0] = CARRIED[kind.__name__]
+            elif index[name][0] != "diffusers":
+                index[name] = _with_code(kind, folder / name, index[name])
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -500,6 +508,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
             if hasattr(value, "module"):  # of DataParallel and its kin
                 remedy = "take its .module, and start one process per GPU, each with its own seeds"
             _check(not missing, f"unet: a {type(value).__name__} has no {', '.join(missing)}; {remedy}")
+            stated, named = value.config.get("in_channels"), "register_to_config(in_channels=…)"
+            _check(_is_whole(stated, 1, 2**20), f"unet: a {type(value).__name__} states no in_channels: {named}")
+            _check(*_takes_x_and_t(value))
         super().__setattr__(name, value)
 
     def _check_guidance(self, class_labels: Any, guidance_scale: float) -> None:
@@ -518,7 +529,8 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self, batch_size: Any, class_labels: Any, seeds: Any, generator: Any, latents: Any, output_type: str
     ) -> tuple[int, Generators]:
         """The batch size on which the arguments agree, and the generators to draw from."""
-        unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size", True)
+        unsized = isinstance(latents, Tensor) and latents.ndim == 4 and not self.unet.config.get("sample_size")
+        unsized = unsized and not isinstance(self.unet, DDPMPaperMLP)
         shape = self._shape((*latents.shape[2:],)) if unsized else self.sample_shape
         known = output_type in OUTPUT_TYPES
         _check(known, f"output_type={output_type!r} is not supported; choose one of {', '.join(OUTPUT_TYPES)}")
@@ -546,6 +558,22 @@ class DDPMPaperPipeline(DiffusionPipeline):
         return next(iter(sizes.values()), 1), generator
 
 
+def _takes_x_and_t(network: Any) -> tuple[bool, str]:
+    """Whether `forward` needs nothing but x_t, t and, of a network with classes, labels; and what to say where not."""
+    given = (None, None) if not network.config.get("num_class_embeds") else (None, None, None)
+    parameters = [*inspect.signature(network.forward).parameters.values()]
+    needed = [each.name for each in parameters if each.default is each.empty and each.kind in (0, 1, 3)][len(given) :]
+    return not needed, f"unet: forward of a {type(network).__name__} needs {', '.join(needed)} beside x_t and t"
+
+
+def _answer(network: Any, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+    answer = network(x_t, t, **conditions)
+    sample = getattr(answer, "sample", None)
+    found = f"unet: a {type(network).__name__} returns a {type(answer).__name__}"
+    _check(isinstance(sample, Tensor), f"{found}, and must give something with .sample, as diffusers' UNet2DOutput")
+    return sample.float()  # type: ignore[union-attr]
+
+
 def _per_sample(t: Any, x: Tensor) -> Tensor:
     """t as a tensor [B] on x's device, without waiting for the device."""
     if isinstance(t, Tensor):
@@ -568,7 +596,25 @@ def _plain(class_labels: Any) -> Any:
 
 @functools.cache
 def _takes(scheduler_class: type, argument: str) -> bool:
-    return argument in inspect.signature(scheduler_class.step).parameters  # type: ignore[attr-defined]
+    """Whether `step` takes it, or hands what it does not name on to the next class, whose `step` takes it."""
+    for parameters in _parameters(scheduler_class, "step"):
+        if argument in parameters:
+            return True
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            break
+    return False
+
+
+@functools.cache
+def _draws_variances(scheduler_class: type) -> bool:
+    """Whether it makes use of learned variances, as stock's DDPM does; to others they would be more of the image."""
+    known = any("variance_type" in parameters for parameters in _parameters(scheduler_class, "__init__"))
+    return known and hasattr(scheduler_class, "_get_variance")
+
+
+def _parameters(kind: type, method: str) -> Iterator[Mapping[str, inspect.Parameter]]:
+    """Of a class's method, and of those that it overrides."""
+    return (inspect.signature(vars(each)[method]).parameters for each in kind.__mro__ if method in vars(each))
 
 
 @functools.cache
@@ -576,18 +622,44 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _with_code(network: type, folder: Path) -> list[str]:
-    """The index's entry of an own network, with its file copied to `folder`; or a warning where that could not run."""
-    module, name = sys.modules.get(network.__module__), network.__name__
+def _is_named_in(kind: type, modules: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a class has one of these names, in one of its modules: that of carried code has other parents."""
+    return kind.__module__.rpartition(".")[2] in modules.get(kind.__name__, ())
+
+
+def _warn_of_code(kind: type, how: str) -> None:
+    how = how.format(name=kind.__name__)
+    logger.warning("the code of %s (%s) is not saved with it: %s", kind.__name__, kind.__module__, how)
+
+
+def _with_code(kind: type, folder: Path, entry: list[str]) -> list[str]:
+    """The index's entry of an own network, with its file copied to `folder`.
+
+    Or a warning where that file could not run by itself, and of own schedulers, whose code is not carried.
+    """
+    module, name = sys.modules.get(kind.__module__), kind.__name__
     source = Path(getattr(module, "__file__", None) or "")
-    stays = network.__module__ == "__main__" or getattr(module, name, None) is not network or source.suffix != ".py"
-    if stays or re.search(r"^\s*from\s+\.", source.read_text(encoding="utf-8"), re.MULTILINE):
-        how = f"load it by from_pretrained(…, unet={name}.from_pretrained(…, subfolder='unet'))"
-        logger.warning("the code of %s (%s) is not saved with it: %s", name, network.__module__, how)
-        return ["diffusers", "ModelMixin"]
+    stays = kind.__module__ == "__main__" or getattr(module, name, None) is not kind or source.suffix != ".py"
+    if folder.name != "unet" or stays or _needs_its_neighbours(source):
+        _warn_of_code(kind, f"load it by from_pretrained(…, {folder.name}={{name}}.from_pretrained(…, "
+                      f"subfolder='{folder.name}'))")  # fmt: skip
+        return ["diffusers", "ModelMixin"] if folder.name == "unet" else entry
     stem = f"own_{source.stem.removeprefix('own_')}"
     shutil.copyfile(source, folder / f"{stem}.py")
     return [stem, name]
+
+
+def _needs_its_neighbours(source: Path) -> bool:
+    """Whether a file of Python imports from the folder that it lies in, where a copy of it will not."""
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        relative = isinstance(node, ast.ImportFrom) and node.level > 0
+        names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        places = [source.parent / name.partition(".")[0] for name in names if name]
+        here = any(place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() for place in places)
+        if relative or here:
+            return True
+    return False
 
 
 def without_origin(file: Path) -> bytes:
@@ -613,6 +685,9 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     """Of a scheduler of diffusers. Raises ValueError unless its ᾱ follows from the configuration's β, and σ from ᾱ."""
     name, stated = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
     _check(stated is not None, f"{name} has no alphas_cumprod: it samples another process than a DDPM's")
+    kind, instead = scheduler.config.get("variance_type"), {"fixed_large_log": "fixed_large, the same variance"}
+    rooted = kind in ("fixed_large_log", "learned") and _draws_variances(type(scheduler))  # the root of a logarithm
+    _check(not rooted, f"{name} draws NaN with {kind}; take {instead.get(str(kind), 'DDPMPaperScheduler')}")
     stated = torch.as_tensor(stated, dtype=torch.float64, device="cpu")
     parts = ("num_train", "beta_", "trained_betas", "rescale_betas")
     betas = {key: value for key, value in scheduler.config.items() if key.startswith(parts)}
@@ -624,6 +699,8 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     t, sigmas, total = scheduler.timesteps.cpu().double(), getattr(scheduler, "sigmas", None), len(expected)
     down = total > t[0] == t.max()  # NaN, where stock divides by 0, is neither
     _check(down, f"{name} goes from t = {t[0]:g} to {t[-1]:g}; sampling goes down, from {total - 1}")
+    told = expected[-1] > 0 or t[0] < total - 1 or scheduler.config.get("prediction_type") != "epsilon"
+    _check(told, f"{name} begins at ᾱ = 0, where an ε tells nothing of x_0; take a network that predicts v or x_0")
     around = (int(t[0]) + torch.tensor([-1, 2])).clamp(0, total - 1)  # grids need not begin at a timestep
     low, high = sorted((1 / stated[around] - 1).sqrt().tolist())
     first, last = (low, 0.0) if sigmas is None else (float(sigmas.max()), float(sigmas[-1]))

@@ -88,7 +88,7 @@ class DDPMPaperPipeline(shipped.DDPMPaperPipeline):
             if library == stem:
                 index[name] = [INSTALLED[class_name].__module__, class_name]
             known = library in (stem, "diffusers") and class_name != "ModelMixin"
-            remedy = "; pass unet=MyNetwork.from_pretrained(…)" if name == "unet" else ""
+            remedy = f"; pass {name}={'MyNetwork' if name == 'unet' else class_name}.from_pretrained(…)"
             if arguments.get(name) is not None and library != stem:  # of what the index names nothing is imported
                 index[name], known = ["diffusers", "ModelMixin" if name == "unet" else "SchedulerMixin"], True
             elif re.fullmatch(r"own_\w+", library):

@@ -77,6 +77,16 @@ class BareTensor(OwnNet):
         return super().forward(sample, timestep).sample
 
 
+class Tuples(OwnNet):
+    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+        return (super().forward(sample, timestep).sample,)
+
+
+class Fails(OwnNet):
+    def forward(self, sample: Tensor, timestep: Tensor) -> Any:
+        return {}["width"]
+
+
 # ---- data, as module:function ---------------------------------------------------------------------------------------
 
 
@@ -99,6 +109,14 @@ def spiral(split: str) -> np.ndarray:
     """Points float32 [50, 2]."""
     angle = np.linspace(0, 6, 50)
     return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32) / 2
+
+
+def by_name(split: str) -> np.ndarray:
+    return {"validation": stripes("test")}[split]
+
+
+def no_split() -> np.ndarray:
+    return stripes("train")
 
 
 def nothing(split: str) -> list[int]:

@@ -1,5 +1,6 @@
 """Networks of other people's in the pipeline: drawn with, saved, loaded, uploaded, or refused with the reason."""
 
+import importlib
 import json
 import logging
 import sys
@@ -8,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from custom_nets import OwnNet, OwnUNet, Plain
+from custom_nets import BareTensor, OwnNet, OwnUNet, Plain
 from diffusers import DiffusionPipeline
+from diffusers.configuration_utils import FrozenDict, register_to_config
 from torch import Tensor
 
 from ddpm_hf import DDPMPaperPipeline, DDPMPaperUNet
@@ -126,6 +128,18 @@ def relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     return Whole
 
 
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
+    """A network in a file that imports another one from its folder."""
+    (tmp_path / "own_blocks_beside.py").write_text("from custom_nets import OwnNet\n")
+    (tmp_path / "nets_beside.py").write_text(
+        "from own_blocks_beside import OwnNet\n\n\nclass Beside(OwnNet):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    from nets_beside import Beside  # pyright: ignore[reportMissingImports]
+
+    return Beside
+
+
 def nested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     class Inner(OwnNet):
         pass
@@ -137,7 +151,7 @@ def of_a_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type:
     return type("Scripted", (OwnNet,), {"__module__": "__main__"})
 
 
-@pytest.mark.parametrize("make", [relative, nested, of_a_script])
+@pytest.mark.parametrize("make", [relative, beside, nested, of_a_script])
 def test_saving_says_what_cannot_be_loaded_again(make, tiny_scheduler, tmp_path, monkeypatch, caplog):
     network_class: Any = make(tmp_path, monkeypatch)
     pipe = DDPMPaperPipeline(network_class(), tiny_scheduler())
@@ -153,9 +167,96 @@ def test_saving_says_what_cannot_be_loaded_again(make, tiny_scheduler, tmp_path,
     same(drawn(DDPMPaperPipeline.from_pretrained(tmp_path / "saved", **given)), drawn(pipe))
 
 
+def module_with(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    (tmp_path / f"{name}.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    return importlib.import_module(name)
+
+
+def test_a_subclass_of_the_same_name_is_not_taken_for_ours(tiny_scheduler, tmp_path, monkeypatch, carried_code):
+    code = """import ddpm_hf
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+
+class DDPMPaperUNet(ddpm_hf.DDPMPaperUNet):
+    def forward(self, *args, **kwargs):
+        return UNet2DOutput(sample=super().forward(*args, **kwargs).sample / 2)
+"""
+    made = module_with(code, tmp_path, monkeypatch, "same_name_unet")
+    pipe = DDPMPaperPipeline(
+        made.DDPMPaperUNet(sample_size=8, in_channels=1, out_channels=1, **SMALL), tiny_scheduler()
+    )
+    pipe.save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="trust_remote_code=True, which runs unet/own_same_name_unet.py"):
+        DDPMPaperPipeline.from_pretrained(tmp_path / "saved")
+    same(drawn(DDPMPaperPipeline.from_pretrained(tmp_path / "saved", trust_remote_code=True)), drawn(pipe))
+
+
+@pytest.mark.parametrize("name", ["OwnScheduler", "DDPMPaperScheduler"])
+def test_own_schedulers_are_named_when_saved_and_load_when_given(name, tiny_unet, tmp_path, monkeypatch, caplog):
+    code = f"import ddpm_hf\n\n\nclass {name}(ddpm_hf.DDPMPaperScheduler):\n    pass\n"
+    own: Any = getattr(module_with(code, tmp_path, monkeypatch, f"own_scheduler_{name.lower()}"), name)
+    pipe = DDPMPaperPipeline(tiny_unet(), own(100))
+    with caplog.at_level(logging.WARNING):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert f"the code of {name} (own_scheduler_{name.lower()}) is not saved with it" in caplog.text
+    with pytest.raises(ValueError, match=rf"scheduler is .*; pass scheduler={name}.from_pretrained"):
+        DDPMPaperPipeline.from_pretrained(tmp_path / "saved")
+    scheduler = own.from_pretrained(tmp_path / "saved", subfolder="scheduler")
+    loaded = DDPMPaperPipeline.from_pretrained(tmp_path / "saved", scheduler=scheduler)
+    assert type(loaded.scheduler) is own
+    same(drawn(loaded), drawn(pipe))
+
+
+@pytest.mark.parametrize("name", ["OwnPipeline", "DDPMPaperPipeline"])
+def test_an_own_pipeline_is_loaded_by_its_class(name, tiny_unet, tiny_scheduler, tmp_path, monkeypatch, caplog):
+    code = f"import ddpm_hf\n\n\nclass {name}(ddpm_hf.DDPMPaperPipeline):\n    pass\n"
+    own: Any = getattr(module_with(code, tmp_path, monkeypatch, f"own_pipeline_{name.lower()}"), name)
+    pipe = own(tiny_unet(), tiny_scheduler())
+    with caplog.at_level(logging.WARNING):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert f"is not saved with it: load it by {name}.from_pretrained(…)" in caplog.text
+    assert not (tmp_path / "saved" / "pipeline.py").exists()
+    for pipeline_class in (own, DDPMPaperPipeline):
+        loaded = pipeline_class.from_pretrained(tmp_path / "saved")
+        assert type(loaded) is pipeline_class
+        same(drawn(loaded), drawn(pipe))
+
+
+class Unstated(OwnNet):
+    """Its channels have another name."""
+
+    @register_to_config
+    def __init__(self, channels: int = 1):
+        super().__init__(in_channels=channels)
+        self._internal_dict = FrozenDict({"channels": channels, "sample_size": 8})
+
+
+class Prompted(OwnNet):
+    def forward(self, sample: Tensor, timestep: Tensor, prompt: Tensor) -> Any:
+        return super().forward(sample, timestep)
+
+
+def test_an_answer_without_sample_is_refused_by_name(tiny_scheduler):
+    pipe = DDPMPaperPipeline(BareTensor(), tiny_scheduler())
+    with pytest.raises(ValueError, match="a BareTensor returns a Tensor, and must give something with .sample"):
+        drawn(pipe)
+
+
+def test_a_network_of_images_that_states_no_size_draws_latents_of_any(tiny_scheduler):
+    network: Any = OwnNet()
+    network._internal_dict = FrozenDict({key: value for key, value in network.config.items() if key != "sample_size"})
+    pipe: Any = DDPMPaperPipeline(network, tiny_scheduler())
+    with pytest.raises(ValueError, match="the network states no sample_size: pipe.unet.register_to_config"):
+        drawn(pipe)
+    assert pipe(latents=torch.zeros(2, 1, 6, 10), output_type="pt").images.shape == (2, 1, 6, 10)
+
+
 @pytest.mark.parametrize(
     ("network", "message"),
     [
+        (Unstated(), r"an? Unstated states no in_channels: register_to_config\(in_channels=…\)"),
+        (Prompted(), "forward of a Prompted needs prompt beside x_t and t"),
         (Plain(), "a Plain has no config, device, dtype; derive its class from diffusers' ModelMixin and ConfigMixin"),
         (torch.nn.DataParallel(Plain()), "a DataParallel has no .*; take its .module, and start one process per GPU"),
         (torch.tanh, "has no config, device, dtype"),

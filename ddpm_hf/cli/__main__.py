@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .arguments import build_parser
 
+OF_EXTRAS = ("accelerate", "datasets", "matplotlib", "sklearn", "scipy", "jinja2")  # plain `pip install` has not all
 OWN_MODULES = ("train", "distill", "draw", "demo")  # other subcommands are functions of `commands`
 
 
@@ -29,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         run(args)
     except (ValueError, OSError) as error:
         sys.exit(f"ddpm-hf: {error}")
-    except ModuleNotFoundError as error:  # of what plain `pip install ddpm_hf` leaves out; `train` has most of it
-        sys.exit(f"ddpm-hf: {error.name} is not installed: pip install 'ddpm_hf[train]'")
+    except ModuleNotFoundError as error:
+        of_extra = (error.name or "").partition(".")[0] in OF_EXTRAS
+        remedy = ": pip install 'ddpm_hf[train]'" if of_extra else ", which code from outside of this package imports"
+        sys.exit(f"ddpm-hf: {error.name} is not installed{remedy}")
 
 
 if __name__ == "__main__":

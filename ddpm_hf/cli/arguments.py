@@ -24,7 +24,6 @@ from .shared_options import (
     add_guidance,
     add_parser,
     add_skip_bad_images,
-    add_trust,
     add_weights,
     add_work_arguments,
     folder,
@@ -107,7 +106,6 @@ def sample(command: Parser) -> None:
         help="precision of the network; auto: bfloat16 where it is faster, else float32",
     )
     add_device(command)
-    add_trust(command)
     command.add_argument(
         "--onnx", type=place, metavar="FILE", help="draw by this file of `ddpm-hf export`, in onnxruntime"
     )
@@ -166,7 +164,6 @@ def export(command: Parser) -> None:
         metavar="B",
         help="sizes in which it is compared, fewer for large networks; default: 1 2 63 64 140",
     )
-    add_trust(command)
 
 
 def draw(command: Parser) -> None:
@@ -232,7 +229,6 @@ def evaluate(command: Parser) -> None:
         "--extractor", default="inception", help="of FID, IS and KID: inception, or a factory as module:function"
     )
     add_skip_bad_images(command)
-    add_trust(command)
     command.add_argument("-o", "--output", type=place, help=f"default: {RESULTS} in the checkpoint's folder, or here")
     add_work_arguments(command)
 

@@ -47,7 +47,7 @@ def sample(args: argparse.Namespace) -> None:
     check_output(output, is_file=bool(suffix))
     dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     loaded_in = torch.float32 if dtype == "auto" else dtype
-    pipe = load_pipeline(args.checkpoint, loaded_in, trust_remote_code=args.trust_remote_code, **weights_options(args))
+    pipe = load_pipeline(args.checkpoint, loaded_in, **weights_options(args))
     sampler = SCHEDULERS[args.scheduler]
     if sampler.scheduler is not None:
         import diffusers
@@ -101,6 +101,8 @@ def convert(args: argparse.Namespace) -> None:
     left_out: list[str] = []
     is_tensorflow = tf_checkpoint_prefix(args.source) is not None
     if is_tensorflow or Path(args.source).is_file():
+        if any(weights_options(args).values()):
+            raise ValueError(f"{args.source}: --variant, --allow_pickle and --trust_remote_code are for folders")
         read = pipeline_from_tf_checkpoint if is_tensorflow else pipeline_from_pytorch_port
         pipe = read(args.source, ema=not args.raw, sample_size=args.sample_size, variance_type=args.variance_type)
     elif args.raw or args.variance_type:
@@ -143,7 +145,7 @@ def export(args: argparse.Namespace) -> None:
     check_new_file(output)
     for size in args.batches:
         check_in_range("--batches", size, 1)
-    pipe = load_pipeline(args.checkpoint, torch.float32, trust_remote_code=args.trust_remote_code)
+    pipe = load_pipeline(args.checkpoint, torch.float32, **weights_options(args))
     output.parent.mkdir(parents=True, exist_ok=True)
     difference = export_onnx(pipe.unet, output, batches=args.batches)
     sizes = ", ".join(map(str, args.batches))
@@ -157,19 +159,12 @@ def export(args: argparse.Namespace) -> None:
 def evaluate(args: argparse.Namespace) -> None:
     """The results of `Evaluator`, each printed and kept in evaluation.json as soon as it is there."""
     protocol = Protocol(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Protocol)})
-    accelerator = join_processes(cpu_threads=args.cpu_threads)
+    accelerator = join_processes(cpu_threads=args.cpu_threads, mixed_precision="no")
     is_folder = Path(args.checkpoint).is_dir()
     output = Path(args.output) if args.output else Path(args.checkpoint if is_folder else ".") / RESULTS
     read_results(output)  # refuse another file there now, not after hours
     output.parent.mkdir(parents=True, exist_ok=True)
-    evaluator = Evaluator(
-        accelerator,
-        args.checkpoint,
-        protocol,
-        work_dir=args.work_dir,
-        trust_remote_code=args.trust_remote_code,
-        **weights_options(args),
-    )
+    evaluator = Evaluator(accelerator, args.checkpoint, protocol, work_dir=args.work_dir, **weights_options(args))
     if args.label_column is None:
         require_unlabelled(evaluator.pipe, "--label_column is missing", "it says where the data's labels are")
     for result in evaluator.run():
@@ -185,7 +180,7 @@ def evaluate(args: argparse.Namespace) -> None:
 def shorten(args: argparse.Namespace) -> None:
     """The checkpoint with the process of `short_chains.shortened`, by the network's error on training data."""
     check_new_folder(Path(args.output))
-    accelerator = join_processes(cpu_threads=args.cpu_threads)
+    accelerator = join_processes(cpu_threads=args.cpu_threads, mixed_precision="no")
     protocol = Protocol(
         dataset=args.dataset,
         split="train",

@@ -77,26 +77,23 @@ def add_checkpoint(
 
 
 def add_weights(command: Parser) -> None:
-    """Which of a checkpoint's files its weights are read from."""
+    """Which of a checkpoint's files its weights are read from, and whether its code runs."""
     command.add_argument("--variant", metavar="NAME", help="of the weights: fp16 reads ….fp16.safetensors")
     command.add_argument(
         "--allow_pickle",
         action="store_true",
         help="read weights in .bin files where there are no others; they are pickles, so for sources you trust",
     )
-
-
-def weights_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_weights` added, as `load_pipeline` takes it."""
-    return {"variant": args.variant, "read_bin": args.allow_pickle}
-
-
-def add_trust(command: Parser) -> None:
     command.add_argument(
         "--trust_remote_code",
         action="store_true",
         help="run unet/own_….py of a checkpoint whose network is of a class of its own; read it first",
     )
+
+
+def weights_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_weights` added, as `load_pipeline` takes it."""
+    return {"variant": args.variant, "read_bin": args.allow_pickle, "trust_remote_code": args.trust_remote_code}
 
 
 def add_classes(command: Parser, help: str) -> None:

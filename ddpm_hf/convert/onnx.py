@@ -81,8 +81,14 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"{path} is no network that ddpm-hf export wrote: {error}") from error
 
     def forward(self, sample: Tensor, timestep: Any, class_labels: Any = None) -> UNet2DOutput:
-        """`sample` [B, …] and `timestep`, one or [B] → `.sample`, as of the network that was exported."""
-        inputs = {"sample": sample.numpy(), "timestep": torch.as_tensor(timestep).to(torch.int64).reshape(-1).numpy()}
+        """`sample` [B, …] and `timestep`, one or [B] → `.sample`, as of the network that was exported.
+
+        Raises ValueError for timesteps that are not whole, which some solvers ask for.
+        """
+        t = torch.as_tensor(timestep).reshape(-1)
+        if not torch.equal(t, t.round()):
+            raise ValueError(f"timestep {float(t[0]):g}: the file knows whole ones; take another scheduler, or steps")
+        inputs = {"sample": sample.numpy(), "timestep": t.to(torch.int64).numpy()}
         if self.config["num_class_embeds"] is not None:
             labels = self.config["null_class"] if class_labels is None else class_labels
             if labels is None:
@@ -182,9 +188,20 @@ def _difference(unet: Any, network: OnnxNetwork, batches: Sequence[int]) -> Diff
         for t in (inputs["timestep"], inputs["timestep"][:1]):
             asked = {**inputs, "timestep": t}
             expected = _Positional(unet)(**{**asked, "timestep": t.expand(size)})
-            largest = max(largest, float((network(**asked).sample - expected).abs().max()))
+            largest = max(largest, float((_found(network, asked) - expected).abs().max()))
             output = max(output, float(expected.abs().max()))
     return Difference(largest, output)
+
+
+def _found(network: OnnxNetwork, inputs: dict[str, Tensor]) -> Tensor:
+    try:
+        return network(**inputs).sample
+    except Exception as error:  # onnxruntime's have no base in common
+        size = len(inputs["sample"])
+        raise ValueError(
+            f"the file does not run in batches of {size}: where the network's code asks for len(x), which is a number "
+            f"to PyTorch's exporter, write x.shape[0] ({str(error).splitlines()[0]})"
+        ) from error
 
 
 def _package(name: str) -> Any:

@@ -185,7 +185,11 @@ def _decoded(source: Source, options: DecodeOptions, cache_dir: Path, **limits: 
 
 def _made(name: str, split: str) -> Any:
     """What the function called `name`, as module:function, returns for this split: an array or a `Dataset`."""
-    made = object_named(name, "dataset_name")(split)
+    function = object_named(name, "dataset_name")
+    try:
+        made = function(split)
+    except Exception as error:  # of the user's own code
+        raise ValueError(f"dataset_name={name!r}: {split!r} gives {type(error).__name__}: {error}") from error
     if not isinstance(made, np.ndarray) and type(made).__module__.split(".")[0] != "datasets":
         kind = type(made).__name__
         raise ValueError(f"dataset_name={name!r} returned a {kind}; it must return an array or a datasets.Dataset")

@@ -59,18 +59,19 @@ def load(
     fast: bool = True,
     variant: str | None = None,
     read_bin: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Model]:
     """The models by the names that the page shows: a folder's own, or a repository's; sped up where `fast`.
 
-    `variant` and `read_bin` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint that cannot be
-    shown: of points or of other channels than 1 or 3, or with the name of another one.
+    `variant`, `read_bin` and `trust_remote_code` are as in `hub.load_pipeline`. Raises ValueError for a checkpoint
+    that cannot be shown: of points or of other channels than 1 or 3, or with the name of another one.
     """
     models: dict[str, Model] = {}
     for checkpoint in checkpoints:
         name = checkpoint_name(checkpoint)
         if name in models:
             raise ValueError(f"two checkpoints are called {name}; rename the folder of one")
-        pipe, _ = load_model(checkpoint, None, variant=variant, read_bin=read_bin)
+        pipe, _ = load_model(checkpoint, None, variant=variant, read_bin=read_bin, trust_remote_code=trust_remote_code)
         shape = pipe.sample_shape
         if len(shape) != 3 or shape[0] not in (1, 3):
             kind = "points" if len(shape) == 1 else f"images of {shape[0]} channels"

@@ -14,7 +14,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..pipeline_loading import DDPMPaperPipeline, network_folder
 from ..runs import checkpoints, model_folder, on_one_line
-from ..unet.unet_ddpm_paper import DDPMPaperMLP, DDPMPaperUNet, check_weights
+from ..unet.unet_ddpm_paper import WEIGHTS, DDPMPaperMLP, DDPMPaperUNet, check_weights
 from .retries import is_transport_error
 
 TRAINING_STEP = re.compile(r"checkpoint-\d+")  # a folder of these scripts, within that of the finished model
@@ -46,7 +46,8 @@ def load_pipeline(
         return _from_folder(Path(checkpoint), options, read_bin)
     name, parent = str(checkpoint), os.path.dirname(checkpoint)
     if os.path.exists(name):
-        single = "; ddpm-hf convert makes one of it" if Path(name).suffix in WEIGHT_FILES else ""
+        of_port = Path(name).suffix in WEIGHT_FILES and not WEIGHTS.fullmatch(Path(name).name)
+        single = "; ddpm-hf convert makes one of it" if of_port else ""
         raise ValueError(f"{name} is a file; give the folder of a checkpoint{single}")
     try:
         validate_repo_id(name)
@@ -71,9 +72,10 @@ def _from_folder(folder: Path, options: dict[str, Any], read_bin: bool) -> DDPMP
         _check_parts(folder)
         return DDPMPaperPipeline.from_pretrained(folder, **options)
     kinds = {"UNet2DModel": UNet2DModel, "DDPMPaperUNet": DDPMPaperUNet, "DDPMPaperMLP": DDPMPaperMLP}
-    kind = DDPMPaperPipeline.load_config(whole)["unet"][1]
-    if kind not in kinds:
+    library, kind = DDPMPaperPipeline.load_config(whole)["unet"]
+    if kind not in kinds or library.startswith("own_"):
         raise ValueError(f"{whole} is a pipeline of a {kind}; {', '.join(kinds)} are known")
+    check_weights(network.glob("*"), options)
     options.pop("trust_remote_code")  # these classes run no code of a checkpoint
     return DDPMPaperPipeline.from_pretrained(whole, unet=kinds[kind].from_pretrained(network, **options))
 

@@ -100,7 +100,7 @@ def check_surroundings(mixed_precision: str | None = None) -> None:
     if compiler.lower() not in ("", "no"):
         raise ValueError(
             f"ACCELERATE_DYNAMO_BACKEND={compiler} (accelerate launch --dynamo_backend, or its configuration file) "
-            "would compile the network without a record of it; leave it out and give --compile after train.py"
+            "would compile the network without a record of it; leave it out (train.py has --compile)"
         )
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if mixed_precision is None and chosen not in PRECISIONS:  # of those that Accelerate does not know it computes none
@@ -124,7 +124,7 @@ def join_processes(*, cpu_threads: int | None = None, **accelerator_arguments: A
     if cpu_threads is not None and cpu_threads < 1:
         raise ValueError(f"cpu_threads={cpu_threads} must be at least 1")
     check_surroundings(accelerator_arguments.get("mixed_precision"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    world_size = int(os.environ.get("WORLD_SIZE") or "1")
     with _meeting(world_size):
         accelerator = Accelerator(
             # without a GPU Accelerate joins the processes that torchrun started only if `cpu` is given

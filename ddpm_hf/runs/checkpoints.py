@@ -36,6 +36,13 @@ from ..machine import TEMPORARY, put_in_place, replaced
 logger = logging.getLogger(__name__)
 
 STATE = "train_state"
+SHAPES = {
+    "block_out_channels",
+    "layers_per_block",
+    "attention_resolutions",
+    "hidden_size",
+    "num_layers",
+}  # of networks
 MANIFEST = f"{STATE}/manifest.json"
 
 
@@ -267,9 +274,12 @@ def to_resume(
     allowed = differences if allow_changes is True else allow_changes or ()
     refused = [line for name, line in differences.items() if name not in allowed]
     if refused:
+        remedy = f", or pass --allow_changes {','.join(differences)} to go on all the same"
+        if SHAPES & differences.keys():
+            remedy = "; another network cannot go on from these weights"
         raise ValueError(
             f"{path} was written by another run: {'; '.join(refused)}. Give the old values or another "
-            f"--output_dir, or pass --allow_changes {','.join(differences)} to go on all the same"
+            f"--output_dir{remedy}"
         )
     for difference in differences.values():
         logger.warning("resuming although %s", difference)

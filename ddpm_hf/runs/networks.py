@@ -62,8 +62,19 @@ def _check_network(
         made = "in_channels and sample_size" if len(sample_shape) > 1 else "in_channels"
         raise ValueError(f"--network {name}: by {made} of its config it is for {shape}, the data are {sample_shape}")
     conditions = {"class_labels": torch.zeros(1, dtype=torch.int64)} if classes else {}
+    inputs = torch.zeros(1, *sample_shape), torch.zeros(1, dtype=torch.int64)
+    try:
+        with torch.no_grad(), evaluation_mode(network):
+            sampled = network(*inputs, **conditions)  # as the pipeline asks
+    except Exception as error:  # of the user's own code
+        reason = str(error).strip().splitlines() or [""]
+        what = f"{type(error).__name__}: {reason[0]}"
+        raise ValueError(f"--network {name}: forward fails for one sample, with {what}") from error
+    if not isinstance(getattr(sampled, "sample", None), Tensor):
+        kind = type(network).__name__
+        raise ValueError(f"--network {name}: {kind} returns a {type(sampled).__name__}, which has no .sample")
     with torch.no_grad(), evaluation_mode(network):
-        output = output_of(network, torch.zeros(1, *sample_shape), torch.zeros(1, dtype=torch.int64), conditions)
+        output = output_of(network, *inputs, conditions)
     expected = (1, out_channels, *sample_shape[1:])
     if tuple(output.shape) != expected:
         raise ValueError(f"--network {name}: the output for one sample is {tuple(output.shape)}, not {expected}")

@@ -116,7 +116,8 @@ def adopt(options: TrainingOptions, pipe: DDPMPaperPipeline) -> None:
     if not isinstance(pipe.unet, DDPMPaperUNet | DDPMPaperMLP) or not isinstance(pipe.scheduler, DDPMPaperScheduler):
         raise ValueError(
             f"--init_from {options.init_from} holds {type(pipe.unet).__name__} and {type(pipe.scheduler).__name__}; "
-            "fine-tuning starts from a DDPMPaperUNet or DDPMPaperMLP with a DDPMPaperScheduler"
+            "fine-tuning starts from a DDPMPaperUNet or DDPMPaperMLP with a DDPMPaperScheduler; of stock's "
+            "`ddpm-hf convert` makes them"
         )
     if pipe.scheduler.config["variance_type"] == "fitted":
         raise ValueError(

@@ -95,6 +95,8 @@ def test_a_path_is_not_looked_for_on_the_hub(runs, monkeypatch, given, suggested
 
 def test_a_file_in_place_of_a_checkpoint_is_refused(runs):
     assert refusal("sample photo.png") == "photo.png is a file; give the folder of a checkpoint"
+    (runs / "diffusion_pytorch_model.safetensors").touch()  # of a folder, which convert does not take alone
+    assert refusal("sample diffusion_pytorch_model.safetensors").endswith("is a file; give the folder of a checkpoint")
 
 
 ON_THE_HUB = """

@@ -53,6 +53,21 @@ def test_each_names_the_file_and_then_works(folder, made, tmp_path, monkeypatch,
     assert (tmp_path / made).exists()
 
 
+def test_they_are_not_of_single_files(tmp_path):
+    (tmp_path / "model.ckpt").touch()
+    with pytest.raises(
+        SystemExit, match="model.ckpt: --variant, --allow_pickle and --trust_remote_code are for folde"
+    ):
+        main(["convert", str(tmp_path / "model.ckpt"), str(tmp_path / "out"), "--variant", "fp16"])
+
+
+def test_an_evaluation_is_in_float32_whatever_accelerate_is_told(folder, tmp_path, monkeypatch, own_process):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.chdir(tmp_path)
+    main(f"evaluate {folder} {EVALUATING} -o evaluation.json --variant fp16 --allow_pickle".split())
+    assert (tmp_path / "evaluation.json").exists()
+
+
 def test_so_does_the_demo(folder):
     with pytest.raises(OSError, match="is read with variant"):
         load([folder], "cpu")

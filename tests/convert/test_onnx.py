@@ -146,6 +146,19 @@ def test_code_that_looks_at_the_batch_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Counting(OwnNet):
+    """To PyTorch's exporter `len` is a number."""
+
+    def forward(self, sample, timestep):
+        return super().forward(sample, timestep.expand(len(sample)))
+
+
+def test_code_that_asks_for_len_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"does not run in batches of 1: .* asks for len\(x\).* write x.shape\[0\]"):
+        export_onnx(Counting(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_that_computes_something_else_is_refused(tiny_mlp, tmp_path, monkeypatch):
     monkeypatch.setattr(
         onnx_files.OnnxNetwork,
@@ -222,6 +235,21 @@ def test_the_command_states_the_difference(tiny_mlp, tiny_scheduler, tmp_path, c
     assert float(second.split()[4]) < 1e-5
 
 
+def test_the_weights_that_were_asked_for_are_exported(tiny_mlp, tiny_scheduler, tmp_path):
+    points, network = tmp_path / "points", tiny_mlp()
+    DDPMPaperPipeline(network, tiny_scheduler()).save_pretrained(points)
+    other = tiny_mlp()
+    for parameter in other.parameters():
+        parameter.data.add_(0.1)
+    other.save_pretrained(points / "unet", variant="other")
+    main(["export", str(points), str(tmp_path / "x.onnx"), "--batches", "3", "--variant", "other"])
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    found, expected, plain = (each(x, torch.tensor([5])).sample for each in
+                              (OnnxNetwork(tmp_path / "x.onnx"), other, network))  # fmt: skip
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert (found - plain).abs().max() > 0.01
+
+
 def test_digits_drawn_in_onnxruntime(digits, tmp_path):
     words = ["sample", "model_cards/ddpm-digits", "--seeds", "0-3", "--scheduler", "ddim", "--steps", "20"]
     main([*words, "-o", str(tmp_path / "plain.npy")])
@@ -229,6 +257,13 @@ def test_digits_drawn_in_onnxruntime(digits, tmp_path):
     plain, drawn = (np.load(tmp_path / f"{name}.npy") for name in ("plain", "onnx"))
     assert plain.std() > 0.2
     np.testing.assert_allclose(drawn, plain, atol=1e-4)
+
+
+def test_timesteps_between_two_are_refused(digits):
+    network, x = OnnxNetwork(digits), torch.zeros(2, 1, 8, 8)
+    assert torch.equal(network(x, torch.tensor([3.0, 3.0])).sample, network(x, 3).sample)
+    with pytest.raises(ValueError, match="timestep 3.5: the file knows whole ones; take another scheduler, or steps"):
+        network(x, torch.tensor(3.5))
 
 
 @pytest.mark.parametrize(

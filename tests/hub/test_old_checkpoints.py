@@ -97,8 +97,8 @@ def test_weights_under_every_name(tmp_path, capsys, kind, variant, safe, flat, s
     assert equal(network.from_pretrained(folder, subfolder=None if flat else "unet", **options), pipe.unet)
     if variant is None and safe:
         return
-    needed = [f'variant="{variant}" (--variant {variant})'] * (variant is not None)
-    needed += ["use_safetensors=False (--allow_pickle)"] * (not safe)
+    needed = [f'variant="{variant}" (ddpm-hf --variant {variant})'] * (variant is not None)
+    needed += ["use_safetensors=False (ddpm-hf --allow_pickle)"] * (not safe)
     with pytest.raises(OSError) as info:
         DDPMPaperPipeline.from_pretrained(folder)
     message = str(info.value)
@@ -171,7 +171,9 @@ def test_the_same_holds_on_the_hub(tmp_path):
     fp16, first, pickled, second = done.stdout.splitlines()
     assert (first, second) == (value, value)
     assert "unet/diffusion_pytorch_model.fp16.safetensors; " in fp16 and 'with variant="fp16"' in fp16
-    assert "unet/diffusion_pytorch_model.bin; " in pickled and "use_safetensors=False (--allow_pickle)" in pickled
+    assert (
+        "unet/diffusion_pytorch_model.bin; " in pickled and "use_safetensors=False (ddpm-hf --allow_pickle)" in pickled
+    )
 
 
 # ---- a network alone -----------------------------------------------------------------------------------------------
@@ -218,6 +220,16 @@ def test_beside_the_finished_model_it_is_taken_with_its_process(training, tmp_pa
     ignored = "unknown here and without effect: decay, optimization_step\n"
     assert capsys.readouterr().out.endswith(ignored) == bool(offset)
     assert torch.equal(DDPMPaperPipeline.from_pretrained(tmp_path / "new").unet.conv_in.weight, expected)
+
+
+def test_beside_the_finished_model_another_variant_is_named(training, tmp_path):
+    DDPMPipeline(UNet2DModel.from_pretrained(training / "unet"), DDPMScheduler(20)).save_pretrained(tmp_path / "run")
+    network = UNet2DModel.from_pretrained(training / "unet")
+    (training / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    network.save_pretrained(training / "unet", variant="fp16")
+    with pytest.raises(OSError, match=r"is read with variant=\"fp16\" \(ddpm-hf --variant fp16\)"):
+        load_pipeline(training / "unet")
+    assert load_pipeline(training / "unet", variant="fp16").unet.config["sample_size"] == 8
 
 
 def test_ours_alone_is_taken_with_the_process_above_it(tmp_path):

@@ -239,6 +239,58 @@ def test_what_ddim_alone_has_is_refused_elsewhere(tiny_mlp, scheduler, option):
         pipe_with(tiny_mlp(), scheduler)(seeds=[0], num_inference_steps=5, output_type="pt", **option)
 
 
+# ---- variances and noise -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["DDIM", "EulerDiscrete", "HeunDiscrete", "PNDM", "UniPCMultistep", "DEISMultistep", "DPMSolverMultistep"]
+)
+def test_learned_variances_are_left_out_by_samplers_that_have_no_use_for_them(name, tiny_unet):
+    """The images are those of the same network without the channels of the variances."""
+    learned = DDPMPaperScheduler(100, 1e-3, 0.2, variance_type="learned")
+    network = tiny_unet(in_channels=1, out_channels=2)
+    plain = tiny_unet(in_channels=1, out_channels=1)
+    own = plain.state_dict()
+    plain.load_state_dict({key: value[: len(own[key])] for key, value in network.state_dict().items()})
+    arguments = {"seeds": [0, 1], "num_inference_steps": 10, "output_type": "pt"}
+    with_variances = pipe_with(network, built(f"{name}Scheduler", learned))(**arguments).images
+    without = pipe_with(plain, built(f"{name}Scheduler"))(**arguments).images
+    torch.testing.assert_close(with_variances, without, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remedy"), [("learned", "DDPMPaperScheduler"), ("fixed_large_log", "fixed_large, the same variance")]
+)
+def test_variances_whose_root_stock_takes_of_a_logarithm_are_refused(kind, remedy, tiny_unet):
+    network = tiny_unet(in_channels=1, out_channels=1 + (kind == "learned"))
+    pipe = pipe_with(network, DDPMScheduler(100, 1e-3, 0.2, variance_type=kind))
+    with pytest.raises(ValueError, match=f"DDPMScheduler draws NaN with {kind}; take {remedy}"):
+        pipe(seeds=[0], num_inference_steps=10, output_type="pt")
+
+
+def test_an_epsilon_network_does_not_begin_where_no_signal_is(tiny_mlp):
+    """In a chain that begins below T it may: there is some signal there."""
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    arguments = {"seeds": [0], "num_inference_steps": 10, "output_type": "pt"}
+    for name in ("EulerDiscreteScheduler", "DDIMScheduler"):
+        with pytest.raises(ValueError, match=f"{name} begins at ᾱ = 0, where an ε tells nothing of x_0"):
+            pipe_with(tiny_mlp(), built(name, **config))(**arguments)
+    leading = built("DDIMScheduler", **config | {"timestep_spacing": "leading"})
+    assert pipe_with(tiny_mlp(), leading)(**arguments).images.isfinite().all()
+
+
+class PassesOn(DDPMScheduler):
+    def step(self, *args, **kwargs):
+        return super().step(*args, **kwargs)
+
+
+def test_seeds_reach_a_step_that_passes_its_arguments_on(tiny_mlp):
+    pipe = pipe_with(tiny_mlp(), PassesOn(100, 1e-3, 0.2, clip_sample=False))
+    stock = pipe_with(pipe.unet, DDPMScheduler(100, 1e-3, 0.2, clip_sample=False))
+    arguments = {"seeds": [0, 1], "num_inference_steps": 10, "output_type": "pt"}
+    assert torch.equal(pipe(**arguments).images, stock(**arguments).images)
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1, float("nan"), True, "1"])
 def test_eta_outside_0_to_1_is_refused(tiny_mlp, eta):
     with pytest.raises(ValueError, match=f"eta={eta!r} must be a number from 0 to 1"):

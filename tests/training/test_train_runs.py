@@ -323,6 +323,7 @@ def test_a_stock_unet_is_refused_by_name(tmp_path, tiny_scheduler):
     DDPMPaperPipeline(stock, tiny_scheduler()).save_pretrained(tmp_path / "stock")
     message = refusal(tmp_path / "run", init_from=tmp_path / "stock")
     assert f"--init_from {tmp_path / 'stock'} holds UNet2DModel" in message and "DDPMPaperUNet" in message
+    assert message.endswith("of stock's `ddpm-hf convert` makes them")
 
 
 def test_more_sample_steps_than_the_adopted_process_has_are_refused(tmp_path, source):

@@ -172,6 +172,12 @@ def test_points_have_no_dropout_whatever_the_option_says(tmp_path):
     assert column(tmp_path, "step") == [1, 2, 3]
 
 
+def test_another_network_cannot_be_allowed(tmp_path):
+    train(tmp_path, num_steps=2)
+    line = refusal(tmp_path, num_steps=3, layers_per_block=2)
+    assert line.endswith("or another --output_dir; another network cannot go on from these weights")
+
+
 def test_with_dropout_they_are_refused_by_name_and_allowed_by_name(tmp_path, caplog):
     options = {"num_steps": 2, "dropout": 0.2}
     train(tmp_path, **options)

@@ -25,7 +25,9 @@ MAX_SIZE, MAX_LAYERS = 2**16, 1000  # a mistyped number must not allocate all me
 NORM_EPS = 1e-6  # of the paper's code; torch's default is 1e-5
 # the files of a network's weights; the first group is their variant
 WEIGHTS = re.compile(r"diffusion_pytorch_model(?:-\d+-of-\d+)?(?:\.(.+?))?(?:-\d+-of-\d+)?\.(safetensors|bin)")
-PICKLED = "use_safetensors=False (--allow_pickle) if you trust its source: a .bin is a pickle, which can run code"
+PICKLED = (
+    "use_safetensors=False (ddpm-hf --allow_pickle) if you trust its source: a .bin is a pickle, which can run code"
+)
 PICKLED += "; save_pretrained, or ddpm-hf convert, then writes safetensors"
 Time = int | float | Tensor
 Labels = int | Tensor | None
@@ -497,7 +499,7 @@ def check_weights(files: Iterable[Path], asked: Mapping[str, Any]) -> None:
     found = {(m[1], m[2] == "safetensors"): file for file in ordered if (m := WEIGHTS.fullmatch(file.name))}
     if found and (asked.get("variant"), bool(asked["use_safetensors"])) not in found:
         (variant, safe), file = next(iter(found.items()))
-        how = [f'variant="{variant}" (--variant {variant})'] * bool(variant) + [PICKLED] * (not safe)
+        how = [f'variant="{variant}" (ddpm-hf --variant {variant})'] * bool(variant) + [PICKLED] * (not safe)
         options = " and ".join(how) or "neither variant nor use_safetensors"
         raise OSError(f"found {', '.join(map(str, found.values()))}; {file.name} is read with {options}")
 
