@@ -228,6 +228,7 @@ def flow_bits_per_dim(
     if num_levels is None and num_dequantizations != 1:
         raise ValueError(f"num_dequantizations={num_dequantizations}: points are not dequantized")
     require_samples(x_start, num_levels)
+    require_integer("seed", seed, 0)
     if num_probes is None:
         num_probes = 0 if x_start[0].numel() <= EXACT_DIMENSIONS else DEFAULT_PROBES
     labels = None if class_labels is None else checked_labels(class_labels, size)
@@ -235,7 +236,7 @@ def flow_bits_per_dim(
     for first in range(0, size, batch_size):
         rows = slice(first, min(first + batch_size, size))
         flow = Flow(unet, scheduler, None if labels is None else labels[rows], on_progress)
-        x = x_start[rows].to(flow.exact, torch.float64)
+        x = x_start[rows].detach().to(flow.exact, torch.float64)
         indices, draws = range(first_index + rows.start, first_index + rows.stop), []
         for number in range(num_dequantizations):
             start = x if num_levels is None else x + _dequantization(x, num_levels, seed, number, indices)

@@ -119,5 +119,9 @@ def no_split() -> np.ndarray:
     return stripes("train")
 
 
+def in_colour(split: str) -> np.ndarray:
+    return np.repeat(stripes(split), 3, axis=1)
+
+
 def nothing(split: str) -> list[int]:
     return [1, 2]

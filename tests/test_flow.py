@@ -327,6 +327,20 @@ def test_it_is_in_eval_mode_and_left_as_it_was(tiny_unet):
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
+def test_samples_that_record_gradients_have_the_same_bits():
+    """As a result of one's own loss may: the likelihood itself has no gradient."""
+    network, scheduler = oracle(PLANE)
+    x = PLANE.sample(5, seeded(16))
+    found = density_nats((network, scheduler), x.clone().requires_grad_(True))
+    assert torch.equal(found, density_nats((network, scheduler), x)) and not found.requires_grad
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "1", None, True])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(ValueError, match="seed="):
+        flow_bits_per_dim(smooth, VELOCITY, torch.zeros(2, 2), seed=seed, num_levels=None)
+
+
 def test_the_same_seed_gives_the_same_bits():
     """And parts of a data set those of the whole, where the batches are the same."""
     model, x = (smooth, VELOCITY), normal(15, 4, 20).clamp(-1, 1)

@@ -53,7 +53,7 @@ from ddpm_hf.data import Samples, to_model_range
 from ddpm_hf.distillation import data_range, student_network, student_scheduler, teacher_x_start
 from ddpm_hf.hub import BackgroundUploads, load_pipeline
 from ddpm_hf.machine import StopSignals, agree_to_stop
-from ddpm_hf.scheduler import paper_scheduler
+from ddpm_hf.scheduler import distilled_steps, paper_scheduler
 
 logger = logging.getLogger("distill")
 
@@ -180,8 +180,8 @@ def build_run(options: DistillationOptions, accelerator: Accelerator, samples: S
     """Raises ValueError where teacher, data and stages do not fit."""
     original = load_pipeline(str(options.teacher), torch.float32)
     scheduler = paper_scheduler(original.scheduler)
-    runs.check_teacher(original, samples, options.stages[0], options.guidance_scale)
-    stages = runs.stages_of(options, scheduler.diffusion)
+    runs.check_teacher(original, samples, options)
+    stages = runs.stages_of(options, scheduler.diffusion, distilled_steps(original))
     names = samples.label_names if original.classes else ()
     unet = student_network(original.unet)
     model, state = runs.training_state(accelerator, unet, ema_decay=options.ema_decay, label_names=names)
@@ -216,7 +216,7 @@ def run_distillation(options: DistillationOptions, held: contextlib.ExitStack, s
         run = build_run(options, accelerator, samples)
         logger.info(runs.described(samples, run.state.unet, accelerator))
         runs.warn_if_stages_are_short(run.stages, options.ema_decay)
-        known = asdict(options) | {"teacher_sha256": runs.weights_sha256(run.original.unet.state_dict())}
+        known = asdict(options) | runs.teacher_identity(run.original) | {"num_steps": options.steps_of_stages}
         manifest, allowed = runs.run_manifest(accelerator, samples, known), options.allowed_changes
         how: Any = {"resume": options.resume, "free": runs.FREE_IN_DISTILLATION, "allow_changes": allowed}
         how |= {"keep_checkpoints": options.keep_checkpoints, "samples": samples}

@@ -92,7 +92,7 @@ def sample(command: Parser) -> None:
     add_classes(command, "of a checkpoint with classes, what to draw, in turn over the seeds")
     add_guidance(command)
     command.add_argument("--steps", type=int, help="reverse steps; default: the model's, else all it was trained with")
-    command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: the checkpoint's own")
+    command.add_argument("--scheduler", choices=SCHEDULERS, default="ddpm", help="default: ddpm, the checkpoint's own")
     command.add_argument(
         "--batch_size", type=int, default=64, help="samples at once; does not change them; default: 64"
     )

@@ -69,6 +69,7 @@ from .stages import (
     frozen as frozen,
     keep_student as keep_student,
     stages_of as stages_of,
+    teacher_identity as teacher_identity,
     warn_if_stages_are_short as warn_if_stages_are_short,
 )
 from .state import TrainingState as TrainingState

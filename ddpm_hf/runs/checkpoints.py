@@ -293,11 +293,22 @@ def move_aside(folder: Path, step: int) -> None:
     """
     newer = [path for found, path in found_in(folder, quiet=True) if found > step]
     if newer:
-        place = next(p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
+        place = _free_name(folder)
         place.mkdir()
         for path in newer:
             path.rename(place / path.name)
         logger.warning("%d checkpoints after step %d are now in %s", len(newer), max(step, 0), place)
+
+
+def move_away(folder: Path) -> None:
+    """Move a folder of another run to a free name beside it, if it is there."""
+    if folder.is_dir():
+        place = folder.rename(_free_name(folder))
+        logger.warning("%s of an earlier run is now %s", folder.name, place)
+
+
+def _free_name(folder: Path) -> Path:
+    return next(p for n in itertools.count(1) if not (p := folder.with_name(f"{folder.name}.{n}")).exists())
 
 
 def read(checkpoint: Path, name: str) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from .options import FREE_TO_CHANGE, DataOptions, TrainingOptions, changes_allowed, check_data_and_places
 from .parsing import check_ranges, option
@@ -24,6 +25,8 @@ def _as_in_training(name: str, default: Any = None) -> Any:
 @dataclass
 class DistillationOptions(DataOptions):
     """Without --config, training/configs/distill_digits.yaml is read first."""
+
+    ALSO_COMPARED: ClassVar = ("teacher_sha256", "teacher_process")  # with a checkpoint, beside options
 
     output_dir: str = _as_in_training("output_dir", "runs/distilled")
 
@@ -86,6 +89,8 @@ class DistillationOptions(DataOptions):
         check_data_and_places(self)
         if not self.teacher:
             raise ValueError("--teacher is missing: the checkpoint to distil, such as model_cards/ddpm-digits")
+        if Path(self.output_dir).resolve() == Path(self.teacher).resolve():
+            raise ValueError(f"--output_dir={self.output_dir} is the teacher's folder, whose model would be lost")
         if not self.stages:
             raise ValueError("--stages=[] must hold the number of steps of at least one student")
         for before, after in itertools.pairwise(self.stages):

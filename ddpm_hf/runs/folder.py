@@ -13,7 +13,7 @@ from ..data import Samples
 from ..machine import replaced
 from . import checkpoints
 from .data_files import DATA_FILES, changed_files, write_data_files
-from .log import cut_metrics
+from .log import cut_metrics, drop_pictures
 from .options import option_defaults
 from .records import read_json
 from .state import TrainingState
@@ -105,7 +105,10 @@ class RunFolder:
             logger.info("resuming at step %d, from %s", state.step, self.checkpoint)
         if self.accelerator.is_main_process:
             checkpoints.move_aside(self.checkpoints, state.step if self.checkpoint else -1)
+            if self.checkpoint is None:
+                checkpoints.move_away(self.path / "stages")
             cut_metrics(self.path / "metrics.jsonl", state.step)
+            drop_pictures(self.path / "samples", state.step)
             if self.samples is not None and not self._has_data_files():
                 write_data_files(self.path, self.samples)
             if options is not None:

@@ -36,6 +36,14 @@ def cut_metrics(path: Path, step: int) -> None:
             temporary.write_text("".join(kept), encoding="utf-8")
 
 
+def drop_pictures(folder: Path, step: int) -> None:
+    """Delete the grids of samples after `step`: a resumed run draws them again, and a new run others."""
+    for path in folder.glob("step-*-*.png"):
+        number = path.name.split("-")[1]
+        if number.isdecimal() and int(number) > step:
+            path.unlink()
+
+
 def can_be_drawn_on(stream: Any) -> bool:
     """Whether it is a terminal that has a size: those that programs open may be 0 wide or high."""
     try:

@@ -287,6 +287,7 @@ def changes_allowed(options: Any) -> bool | set[str]:
         return text.lower() in TRUE
     names = {name.strip().replace("-", "_") for name in text.split(",")}
     known = {each.name for each in fields(options)} | {"num_processes", "data", "labels"}
+    known |= {*getattr(options, "ALSO_COMPARED", ())}
     for name in sorted(names - known):
         raise ValueError(
             f"--allow_changes={text}: {name!r} is neither an option nor num_processes, data or labels"

@@ -56,7 +56,8 @@ def in_force(options: Options, accelerator: Accelerator) -> Options:
 
 
 def load_data(options: DataOptions) -> Samples:
-    return load_samples(
+    """What the options say is trained on. Raises what `load_samples` raises, and ValueError for points to mirror."""
+    samples = load_samples(
         options.dataset_name,
         train_data_dir=options.train_data_dir,
         split=options.dataset_split,
@@ -71,6 +72,9 @@ def load_data(options: DataOptions) -> Samples:
         num_workers=options.num_workers,
         output_dir=options.output_dir,
     )
+    if options.random_flip and samples.is_points:
+        raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
+    return samples
 
 
 def embedding_rows(options: TrainingOptions, num_classes: int) -> dict[str, int | None]:
@@ -84,8 +88,6 @@ def embedding_rows(options: TrainingOptions, num_classes: int) -> dict[str, int 
 def build_network(options: TrainingOptions, sample_shape: tuple[int, ...], num_classes: int = 0) -> Any:
     """A network with freshly drawn weights for samples of this shape, (C, H, W) or (d,), and so many classes."""
     channels, rows = sample_shape[0], embedding_rows(options, num_classes)
-    if options.random_flip and len(sample_shape) == 1:
-        raise ValueError("--random_flip mirrors images, and the data are points; leave it out")
     torch.manual_seed(keyed_seed(options.seed, "weights"))
     out_channels = 2 * channels if options.variance_type == "learned" else channels
     if options.network:
@@ -148,7 +150,7 @@ def resolved(options: TrainingOptions) -> TrainingOptions:
 def initial_model(options: TrainingOptions, samples: Samples) -> tuple[Any, DDPMPaperScheduler]:
     """The network and the process to train: fresh, or those of `init_from`, which the options then describe."""
     pipe = initial_pipeline(options)
-    _check_channels(options, samples)
+    check_channels(options, samples)
     if pipe is not None:
         _fit_size(pipe, options, samples)
     unet = build_network(options, samples.sample_shape, len(samples.label_names))
@@ -193,13 +195,13 @@ def _take_weights(unet: Any, pipe: DDPMPaperPipeline, options: TrainingOptions, 
     unet.load_state_dict(weights)
 
 
-def _check_channels(options: TrainingOptions, samples: Samples) -> None:
+def check_channels(options: Any, samples: Samples) -> None:
     """Raises ValueError where the network is for another number of channels than the data has."""
     wanted, channels = options.in_channels, samples.sample_shape[0]
     if wanted in (None, channels):
         return
     found = f"the model expects {wanted} channels (--in_channels), the data has {channels}"
-    if options.init_from:
+    if getattr(options, "init_from", None):
         plural = "s" if wanted != 1 else ""
         found = f"--init_from {options.init_from} is for {wanted} channel{plural}, the data has {channels}"
     reason = f" ({samples.first_in_colour})" if samples.first_in_colour else ""

@@ -1,5 +1,6 @@
 """The stages of a distillation: their teachers, and what is kept of their students."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from ..unet import use_native_kernels
 from .distillation_options import DistillationOptions
 from .folder import RunFolder
 from .log import RunLog
-from .options import averaging_lags
-from .records import some_names
+from .options import DataOptions, averaging_lags
+from .records import some_names, weights_sha256
+from .setup import check_channels
 from .state import TrainingState
 from .watching import write_grids
 
@@ -39,11 +41,18 @@ class Stage:
         return f"stages/{self.law.num_steps}-steps"
 
 
-def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, first_stage: int, guidance_scale: float = 1.0) -> None:
-    """Raises ValueError where a teacher cannot be distilled with these samples, from `first_stage` steps on."""
-    shape, data = pipe.sample_shape, samples.sample_shape
+def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, options: DistillationOptions) -> None:
+    """Raises ValueError where a teacher cannot be distilled with these samples, as the options say."""
+    shape, data, first_stage = pipe.sample_shape, samples.sample_shape, options.stages[0]
+    guidance_scale = options.guidance_scale
     if shape != data:
-        raise ValueError(f"the teacher draws samples {shape}, the data are {data}; --resolution resizes images")
+        other = len(shape) != len(data)
+        remedy = (
+            f"--in_channels {shape[0]} --convert_channels converts" if shape[0] != data[0] else "--resolution resizes"
+        )
+        remedy = "; give the data that it was trained on" if other else f"; {remedy} images"
+        raise ValueError(f"the teacher draws samples {shape}, the data are {data}{remedy}")
+    check_channels(options, samples)
     total, kind = len(paper_scheduler(pipe.scheduler)), pipe.scheduler.config["prediction_type"]
     if kind != "v_prediction" and first_stage != total:
         raise ValueError(
@@ -58,15 +67,34 @@ def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, first_stage: int, g
         )
     if ours and not theirs:
         raise ValueError("the teacher has no classes; leave out --label_column")
-    if guidance_scale != 1 and pipe.null_class is None:
-        raise ValueError(f"--guidance_scale {guidance_scale:g} needs a teacher with a null_class; this one has none")
+    dropped = options.label_dropout not in (0, DataOptions.label_dropout)  # which a teacher may know nothing of
+    for name, value, given in (("guidance_scale", guidance_scale, guidance_scale != 1),
+                               ("label_dropout", options.label_dropout, dropped)):  # fmt: skip
+        if given and pipe.null_class is None:
+            raise ValueError(f"--{name} {value:g} needs a teacher with a null_class; this one has none")
 
 
-def stages_of(options: DistillationOptions, diffusion: GaussianDiffusion) -> list[Stage]:
-    """The stages of a run, one after the other; the first teacher takes all timesteps. Raises ValueError."""
-    before, first, stages = diffusion.num_timesteps, 0, []
+def teacher_identity(pipe: DDPMPaperPipeline) -> dict[str, Any]:
+    """What of a teacher must be the same where a run goes on: its weights, and its process with how it clips."""
+    config = paper_scheduler(pipe.scheduler).config
+    process = {name: value for name, value in config.items() if not name.startswith("_")}
+    return {
+        "teacher_sha256": weights_sha256(pipe.unet.state_dict()),
+        "teacher_process": json.loads(json.dumps(process)),
+    }
+
+
+def stages_of(
+    options: DistillationOptions, diffusion: GaussianDiffusion, teacher_steps: int | None = None
+) -> list[Stage]:
+    """The stages of a run, one after the other. Raises ValueError.
+
+    The first teacher takes `teacher_steps`, as one that was distilled for so many; None: all timesteps.
+    """
+    before, first, stages = teacher_steps or diffusion.num_timesteps, 0, []
     if before % options.stages[0]:
-        raise ValueError(f"--stages: {options.stages[0]} does not divide the teacher's {before} timesteps")
+        kind = "timesteps" if teacher_steps is None else "steps, for which it was distilled"
+        raise ValueError(f"--stages: {options.stages[0]} does not divide the teacher's {before} {kind}")
     for num_steps, count in zip(options.stages, options.steps_of_stages, strict=True):
         law = DistillationStage(diffusion, num_steps, before // num_steps)
         stages.append(Stage(law, range(first, first + count)))

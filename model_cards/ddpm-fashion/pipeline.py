@@ -343,6 +343,9 @@ class DDPMPaperPipeline(DiffusionPipeline):
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
         ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
+        own = None if ours else self.config.get("num_inference_steps")
+        if own not in (None, steps):
+            _warn_once(f"this model was distilled for {own} steps; of the timesteps of {steps} it knows few or none")
         scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
             scheduler.set_timesteps(steps)

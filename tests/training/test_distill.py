@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,14 @@ def test_the_student_of_each_stage_draws_in_its_own_number_of_steps(finished, nu
     assert pipe.num_timesteps == 10
 
 
+def test_other_steps_than_its_own_are_warned_about(finished, caplog):
+    pipe = DDPMPaperPipeline.from_pretrained(finished / "stages" / "4-steps")
+    pipe(seeds=[0])
+    assert not caplog.records
+    pipe(seeds=[0], num_inference_steps=5)
+    assert "this model was distilled for 4 steps; of the timesteps of 5 it knows few or none" in caplog.text
+
+
 def test_the_last_student_is_the_model(finished):
     last, model = (DDPMPaperPipeline.from_pretrained(f) for f in (finished / "stages" / "1-steps", finished))
     assert weights_sha256(last.unet.state_dict()) == weights_sha256(model.unet.state_dict())
@@ -175,6 +184,11 @@ def test_guidance_is_distilled(by_class, tmp_path):
     pipe = DDPMPaperPipeline.from_pretrained(tmp_path / "5.0")
     assert pipe.classes == DDPMPaperPipeline.from_pretrained(by_class).classes and pipe.null_class == 10
     assert losses[0] != losses[1]
+    guided, plain = (
+        model_card(tmp_path / scale, tmp_path / scale / "checkpoints" / "step-2", "me/few") for scale in ("5.0", "1.0")
+    )
+    assert "guidance_scale=2.0" in plain and "guidance_scale=" not in guided
+    assert "Leave `guidance_scale` at 1: the guidance is learned" in guided
 
 
 def test_points_are_distilled(tmp_path):
@@ -194,11 +208,27 @@ def test_a_learned_variance_is_left_out(tmp_path):
 
 def test_a_teacher_that_predicts_v_needs_no_first_stage(finished, teacher, tmp_path):
     """A student is such a teacher."""
-    student = distil(tmp_path, finished / "stages" / "20-steps", stages=[4], num_steps=[2])
+    student = distil(tmp_path / "first", finished / "stages" / "20-steps", stages=[4], num_steps=[2])
     assert DDPMPaperPipeline.from_pretrained(student).config["num_inference_steps"] == 4
     assert "must begin with 20" in refusal(tmp_path / "other", teacher, stages=[4], num_steps=[2])
-    message = refusal(tmp_path / "third", student, stages=[3], num_steps=[2])
-    assert message == "distill.py: --stages: 3 does not divide the teacher's 20 timesteps"
+
+
+def test_a_student_as_a_teacher_takes_its_own_steps(finished, tmp_path, monkeypatch):
+    """It was taught those timesteps alone, and is asked at no others."""
+    asked = set()
+    plain = DDPMPaperPipeline.model_output
+
+    def recorded(self: Any, x_t: Any, t: Any, *rest: Any, **more: Any) -> Any:
+        asked.update(t.tolist())
+        return plain(self, x_t, t, *rest, **more)
+
+    monkeypatch.setattr(DDPMPaperPipeline, "model_output", recorded)
+    four = finished / "stages" / "4-steps"
+    student = distil(tmp_path / "two", four, stages=[2], num_steps=[3])
+    assert asked == {4, 9, 14, 19}
+    assert DDPMPaperPipeline.from_pretrained(student).config["num_inference_steps"] == 2
+    message = refusal(tmp_path / "three", four, stages=[3], num_steps=[2])
+    assert message == "distill.py: --stages: 3 does not divide the teacher's 4 steps, for which it was distilled"
 
 
 # ---- going on ------------------------------------------------------------------------------------------------------
@@ -256,6 +286,41 @@ def test_another_teacher_or_other_stages_are_refused(finished, teacher, by_class
     assert "num_steps was" in refusal(finished, teacher, num_steps=[3])
 
 
+def test_another_teacher_may_be_allowed_by_the_name_that_the_refusal_gives(teacher, tmp_path):
+    other = train(tmp_path / "other", seed=1)
+    run = distil(tmp_path / "run", teacher, stages=[20], num_steps=[2])
+    message = refusal(run, other, stages=[20], num_steps=[2])
+    assert "pass --allow_changes teacher_sha256 to go on" in message
+    distil(run, other, stages=[20], num_steps=[2], allow_changes="teacher_sha256")
+
+
+def test_the_teachers_process_is_compared_too(teacher, tmp_path):
+    run = distil(tmp_path / "run", teacher, stages=[20], num_steps=[2])
+    copied = shutil.copytree(teacher, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    config = json.loads((copied / "scheduler" / "scheduler_config.json").read_text())
+    config["beta_schedule"] = "squaredcos_cap_v2"
+    (copied / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    assert "teacher_process was" in refusal(run, copied, stages=[20], num_steps=[2])
+
+
+def test_one_number_of_steps_is_that_of_each_stage(teacher, tmp_path):
+    run = distil(tmp_path / "run", teacher, stages=[20, 4], num_steps=[2])
+    before = hashes(run, 4)
+    distil(run, teacher, stages=[20, 4], num_steps=[2, 2])
+    assert hashes(run, 4) == before
+
+
+def test_a_new_run_in_the_same_folder_has_its_own_pictures_and_stages(teacher, tmp_path):
+    options = {"stages": [20, 4], "num_steps": [2], "num_samples": 4}
+    first = distil(tmp_path, teacher, **options)
+    old = {path.name: path.read_bytes() for path in (first / "samples").iterdir()}
+    distil(tmp_path, teacher, **{**options, "stages": [20, 2]}, seed=5, resume="never")
+    new = {path.name: path.read_bytes() for path in (first / "samples").iterdir()}
+    assert new.keys() == old.keys() and all(new[name] != old[name] for name in old)
+    assert {path.name for path in (first / "stages").iterdir()} == {"20-steps", "2-steps"}
+    assert {path.name for path in (first / "stages.1").iterdir()} == {"20-steps", "4-steps"}
+
+
 def test_the_teachers_weights_are_part_of_a_checkpoint(finished):
     """Where the first stage is over, for the checkpoint of the original may be gone."""
     checkpoint = finished / "checkpoints" / "step-12"
@@ -283,12 +348,23 @@ def test_two_processes_do_what_one_does(finished, teacher, tmp_path):
         ({"stages": [40, 20], "num_steps": [1]}, "--stages must begin with 20"),
         ({"label_column": "label"}, "the teacher has no classes"),
         ({"label_column": "label", "guidance_scale": 2.0}, "the teacher has no classes"),
-        ({"dataset_name": "swiss_roll"}, "the teacher draws samples (1, 8, 8), the data are (2,)"),
+        ({"dataset_name": "swiss_roll"}, "(1, 8, 8), the data are (2,); give the data that it was trained on"),
+        ({"dataset_name": "custom_nets:in_colour"}, "--in_channels 1 --convert_channels converts images"),
+        ({"in_channels": 3}, "the model expects 3 channels (--in_channels), the data has 1"),
+        ({"dataset_name": "moons", "random_flip": True}, "--random_flip mirrors images, and the data are points"),
         ({"global_batch_size": 10_000}, "fewer than global_batch_size"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(teacher, tmp_path, options, message):
     assert message in refusal(tmp_path / "run", teacher, **options)
+
+
+def test_labels_are_not_dropped_for_a_teacher_that_needs_them(tmp_path):
+    needing = train(tmp_path / "teacher", label_column="label", label_dropout=0)
+    options = {"label_column": "label", "stages": [20], "num_steps": [1]}
+    distil(tmp_path / "run", needing, **options)  # the default is for those that have a null_class
+    message = refusal(tmp_path / "other", needing, **options, label_dropout=0.3)
+    assert "--label_dropout 0.3 needs a teacher with a null_class" in message
 
 
 def test_a_teacher_with_classes_needs_labels(by_class, tmp_path):
@@ -305,12 +381,13 @@ def test_a_teacher_with_classes_needs_labels(by_class, tmp_path):
         ({"guidance_scale": 2.0}, "needs labels; --label_column"),
         ({"guidance_scale": -1.0}, "--guidance_scale=-1.0"),
         ({"teacher": ""}, "--teacher is missing"),
+        ({"teacher": "runs/x", "output_dir": "runs/../runs/x"}, "is the teacher's folder, whose model would be lost"),
         ({"learning_rate": 0.0}, "--learning_rate=0.0 must be positive"),
     ],
 )
 def test_options_that_cannot_be_are_refused(capsys, tmp_path, options, message):
     with pytest.raises(SystemExit) as exit_info:
-        distill_py.parse(words(tmp_path, **{"teacher": tmp_path, **options}))
+        distill_py.parse(words(tmp_path, **{"teacher": tmp_path / "teacher", **options}))
     assert exit_info.value.code == 2
     assert message in capsys.readouterr().err
 
