@@ -70,6 +70,7 @@ def scales(diffusion: Any) -> Tensor:
     return (variances[1] / variances[0]).sqrt()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "jsd"])
 def test_gaussian_data_have_their_density(schedule):
     """Each coordinate is multiplied by a known number; the density is that of the data at the first timestep."""
@@ -228,6 +229,7 @@ def test_a_bin_of_256_levels_is_1_of_127_5_wide():
 # ---- latents -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"tolerance": 1e-8}, {"num_steps": 200}, {"num_steps": 800, "order": 1}], ids=str)
 def test_gaussian_data_are_multiplied_by_known_numbers(options):
     network, scheduler = oracle(CENTRED)
@@ -238,6 +240,7 @@ def test_gaussian_data_are_multiplied_by_known_numbers(options):
     torch.testing.assert_close(decode(network, scheduler, latents, **options), x, rtol=exact, atol=exact)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "least"), [(1, 0.8), (2, 1.7)])
 def test_steps_converge_with_their_order(order, least):
     """Where the number of steps is doubled, the error is divided by 2^order, nearly."""
@@ -280,6 +283,7 @@ def test_latents_of_a_mixture_follow_its_last_marginal():
 # ---- any network ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
 def test_other_predictions_have_the_same_flow(prediction_type):
     """The same knowledge as x̂_0 or as v."""

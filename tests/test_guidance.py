@@ -122,7 +122,7 @@ def test_guided_eps_is_the_guided_score(t, scale):
         torch.testing.assert_close(guided.double(), expected, rtol=0, atol=1e-6 * largest)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [0, 1])
 def test_at_scale_1_samples_have_the_distribution_of_the_class(label):
     """Beyond chance a step's variance is off by O(β_t): see test_algorithm_2_samples_the_mixture."""
@@ -140,7 +140,7 @@ def test_a_batch_may_mix_classes_and_none():
         assert_mean(x[i::3], distribution.mean, beyond=0.01)  # a hundred steps
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_guidance_is_not_the_tilted_distribution():
     """At s = 3 samples lie further from the other class than p(x) p(y | x)^3 has them, by far more than chance."""
     points, cell = grid(1)

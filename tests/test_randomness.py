@@ -79,7 +79,7 @@ def test_recorded_numbers():
     torch.testing.assert_close(normal(7, "noise", 3, [5], (3,)), torch.tensor([[0.054456, 0.653048, 0.67415]]))
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_fresh_process_draws_the_same():
     code = "from ddpm_hf.randomness import normal; print(normal(7, 'noise', 3, [5, 6], (2, 3)).tolist())"
     root = Path(__file__).parents[1]

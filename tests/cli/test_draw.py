@@ -123,6 +123,7 @@ def test_interpolate_takes_the_nearest_timestep(images, tmp_path, capsys):
         assert np.array_equal(found, of_the_chain) == (taken == "2")
 
 
+@pytest.mark.slow
 def test_coarse_to_fine(images, tmp_path):
     found = drawn(tmp_path, "coarse_to_fine", images, "--seed", "3", "--steps", "5")
     x, pipe = digits([0, 1], "test"), pipeline(images)
@@ -158,6 +159,7 @@ def test_nearest_of_a_folder_of_few_photographs(colour, photos, tmp_path):
     assert np.array_equal(found, grid(images[None], ["seed 0"], ["sample", "1", "2", "3"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["interpolate", "coarse_to_fine", "nearest", "rate_distortion"])
 def test_bad_images_of_a_folder_may_be_left_out(colour, photos, tmp_path, caplog, figures_of_numbers, kind):
     (Path(photos) / "1.png").write_bytes(b"no image")

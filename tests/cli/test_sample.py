@@ -129,6 +129,7 @@ def test_fast_is_for_images(points, tmp_path):
         main(["sample", points, "--fast", "-o", str(tmp_path / "points.npy")])
 
 
+@pytest.mark.slow
 def test_arrays_do_not_depend_on_the_batch_size(images, tmp_path):
     for batch_size in ("1", "2", "64"):
         output = tmp_path / f"{batch_size}.npy"

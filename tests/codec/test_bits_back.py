@@ -70,7 +70,7 @@ def bin_bits(symbols, low, high, mean, std) -> float:
     return float(-np.log2(np.maximum(ndtr(high_end) - ndtr(low_end), 2.0**-24)).sum())
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_coder_wastes_nothing(digits_pipe, digits, chain, monkeypatch):
     """Within 0.2 % and a word of what the bins' probabilities say, push by push and pop by pop."""
     ideal = []
@@ -93,7 +93,7 @@ def test_the_coder_wastes_nothing(digits_pipe, digits, chain, monkeypatch):
     assert encoded.net_bits == pytest.approx(sum(ideal), rel=0.002, abs=32)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_finer_grid_gains_nothing_and_needs_more_to_begin_with(digits_pipe, digits, chain, encoded, monkeypatch):
     """A quarter of the step: no shorter by more than chance, and a bit more at least for each of the first latents."""
     initialise = CodingChain.__init__

@@ -32,6 +32,7 @@ CONTENTS = {
 }
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     content=st.sampled_from(sorted(CONTENTS)),
@@ -72,13 +73,13 @@ def test_every_kind_of_chain_comes_back(prediction_type, variance_type, clip):
     assert np.array_equal(decompress(pipe, compress(pipe, levels).data).levels.numpy(), levels)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_images_one_by_one_come_back_too(digits_pipe, digits, chain):
     alone = compress(digits_pipe, digits[:5], num_levels=17, chain=chain, max_batch=1)
     assert np.array_equal(decompress(digits_pipe, alone.data, micro_batch=7).levels.numpy(), digits[:5])
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_shortened_checkpoint_brings_its_own_chain(digits_pipe, digits, chain):
     """Nothing of the chain is in the file then; what is coded is the same."""
     few = digits[:3]
@@ -109,7 +110,7 @@ np.save(output, found)
 ELSEWHERE = [(2, None, True), (1, 1, True), (2, 3, True), (1, None, False), (2, 2, False)]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_files_are_decoded_elsewhere(digits_pipe, digits, chain, tmp_path):
     """In a new process with other threads, micro-batches and kernels than those that coded."""
     few = digits[:2]
@@ -191,6 +192,7 @@ def test_a_file_cut_off_is_found(small, length):
         decompress(pipe, data[:length])
 
 
+@pytest.mark.slow
 def test_a_wrong_stack_under_a_right_hash_is_found(small):
     """The hash cannot see a machine that computes other numbers; the checksums of the images can."""
     pipe, _, data = small

@@ -72,6 +72,7 @@ def test_a_folder_of_images_comes_back(tiny_checkpoint, tmp_path, capsys):
             assert np.array_equal(np.asarray(opened), image)
 
 
+@pytest.mark.slow
 def test_a_data_set_comes_back_as_levels_or_pictures(tmp_path, capsys, monkeypatch):
     """With a tiny network, few of the digits, and one of them for the chain, to be quick."""
     checkpoint = str(tmp_path / "tiny")

@@ -278,7 +278,7 @@ def test_of_16_bit_colour_the_largest_value_is_a_bound(tmp_path, cache):
     assert decode_all([("ct.tif", path)], OPTIONS, cache=cache, **IN_MEMORY).notes == (note,)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("resolution", [None, 4, 300])
 def test_workers_change_nothing(files, cache, resolution):
     """Chunks of several images and of one, with bad images among them; every fact is the same."""

@@ -251,7 +251,7 @@ def test_cache_dir_comes_before_the_environment(folder, tmp_path, caches):
     assert len(list((tmp_path / "chosen").glob("*.npy"))) == 1 and not (caches / "ours").exists()
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_fresh_process_sees_the_same_data(folder):
     code = (
         "import sys; from ddpm_hf.data import load_samples; s = load_samples(train_data_dir=sys.argv[1], resolution=5)"

@@ -97,6 +97,7 @@ def test_samples_and_frames_are_those_of_algorithm_2(colour):
     assert same(drawn.frames[-1].x_t, image_grid(as_pictures(images[:16])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 25, 26, 100])
 def test_frames_are_evenly_spread_over_any_chain(tiny_unet, tiny_scheduler, steps):
     pipe = DDPMPaperPipeline(tiny_unet(), tiny_scheduler(num_train_timesteps=100))
@@ -160,6 +161,7 @@ def test_classes_of_the_page(pets, grey):
             demo_tasks.number("Guidance", value, 0, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("t", "steps", "taken"), [(0, 10, 0), (5, 10, 5), (6, 5, 5), (10, 10, 10)])
 def test_interpolation_is_that_of_the_figure(colour, t, steps, taken):
     found, ends, between = demo_tasks.interpolate(colour, ends=(3, 5), t=t, steps=steps, noise_seed=7, report=ignored)

@@ -42,6 +42,7 @@ def spread_and_errors(
     return float(np.std([distance(x) for x in sets], ddof=1)), float(np.mean([error(x) for x in sets[:6]]))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_samples", "width", "scale", "shift", "most"),
     [(512, 20, 1.2, 0.3, 1.5), (512, 20, 1.0, 0.0, 1.5), (100, 20, 1.0, 0.1, 1.5), (300, 5, 1.0, 0.0, 1.5)]
@@ -64,6 +65,7 @@ def test_the_frechet_error_is_the_spread_over_samples(num_samples, width, scale,
     assert 0.67 * spread < error < most * spread
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "shift"), [(1.2, 0.3), (1.0, 0.0)], ids=["far", "no distance"])
 def test_the_kernel_error_is_the_spread_over_samples(scale, shift, monkeypatch):
     for module in (errors, metrics):

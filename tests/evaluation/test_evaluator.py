@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 # ---- bits/dim ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"num_timesteps_subset": 4, "seed": 5}, {"num_inference_steps": 5}],
@@ -80,6 +81,7 @@ def test_the_subset_estimate_says_that_it_is_one(evaluator):
     assert estimate["value"] != whole["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [{"seed": 1}, {"num_images": 19}, {"split": "train"}, {"num_inference_steps": 5}, {"num_timesteps_subset": 3}],
@@ -112,6 +114,7 @@ def test_no_piece_of_another_model_is_taken(evaluator, checkpoint, tmp_path):
 # ---- metrics of samples --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_images_are_the_pipelines_in_micro_batches(evaluator, few_digits, checkpoint, tmp_path, tiny):
     """Ten samples in micro-batches of four: the seeds 16 and 17 of the last are drawn and then left out."""
     (result,) = evaluator(metrics=("fid",), num_samples=10, batch_size=4, seed=6).run()
@@ -152,6 +155,7 @@ def test_further_samples_are_added_to_those_there_are(evaluator, few_digits, tmp
     assert at_once["value"] == result["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"seed": 1}, {"batch_size": 3}, {"num_inference_steps": 3}], ids=str)
 def test_no_samples_of_another_protocol_are_taken(evaluator, few_digits, tmp_path, tiny, changed):
     protocol = {"metrics": ("fid",), "num_samples": 7, "batch_size": 4, "num_inference_steps": 2}
@@ -162,7 +166,7 @@ def test_no_samples_of_another_protocol_are_taken(evaluator, few_digits, tmp_pat
     assert beside["value"] == alone["value"]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_every_metric_of_samples_in_one_run(evaluator, checkpoint, tiny, monkeypatch):
     """A thousand samples, of one step each; drawn once, seen by each extractor once."""
     calls = []
@@ -279,7 +283,7 @@ def test_the_identity_of_weights_is_their_names_shapes_and_bits(tiny_unet):
 # ---- runs that were stopped, and several processes -----------------------------------------------------------------
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_same_numbers(evaluator, few_digits, tmp_path, tiny, monkeypatch):
     protocol = {"metrics": ("bpd", "fid"), "num_images": 50, "num_samples": 18, "batch_size": 4}
     undisturbed = list(evaluator(**protocol).run())

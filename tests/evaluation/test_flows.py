@@ -33,6 +33,7 @@ def tame(tiny_unet, tiny_scheduler, tmp_path_factory) -> str:
 SETTINGS: dict[str, Any] = {"tolerance": 1e-2, "num_probes": 1}
 
 
+@pytest.mark.slow
 def test_it_is_that_of_the_pieces(evaluator, tame, tmp_path, monkeypatch):
     """Of 18 images: a piece and a part of one; a second run measures nothing, and another tolerance does."""
     protocol = {"source": tame, "metrics": ("flow",), "num_images": 18, **SETTINGS}

@@ -52,6 +52,7 @@ def test_bits_per_dim_are_given_the_class(evaluator, labelled, tmp_path):
     assert len(list((tmp_path / "work").glob("bpd-*"))) == 2  # one is not taken for the other
 
 
+@pytest.mark.slow
 def test_classes_are_told_by_their_bounds(evaluator, labelled, tmp_path):
     made = evaluator(source=labelled, num_images=37, label_column="label", metrics=("classify",), seed=5)
     (result,) = made.run()
@@ -75,6 +76,7 @@ def test_all_classes_see_the_same_noise(labelled):
     assert torch.equal(bounds[:, 0], bounds[:, 1]) and not torch.equal(bounds[:, 0], bounds[:, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.0])
 def test_samples_have_the_labels_of_the_data(evaluator, labelled, tiny, few_digits, monkeypatch, scale):
     """Seed i that of image i, from the first again where there are more seeds than images."""

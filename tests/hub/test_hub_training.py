@@ -93,6 +93,7 @@ def test_the_token_is_written_nowhere(login, tracker, server, tmp_path, capsys):
         assert TOKEN.encode() not in text, name
 
 
+@pytest.mark.slow
 def test_a_signal_does_not_wait_for_an_upload(tmp_path):
     """SIGTERM while the Hub does not answer to requests that are waited for ten minutes."""
     folder = tmp_path / "run"

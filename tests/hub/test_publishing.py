@@ -71,6 +71,7 @@ def trained(tmp_path_factory):
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_uploads_at_every_save_and_nothing_but_the_run(trained):
     server, folder, done = trained
     repo = server.repos["tester/tiny"]

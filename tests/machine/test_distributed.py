@@ -105,7 +105,7 @@ def test_float16_on_a_cpu_is_refused(monkeypatch, by):
         ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate launch --use_deepspeed"),
         ("ACCELERATE_USE_MEGATRON_LM", "true", "accelerate launch --use_megatron_lm"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "accelerate launch --use_parallelism_config"),
-        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "give --compile"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "leave it out (train.py has --compile)"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "is not one of no, fp16, bf16"),
         ("ACCELERATE_MIXED_PRECISION", "BF16", "is not one of no, fp16, bf16"),  # Accelerate: float32, and no word
     ],

@@ -157,8 +157,8 @@ def test_number_of_channels():
 PRINT = "from ddpm_hf.machine.native import has_kernels, takes_channels; print(has_kernels(), takes_channels(32))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{"DDPM_HF_NATIVE": "0"}, {"CXX": "false"}, {"PATH": "", "CXX": ""}])
-@pytest.mark.integration
 def test_without_a_compiler(environment, tmp_path, monkeypatch):
     for name, value in {**environment, "XDG_CACHE_HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -167,8 +167,8 @@ def test_without_a_compiler(environment, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.slow
 @needs_kernels
-@pytest.mark.integration
 def test_compiled_once(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = build.library.__wrapped__()

@@ -417,6 +417,7 @@ def test_child_ended_by_a_signal_fails_as_in_a_shell(ready):
     assert ready.main(["test"]) == 128 + 9
 
 
+@pytest.mark.slow
 def test_interrupt_waits_for_the_child_and_shows_no_stack(ready):
     """Ctrl-C reaches dev.py and its child together; a child that saves its work is left the time to."""
     save_on_interrupt = "trap 'sleep 1; echo saved >> calls; exit 0' INT"

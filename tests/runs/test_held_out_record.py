@@ -105,6 +105,7 @@ def test_the_report_has_the_best_step_beside_the_last(tmp_path):
     assert "<td>0.00667</td>" in page  # the loss of step 150
 
 
+@pytest.mark.slow
 def test_curves_show_both_kinds_and_mark_the_lowest_bound():
     bounds = [(10, 5.0, 5.0), (20, 3.0, 2.5), (30, 4.0, 1.5)]
     lines = [evaluation(*bound) for bound in bounds]

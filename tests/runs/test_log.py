@@ -389,7 +389,7 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(fails, tmp_path, caplog
     assert_one_warning(caplog)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["log"], indirect=True)
 def test_training_ends_without_the_tracker_that_failed(fails, tmp_path, caplog):
     train_py.main([*TINY, "--output_dir", str(tmp_path), "--report_to", "tensorboard"])

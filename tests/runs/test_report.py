@@ -317,7 +317,7 @@ TINY = (
 ).split()
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_a_run_and_its_resumption_show_what_they_are(tmp_path):
     """Options that differ, data, network, environment; after more steps the page is about all of them."""
     folder = tmp_path / "secret place" / "my run"

@@ -260,6 +260,7 @@ def killed(monkeypatch) -> Callable[..., None]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 5, 6, 9, 11, "stages/20-steps", "stages/4-steps", "stages/1-steps"])
 def test_a_killed_run_ends_with_the_bits_of_one_left_alone(finished, teacher, tmp_path, killed, at):
     """In the middle of the first stage and of others, and between two, before and after the student is kept."""
@@ -329,7 +330,7 @@ def test_the_teachers_weights_are_part_of_a_checkpoint(finished):
     torch.testing.assert_close(checkpoints.read(checkpoint, "teacher"), student, rtol=0, atol=0)
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(finished, teacher, tmp_path):
     command = [distill_py.__file__, *words(tmp_path, teacher)]
     finish_pair([start(tmp_path, variables=variables, command=command) for variables in pair_variables()])

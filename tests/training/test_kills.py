@@ -244,6 +244,7 @@ def test_what_a_save_does_to_files(calls):
     assert num(WRITES) >= 70 and num(FLUSHES) >= 20 and num(RENAMES) >= 12 and num(DELETIONS) >= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [EVERY_TENTH, ALL])
 def test_a_kill_before_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
     steps = []
@@ -257,6 +258,7 @@ def test_a_kill_before_a_call_of_a_save_loses_nothing(traced, saves, calls, ever
     assert steps == sorted(steps)  # once the new one is there, it stays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [EVERY_TENTH, ALL])
 def test_an_error_of_a_call_of_a_save_loses_nothing(traced, saves, calls, every):
     """ENOSPC for each, once: an OSError. Its message has a path, or the new checkpoint was there already."""

@@ -33,6 +33,7 @@ def evaluations_of(folder: Path) -> list[dict[str, Any]]:
     return [line for line in lines_of(folder) if "held_out_bpd" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -62,6 +63,7 @@ def test_points_are_evaluated(tmp_path):
     assert [line["step"] for line in evaluations_of(folder)] == [2, 4, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held_out", [SPLIT, KEPT], ids=["split", "kept"])
 def test_an_interrupted_run_has_the_lines_of_a_whole_one(tmp_path, interrupted, held_out):
     options = {**held_out, "num_steps": 8, "dropout": 0.3}
@@ -73,12 +75,14 @@ def test_an_interrupted_run_has_the_lines_of_a_whole_one(tmp_path, interrupted, 
     assert lines_of(parted) == lines_of(whole) and len(evaluations_of(whole)) == 4
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_hold_out_the_same(tmp_path):
     """Of two runs the held-out curves can be compared: the same samples, t and noise."""
     one, other = (evaluations_of(train(tmp_path / str(seed), seed=seed, **KEPT)) for seed in (0, 1))
     assert one[0]["evaluated_on"] == other[0]["evaluated_on"] and one[0]["held_out_bpd"] != other[0]["held_out_bpd"]
 
 
+@pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path):
     alone = evaluations_of(train(tmp_path / "alone", **KEPT))
     finish_pair(start_pair(tmp_path / "pair", **KEPT))
@@ -88,6 +92,7 @@ def test_two_processes_measure_what_one_does(tmp_path):
             assert other[name] == (value if name == "evaluated_on" else pytest.approx(value, rel=1e-4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_cuts_an_evaluation_off_until_the_next_start(tmp_path, monkeypatch, number):
     whole, folder = train(tmp_path / "whole", **KEPT), tmp_path / "run"
@@ -167,6 +172,7 @@ def test_too_few_samples_to_train_on_are_refused(tmp_path):
 # ---- a whole run ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_evaluates_a_folder_of_held_out_pictures(tmp_path):
     """From the command to what it leaves: lines, curves of twice the height, a report; and the overlap is named."""
     array = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)

@@ -117,6 +117,7 @@ def test_held_out_samples_are_evaluated_given_their_labels(labelled_run, tmp_pat
     assert not torch.equal(without["held_out"], values["held_out"])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, interrupted):
     options = {"num_steps": 8, "global_batch_size": 500, "gradient_accumulation_steps": 4, **LABELLED}
     whole, parted = tmp_path / "whole", tmp_path / "parted"
@@ -127,7 +128,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path, interrupted):
     assert column(parted, "loss") == column(whole, "loss")
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(tmp_path):
     options = {"num_steps": 10, "checkpoint_every": 10, "sample_every": 10, "num_samples": 12, **LABELLED}
     processes = start_pair(tmp_path / "two", **options)

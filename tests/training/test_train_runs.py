@@ -144,6 +144,7 @@ def test_bf16_trains_to_the_loss_of_float32(tmp_path, sixty_losses):
     assert np.mean(rounded[-20:]) == pytest.approx(np.mean(sixty_losses[-20:]), rel=0.02)  # found: 0.05 %
 
 
+@pytest.mark.slow
 def test_training_on_the_bound_lowers_the_bound(tmp_path):
     options = {"objective": "vlb", "variance_type": "learned", "prediction_type": "sample"}
     losses = column(train(tmp_path, num_steps=60, checkpoint_every=60, **options), "loss")
@@ -237,6 +238,7 @@ def larger(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "attended"), [(16, [8]), (4, [2]), (8, [4])])
 def test_init_from_keeps_the_levels_of_attention_at_another_size(size, attended, larger, tmp_path, caplog):
     """Up and down: the same function of the same images, and the same command goes on."""

@@ -120,6 +120,7 @@ def undisturbed_run(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("undisturbed"), **PHASED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("phase", "number"), [*((p, signal.SIGTERM) for p in PHASES), ("step", signal.SIGINT), ("save", signal.SIGINT)]
 )

@@ -106,6 +106,7 @@ def test_the_precision_in_force_is_recorded_whoever_chose_it(tmp_path, monkeypat
 # ---- processes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_configuration_of_two_processes_that_starts_one_is_refused(tmp_path):
     launcher = [*LAUNCH, "--config_file", configuration(tmp_path)]
     line = last_line(start(tmp_path / "run", launcher=launcher))
@@ -153,6 +154,7 @@ def test_accumulation_as_an_option_of_the_launcher_does_nothing(tmp_path):
 # ---- what may change ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_dropout_a_run_goes_on_by_other_processes_and_parts(tmp_path):
     """The losses are those of a run that was not changed, up to rounding, and no flag is needed."""
     whole = train(tmp_path / "whole", num_steps=6)
