@@ -215,6 +215,7 @@ def test_an_exact_student_of_one_step_maps_quantiles_to_quantiles():
     assert np.abs(students[1000](x_t, last)[:, 0].numpy() - expected).max() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [8, 4, 2, 1])
 def test_exact_students_end_where_their_teachers_thousand_steps_do(num_steps):
     students, ends = exact_students(LINE), []

@@ -101,6 +101,7 @@ def velocity_of(network: OracleNetwork) -> Any:
     return velocity
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", [None, 1])
 def test_mixtures_have_their_density(label):
     """The logarithm of volumes is log p_0(x) − log p_T(x_T) for every sample; given a label that of the label."""

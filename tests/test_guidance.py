@@ -317,6 +317,7 @@ def test_a_pipeline_that_cannot_be_saved_says_so(tmp_path, kind):
 # ---- the bound given the class -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_bound_given_the_class_is_above_its_nll():
     """And below the bound without: for data of the class, knowing it is worth bits. 300 points, 100 steps."""
     pipe, x = pipe_of(PLANE, 100, variance_type="fixed_small"), PLANE.given(1).sample(300, seeded(4))

@@ -226,6 +226,7 @@ def test_a_learned_variance_is_the_classs(tiny_unet, tiny_scheduler):
     assert torch.isfinite(drawn(pipe, class_labels="cat", guidance_scale=3)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KARRAS)
 def test_every_scheduler_draws_the_class(pipe, name):
     """As from a network that knows nothing else: the class's vector is in its weights."""
@@ -241,6 +242,7 @@ def test_every_scheduler_draws_the_class(pipe, name):
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("labels", ["cat", ["cat", "3", None, "3"]])
 def test_a_fast_network_draws_the_same(pipe, labels, scale):

@@ -210,6 +210,7 @@ def test_eps_between_timesteps_is_that_of_the_level_between():
         network(x, 999.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -414,6 +415,7 @@ def expected_terms_of_a_line(truth: GaussianMixture, num_timesteps: int, varianc
     return expected_terms_bits(diffusion, x_start_mse(truth, diffusion), second_moment, variance_type)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large", "fitted"])
 def test_the_bound_is_its_expectation_and_above_the_nll(variance_type):
     config = {}
@@ -480,6 +482,7 @@ def test_what_the_papers_variances_cost_against_the_nll():
 # ---- the three terms are one bound ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 def test_the_three_terms_are_the_ratio_over_the_whole_chain(tiny_scheduler, tiny_mlp, variance_type):
     """E −log p_θ(x_{0:T}) / q(x_{1:T} | x_0) (Eq. 3) is E [L_T + Σ L_{t−1} + L_0] (Eq. 5), on the same chains.

@@ -440,6 +440,7 @@ SECONDS = ("LMSDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverSDESchedul
 SECONDS += ("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SECONDS else []) for name in KARRAS]
 )

@@ -66,6 +66,7 @@ def test_a_perfect_network_steps_for_nothing():
     assert costs[np.triu_indices(1000, 1)].max() < 1e-290
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_levels", [2, 17, 256])
 @pytest.mark.parametrize("mse", [1e-7, 1e-4, 0.003, 0.2, 1.0])
 def test_the_decoders_cost_is_its_mean_over_a_gaussian_error(num_levels, mse):
@@ -174,6 +175,7 @@ def test_every_chain_with_fitted_variances_is_exact_for_gaussian_data(num_steps)
 # ---- the choice ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_levels", [2, 256, None])
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 8, 9])
 def test_no_other_chain_costs_less(num_steps, num_levels):

@@ -35,6 +35,7 @@ def sampled(folder: Path, *arguments: str) -> np.ndarray:
     return np.load(folder / "x.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "labels"),
     [

@@ -135,6 +135,7 @@ def test_progress_moves_within_a_piece(measuring, images, tmp_path, monkeypatch,
     assert [int(n) for n in counted] == [*range(0, 50, 4), 50]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [None, 4])
 def test_shorten_fits_variances_and_chooses_timesteps(measuring, images, tmp_path, monkeypatch, capsys, steps):
     """By the network's error on training data; and what it leaves is a checkpoint like any other."""

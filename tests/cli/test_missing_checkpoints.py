@@ -124,7 +124,7 @@ attempt("tester/absent")
 """
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_hubs_answer_is_reported_and_its_models_load(images, tmp_path):
     """Against a Hub over HTTP, which then goes away; what came from it before is still loaded."""
     (tmp_path / "digits").mkdir()

@@ -119,7 +119,7 @@ def test_it_trains_with_processes_that_decode(tmp_path, start):
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_ctrl_c_ends_it_as_the_script(tmp_path):
     words = ["train", *TINY.split(), "--num_steps", "1000000", "--log_every", "1", "--output_dir", "run"]
     process = fork_server.Forked(

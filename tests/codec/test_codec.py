@@ -124,7 +124,7 @@ def test_files_are_decoded_elsewhere(digits_pipe, digits, chain, tmp_path):
 # ---- its length ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_the_length_is_the_bound(digits_pipe, digits, chain, encoded):
     """At most 1 % above the bound at the latents that were coded; some per cent below are possible.
 

@@ -111,6 +111,7 @@ def test_frames_are_evenly_spread_over_any_chain(tiny_unet, tiny_scheduler, step
         assert times == sorted(set(times), reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_every_scheduler_draws_what_the_command_draws(grey, checkpoints, tmp_path, scheduler):
     scheduler_class, told = SCHEDULERS[scheduler]

@@ -197,6 +197,7 @@ def marked(text: str) -> list[str]:
     return [label for label, is_marked in blocks if is_marked]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "row"), ROWS)
 def test_a_run_of_a_rows_command_is_that_row_and_no_other(script, tmp_path, table, row):
     folder = write_run(tmp_path / "run", script, options_of(script, table, row), 256 if table == "table3" else 32)
@@ -205,6 +206,7 @@ def test_a_run_of_a_rows_command_is_that_row_and_no_other(script, tmp_path, tabl
     assert "which was not trained as" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changed",
     [

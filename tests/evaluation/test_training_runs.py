@@ -38,7 +38,7 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_averaged_and_raw_weights_of_a_run(evaluator, run):
     step = run / "checkpoints" / "step-4"
     pipe = DDPMPaperPipeline.from_pretrained(run)

@@ -66,6 +66,7 @@ def groups(size: int) -> list[list[str]]:
     return [filled[i : i + size] for i in range(0, len(filled), size)]
 
 
+@pytest.mark.slow
 def test_hostile_names_in_options_stay_names(tiny_unet, tiny_scheduler, tmp_path):
     folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
     names = ("dataset_name", "init_from", "mixed_precision", "random_flip", "seed")
@@ -154,6 +155,7 @@ def test_results_stand_in_the_card_and_in_its_metadata(tiny_unet, tiny_scheduler
     assert kept == without.data.to_dict()  # and nothing else of it changes
 
 
+@pytest.mark.slow
 def test_hostile_names_in_results_stay_names(tiny_unet, tiny_scheduler, tmp_path):
     """In the body as text; in the metadata as they are, on one line, read back character by character."""
     folder = write_run(tmp_path, tiny_unet(), tiny_scheduler())
@@ -268,6 +270,7 @@ def test_many_classes_are_counted_and_impossible_numbers_ignored(tiny_unet, tiny
         assert "| class |" not in ModelCard(model_card(folder, folder, "tester/pets")).text
 
 
+@pytest.mark.slow
 def test_hostile_names_of_classes_stay_names(tiny_unet, tiny_scheduler, tmp_path):
     unet = tiny_unet(num_class_embeds=10)
 

@@ -35,6 +35,7 @@ def start(folder: Path, env: dict[str, str], *options: str) -> Forked:
     return Forked(words, cwd=ROOT, env=env | pythonpath, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["503", pytest.param("down", marks=pytest.mark.slow)])
 def test_training_ends_with_the_command_that_uploads_later(fault, server, tmp_path, capsys):
     folder = tmp_path / "a run"

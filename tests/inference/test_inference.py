@@ -123,6 +123,7 @@ def input_of(unet, batch):
     return normal(batch, unet.config["in_channels"], *((size, size) if isinstance(size, int) else size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", NETWORKS.values(), ids=NETWORKS)
 @torch.no_grad()
 def test_network(either_way, tiny_unet, relative_error, config, monkeypatch):

@@ -393,7 +393,7 @@ def test_memory_has_a_target_from_above(target, verdict, shown, says):
     assert report.cells(row)[4:] == ["0.83×", "–", shown, says]
 
 
-@pytest.mark.integration
+@pytest.mark.slow
 def test_peak_memory_is_the_processes_own():
     """Not what the parent has, whose peak a child's ru_maxrss begins with on Linux."""
     mine = np.ones(400 * 2**20, dtype=np.uint8)

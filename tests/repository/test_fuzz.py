@@ -291,6 +291,7 @@ def read(path: Any, content: str) -> Any:
         raise AssertionError(error) from error
 
 
+@pytest.mark.slow
 @examples("options")
 @given(KNOWN | UNKNOWN | PLAUSIBLE)
 def test_random_configuration_files(tmp_path_factory, content):

@@ -196,6 +196,7 @@ def parts() -> dict[str, Part]:
     return {"held_out": Part(images(12), np.arange(1, 12, 2)), "train": Part(images(12), np.arange(0, 9, 2))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variance", ["fixed_small", "learned"])
 @pytest.mark.parametrize("prediction", ["epsilon", "sample", "v_prediction", "previous_sample"])
 def test_all_terms_are_the_bound_itself(accelerator, tiny_unet, tiny_scheduler, parts, prediction, variance):

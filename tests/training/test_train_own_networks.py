@@ -31,6 +31,7 @@ def own_run(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("own"), **OWN, **watched)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [OWN, STOCK], ids=["own", "stock"])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(options, tmp_path, interrupted):
     """Dropout and the statistics of BatchNorm included."""

@@ -138,6 +138,7 @@ def test_training_lowers_the_loss(sixty_losses):
     assert np.mean(sixty_losses[-10:]) < 0.9 * np.mean(sixty_losses[:10])
 
 
+@pytest.mark.slow
 def test_bf16_trains_to_the_loss_of_float32(tmp_path, sixty_losses):
     rounded = column(train(tmp_path, mixed_precision="bf16", num_steps=60, checkpoint_every=60), "loss")
     assert sixty_losses != rounded
