@@ -36,13 +36,8 @@ from ..machine import TEMPORARY, put_in_place, replaced
 logger = logging.getLogger(__name__)
 
 STATE = "train_state"
-SHAPES = {
-    "block_out_channels",
-    "layers_per_block",
-    "attention_resolutions",
-    "hidden_size",
-    "num_layers",
-}  # of networks
+# options that change the shapes of weights, so that no checkpoint fits
+SHAPES = {"block_out_channels", "layers_per_block", "attention_resolutions", "hidden_size", "num_layers"}
 MANIFEST = f"{STATE}/manifest.json"
 
 
