@@ -269,12 +269,14 @@ def to_resume(
     allowed = differences if allow_changes is True else allow_changes or ()
     refused = [line for name, line in differences.items() if name not in allowed]
     if refused:
-        remedy = f", or pass --allow_changes {','.join(differences)} to go on all the same"
         if SHAPES & differences.keys():
-            remedy = "; another network cannot go on from these weights"
+            raise ValueError(
+                f"{path} was written by another run: {'; '.join(refused)}. Give the old values or another "
+                "--output_dir; another network cannot go on from these weights"
+            )
         raise ValueError(
             f"{path} was written by another run: {'; '.join(refused)}. Give the old values or another "
-            f"--output_dir{remedy}"
+            f"--output_dir, or pass --allow_changes {','.join(differences)} to go on all the same"
         )
     for difference in differences.values():
         logger.warning("resuming although %s", difference)
