@@ -42,6 +42,7 @@ from ddpm_hf.cli.arguments import SCHEDULERS
 from ddpm_hf.data import default_cache_dir
 from ddpm_hf.inference import can_speed_up, speed_up
 from ddpm_hf.runs import weights_sha256
+from ddpm_hf.scheduler import distilled_steps
 
 NUM_SAMPLES, BATCH, SIZES = 500, 50, (250, 500, 1000, 2000, 5000)
 
@@ -54,8 +55,8 @@ class Drawer:
         self.weights = weights_sha256(plain.unet.state_dict())
         self.pipe: Any = speed_up(plain) if can_speed_up(plain, torch.float32) else plain
         name, self.options = SCHEDULERS[scheduler]
-        own_steps = plain.config.get("num_inference_steps")
-        self.name = "distilled" if own_steps and name is None else scheduler  # as its row is called
+        own = name is None and distilled_steps(plain) is not None
+        self.name = "distilled" if own else scheduler  # as its row is called
         if name is not None:
             self.pipe.scheduler = getattr(diffusers, name).from_config(plain.scheduler.config)
         self.pipe.set_progress_bar_config(disable=True)

@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from digits_quality import over_ranges, seed_ranges
 from fashion_quality import as_pairs
@@ -36,7 +35,7 @@ from ddpm_hf.data import Samples, load_samples, to_model_range
 from ddpm_hf.figures import nearest_images, unit_range
 from ddpm_hf.inference import can_speed_up, speed_up
 from ddpm_hf.runs import weights_sha256
-from ddpm_hf.runs.held_out import content_keys
+from ddpm_hf.runs.held_out import is_held_out
 
 NEAR, COPIES = "near", "copies"
 OF_HELD_OUT, OF_SECOND = 0.05, 1 / 3
@@ -45,7 +44,7 @@ NUM_RANGES, NUM_SAMPLES, BATCH = 4, 240, 40
 
 def parts_of(samples: Samples, every: int) -> tuple[Samples, Samples]:
     """What is trained on with `held_out_every`, and what is held out."""
-    held_out = content_keys(samples) % np.uint64(every) == 0
+    held_out = is_held_out(samples, every)
     if held_out.all() or not held_out.any():
         raise ValueError(f"--held_out_every {every} leaves one side of {samples.name} without pictures")
     return replace(samples, array=samples.array[~held_out]), replace(samples, array=samples.array[held_out])

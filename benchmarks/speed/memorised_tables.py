@@ -2,11 +2,8 @@
 
 from typing import Any
 
+from .fashion_tables import cell
 from .report import markdown, origin
-
-
-def percent(estimate: list[float]) -> str:
-    return f"{100 * estimate[0]:.1f} ± {100 * estimate[1]:.1f} %"
 
 
 def table(results: dict[str, Any], only: str | None = None) -> str:
@@ -14,7 +11,7 @@ def table(results: dict[str, Any], only: str | None = None) -> str:
     lines = []
     for row in results["rows"]:
         what = f"drawn in {row['steps']:,} steps, guidance {row['guidance']:g}"
-        shares = [percent(row["measures"][name]) for name in ("near", "copies")]
+        shares = [cell(row["measures"], name) for name in ("near", "copies")]
         lines.append([what, f"{row['ranges']} × {row['num_samples']}", *shares])
     held_out = [f"{100 * results['held_out'][name]:.1f} %" for name in ("near", "copies")]
     lines.append(["held out of the training", f"{results['num_held_out']:,}", *held_out])

@@ -6,7 +6,12 @@ from collections.abc import Sequence
 
 from .arguments import build_parser
 
-OF_EXTRAS = ("accelerate", "datasets", "matplotlib", "sklearn", "scipy", "jinja2")  # plain `pip install` has not all
+OF_EXTRAS = (
+    "datasets",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+)  # what `train` brings; other extras are named where they lack
 OWN_MODULES = ("train", "distill", "draw", "demo")  # other subcommands are functions of `commands`
 
 

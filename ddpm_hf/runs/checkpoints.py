@@ -32,12 +32,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..machine import TEMPORARY, put_in_place, replaced
+from .options import SHAPES
 
 logger = logging.getLogger(__name__)
 
 STATE = "train_state"
-# options that change the shapes of weights, so that no checkpoint fits
-SHAPES = {"block_out_channels", "layers_per_block", "attention_resolutions", "hidden_size", "num_layers"}
 MANIFEST = f"{STATE}/manifest.json"
 
 
@@ -269,7 +268,7 @@ def to_resume(
     allowed = differences if allow_changes is True else allow_changes or ()
     refused = [line for name, line in differences.items() if name not in allowed]
     if refused:
-        if SHAPES & differences.keys():
+        if not differences.keys().isdisjoint(SHAPES):
             raise ValueError(
                 f"{path} was written by another run: {'; '.join(refused)}. Give the old values or another "
                 "--output_dir; another network cannot go on from these weights"

@@ -85,6 +85,11 @@ def content_keys(samples: Samples, indices: Sequence[int] | np.ndarray | None = 
         return np.array([key for part in workers.map(keys, tasks) for key in part], dtype=np.uint64)
 
 
+def is_held_out(samples: Samples, every: int) -> np.ndarray:
+    """Which samples `held_out_every` keeps from training, bool [N]: those whose content key is a multiple of it."""
+    return content_keys(samples) % np.uint64(every) == 0
+
+
 def hold_out(options: TrainingOptions, accelerator: Accelerator, samples: Samples) -> HeldOut | None:
     """What is held out of `samples`, or given beside them, by the options, None for nothing; called by all processes.
 
@@ -94,9 +99,9 @@ def hold_out(options: TrainingOptions, accelerator: Accelerator, samples: Sample
     shape, and what `load_samples` raises.
     """
     if options.held_out_every is not None:
-        every = np.uint64(options.held_out_every)
-        is_held_out = _of_main(accelerator, lambda: content_keys(samples) % every == 0)
-        rows, held_out = np.flatnonzero(~is_held_out), Part(samples, np.flatnonzero(is_held_out))
+        every = options.held_out_every
+        chosen = _of_main(accelerator, lambda: is_held_out(samples, every))
+        rows, held_out = np.flatnonzero(~chosen), Part(samples, np.flatnonzero(chosen))
         if not len(rows) or not len(held_out.indices):
             raise ValueError(
                 f"--held_out_every={options.held_out_every} holds out {len(held_out.indices):,} of the "

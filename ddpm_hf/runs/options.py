@@ -265,11 +265,10 @@ FREE_TO_CHANGE = {
 }
 
 
+# What decides the shapes of our own networks' weights, so that no checkpoint of others fits.
+SHAPES = ("block_out_channels", "layers_per_block", "attention_resolutions", "hidden_size", "num_layers")
 # What describes our own networks alone, and means nothing with `--network`.
-OF_OUR_NETWORKS = (
-    *("block_out_channels", "layers_per_block", "attention_resolutions", "norm_num_groups", "dropout"),
-    *("hidden_size", "num_layers"),
-)
+OF_OUR_NETWORKS = (*SHAPES, "norm_num_groups", "dropout")
 
 
 def option_defaults(options: Any = TrainingOptions) -> dict[str, Any]:

@@ -44,14 +44,13 @@ class Stage:
 def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, options: DistillationOptions) -> None:
     """Raises ValueError where a teacher cannot be distilled with these samples, as the options say."""
     shape, data, first_stage = pipe.sample_shape, samples.sample_shape, options.stages[0]
-    guidance_scale = options.guidance_scale
     if shape != data:
-        other = len(shape) != len(data)
-        remedy = (
-            f"--in_channels {shape[0]} --convert_channels converts" if shape[0] != data[0] else "--resolution resizes"
-        )
-        remedy = "; give the data that it was trained on" if other else f"; {remedy} images"
-        raise ValueError(f"the teacher draws samples {shape}, the data are {data}{remedy}")
+        remedy = "--resolution resizes images"
+        if len(shape) != len(data):
+            remedy = "give the data that it was trained on"
+        elif shape[0] != data[0]:
+            remedy = f"--in_channels {shape[0]} --convert_channels converts images"
+        raise ValueError(f"the teacher draws samples {shape}, the data are {data}; {remedy}")
     check_channels(options, samples)
     total, kind = len(paper_scheduler(pipe.scheduler)), pipe.scheduler.config["prediction_type"]
     if kind != "v_prediction" and first_stage != total:
@@ -67,21 +66,20 @@ def check_teacher(pipe: DDPMPaperPipeline, samples: Samples, options: Distillati
         )
     if ours and not theirs:
         raise ValueError("the teacher has no classes; leave out --label_column")
-    dropped = options.label_dropout not in (0, DataOptions.label_dropout)  # which a teacher may know nothing of
-    for name, value, given in (("guidance_scale", guidance_scale, guidance_scale != 1),
-                               ("label_dropout", options.label_dropout, dropped)):  # fmt: skip
-        if given and pipe.null_class is None:
-            raise ValueError(f"--{name} {value:g} needs a teacher with a null_class; this one has none")
+    if pipe.null_class is None:
+        lacking = "needs a teacher with a null_class; this one has none"
+        if options.guidance_scale != 1:
+            raise ValueError(f"--guidance_scale {options.guidance_scale:g} {lacking}")
+        if options.label_dropout not in (0, DataOptions.label_dropout):  # its default is for those that have one
+            raise ValueError(f"--label_dropout {options.label_dropout:g} {lacking}")
 
 
 def teacher_identity(pipe: DDPMPaperPipeline) -> dict[str, Any]:
     """What of a teacher must be the same where a run goes on: its weights, and its process with how it clips."""
     config = paper_scheduler(pipe.scheduler).config
     process = {name: value for name, value in config.items() if not name.startswith("_")}
-    return {
-        "teacher_sha256": weights_sha256(pipe.unet.state_dict()),
-        "teacher_process": json.loads(json.dumps(process)),
-    }
+    as_kept = json.loads(json.dumps(process))  # a checkpoint's manifest has lists where a configuration has tuples
+    return {"teacher_sha256": weights_sha256(pipe.unet.state_dict()), "teacher_process": as_kept}
 
 
 def stages_of(

@@ -339,12 +339,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
         """
         steps, total = num_inference_steps, self.scheduler.config.get("num_train_timesteps")
         _check(total, f"{type(self.scheduler).__name__} has no num_train_timesteps: it samples another process")
-        steps = self.config.get("num_inference_steps") if steps is None else steps
+        own = self.config.get("num_inference_steps")
+        steps = own if steps is None else steps
         allowed = steps is None or _is_whole(steps, 1, total)
         _check(allowed, f"num_inference_steps={steps!r} must be an integer in [1, {total}]")
         ours = hasattr(self.scheduler, "diffusion")  # carried code makes it another class of the same name
-        own = None if ours else self.config.get("num_inference_steps")
-        if own not in (None, steps):
+        if not ours and own not in (None, steps):
             _warn_once(f"this model was distilled for {own} steps; of the timesteps of {steps} it knows few or none")
         scheduler: Any = copy.copy(self.scheduler) if ours else copy.deepcopy(self.scheduler)
         if ours:  # without a copy of the timesteps on the device: a step then never waits for it
@@ -371,8 +371,12 @@ class DDPMPaperPipeline(DiffusionPipeline):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) for images, (d,) for points. ValueError where the network does not say it."""
-        flat = not any(isinstance(part, torch.nn.Conv2d) for part in self.unet.modules())  # a network of points
-        return self._shape(self.unet.config.get("sample_size", () if flat else None))
+        if "sample_size" in self.unet.config:
+            return self._shape(self.unet.config["sample_size"])
+        of_images = any(
+            isinstance(part, torch.nn.Conv2d) for part in self.unet.modules()
+        )  # which have a size, unstated
+        return self._shape(None if of_images else ())
 
     def _shape(self, size: Any) -> tuple[int, ...]:
         sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
@@ -468,21 +472,26 @@ class DDPMPaperPipeline(DiffusionPipeline):
         self._own_card = card.read_bytes() if card.is_file() else None  # stock is about to write another over it
         index = json.loads((folder / self.config_name).read_text(encoding="utf-8"))
         owners = {"unet/unet_ddpm_paper.py": DDPMPaperUNet, "scheduler/scheduling_ddpm_paper.py": DDPMPaperScheduler}
-        if _is_named_in(type(self), {"DDPMPaperPipeline": PIPELINE_MODULES}):
+        if type(self).__name__ == "DDPMPaperPipeline" and _is_of(type(self), PIPELINE_MODULES):
             owners["pipeline.py"] = DDPMPaperPipeline
             index["_class_name"] = ["pipeline", "DDPMPaperPipeline"]
         else:
-            _warn_of_code(type(self), "load it by {name}.from_pretrained(…)")
+            _warn_of_code(type(self), f"load it by {type(self).__name__}.from_pretrained(…)")
         for name, owner in owners.items():
             (folder / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(inspect.getfile(owner), folder / name)
         for name in ("unet", "scheduler"):
             part = getattr(self, name)
             kind = type(getattr(part, "_orig_mod", part))  # of a compiled one
-            if _is_named_in(kind, {each: (stem,) for each, stem in CARRIED.items()}):
-                index[name][0] = CARRIED[kind.__name__]
+            own_name, stem = kind.__name__, CARRIED.get(kind.__name__)
+            if _is_of(kind, (stem,)):
+                index[name][0] = stem
+            elif name == "unet" and index[name][0] != "diffusers" and (stem := _copied(kind, folder / name)):
+                index[name] = [stem, own_name]
             elif index[name][0] != "diffusers":
-                index[name] = _with_code(kind, folder / name, index[name])
+                how = f"load it by from_pretrained(…, {name}={own_name}.from_pretrained(…, subfolder='{name}'))"
+                _warn_of_code(kind, how)
+                index[name] = ["diffusers", "ModelMixin"] if name == "unet" else index[name]
         (folder / self.config_name).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     def _upload_folder(self, working_dir: str | Path, repo_id: str, *args: Any, **kwargs: Any) -> Any:
@@ -572,9 +581,10 @@ def _takes_x_and_t(network: Any) -> tuple[bool, str]:
 def _answer(network: Any, x_t: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
     answer = network(x_t, t, **conditions)
     sample = getattr(answer, "sample", None)
-    found = f"unet: a {type(network).__name__} returns a {type(answer).__name__}"
-    _check(isinstance(sample, Tensor), f"{found}, and must give something with .sample, as diffusers' UNet2DOutput")
-    return sample.float()  # type: ignore[union-attr]
+    if not isinstance(sample, Tensor):
+        found = f"unet: a {type(network).__name__} returns a {type(answer).__name__}"
+        raise ValueError(f"{found}, and must give something with .sample, as diffusers' UNet2DOutput")
+    return sample.float()
 
 
 def _per_sample(t: Any, x: Tensor) -> Tensor:
@@ -625,31 +635,25 @@ def _warn_once(message: str) -> None:
     logger.warning(message)
 
 
-def _is_named_in(kind: type, modules: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a class has one of these names, in one of its modules: that of carried code has other parents."""
-    return kind.__module__.rpartition(".")[2] in modules.get(kind.__name__, ())
+def _is_of(kind: type, modules: Sequence[str | None]) -> bool:
+    """Whether a class is of a module called so: that of carried code has other parents than that of this package."""
+    return kind.__module__.rpartition(".")[2] in modules
 
 
 def _warn_of_code(kind: type, how: str) -> None:
-    how = how.format(name=kind.__name__)
     logger.warning("the code of %s (%s) is not saved with it: %s", kind.__name__, kind.__module__, how)
 
 
-def _with_code(kind: type, folder: Path, entry: list[str]) -> list[str]:
-    """The index's entry of an own network, with its file copied to `folder`.
-
-    Or a warning where that file could not run by itself, and of own schedulers, whose code is not carried.
-    """
-    module, name = sys.modules.get(kind.__module__), kind.__name__
+def _copied(network: type, folder: Path) -> str | None:
+    """The module in `folder` to which the file of an own network was copied; None where it could not run by itself."""
+    module = sys.modules.get(network.__module__)
     source = Path(getattr(module, "__file__", None) or "")
-    stays = kind.__module__ == "__main__" or getattr(module, name, None) is not kind or source.suffix != ".py"
-    if folder.name != "unet" or stays or _needs_its_neighbours(source):
-        _warn_of_code(kind, f"load it by from_pretrained(…, {folder.name}={{name}}.from_pretrained(…, "
-                      f"subfolder='{folder.name}'))")  # fmt: skip
-        return ["diffusers", "ModelMixin"] if folder.name == "unet" else entry
+    is_main, is_there = network.__module__ == "__main__", getattr(module, network.__name__, None) is network
+    if is_main or not is_there or source.suffix != ".py" or _needs_its_neighbours(source):
+        return None
     stem = f"own_{source.stem.removeprefix('own_')}"
     shutil.copyfile(source, folder / f"{stem}.py")
-    return [stem, name]
+    return stem
 
 
 def _needs_its_neighbours(source: Path) -> bool:
@@ -688,9 +692,10 @@ def _set_timesteps(scheduler: Any, steps: int, device: Any) -> None:
     """Of a scheduler of diffusers. Raises ValueError unless its ᾱ follows from the configuration's β, and σ from ᾱ."""
     name, stated = type(scheduler).__name__, getattr(scheduler, "alphas_cumprod", None)
     _check(stated is not None, f"{name} has no alphas_cumprod: it samples another process than a DDPM's")
-    kind, instead = scheduler.config.get("variance_type"), {"fixed_large_log": "fixed_large, the same variance"}
+    kind = scheduler.config.get("variance_type")
     rooted = kind in ("fixed_large_log", "learned") and _draws_variances(type(scheduler))  # the root of a logarithm
-    _check(not rooted, f"{name} draws NaN with {kind}; take {instead.get(str(kind), 'DDPMPaperScheduler')}")
+    instead = "DDPMPaperScheduler" if kind == "learned" else "fixed_large, the same variance"
+    _check(not rooted, f"{name} draws NaN with {kind}; take {instead}")
     stated = torch.as_tensor(stated, dtype=torch.float64, device="cpu")
     parts = ("num_train", "beta_", "trained_betas", "rescale_betas")
     betas = {key: value for key, value in scheduler.config.items() if key.startswith(parts)}
